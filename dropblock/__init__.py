@@ -1,0 +1,31 @@
+"""DropBlock for PyTorch, to the law of the paper: operator, module, keep_prob schedule, installation.
+
+Imports torch and nothing else.
+"""
+
+from dropblock.functional import drop_block2d, drop_block2d_counted
+from dropblock.law import effective_block, expected_drop, seed_rate
+from dropblock.layers import DropBlock2d, DropLayer, installed_layers
+from dropblock.reference import drop_block2d_reference
+from dropblock.schedule import KeepProbSchedule, keep_prob_at, keep_prob_in_group
+from dropblock.sites import Site, SiteRow, declared_sites, install, site_table
+
+__all__ = [
+    "DropBlock2d",
+    "DropLayer",
+    "KeepProbSchedule",
+    "Site",
+    "SiteRow",
+    "declared_sites",
+    "drop_block2d",
+    "drop_block2d_counted",
+    "drop_block2d_reference",
+    "effective_block",
+    "expected_drop",
+    "install",
+    "installed_layers",
+    "keep_prob_at",
+    "keep_prob_in_group",
+    "seed_rate",
+    "site_table",
+]

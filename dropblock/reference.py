@@ -1,0 +1,72 @@
+"""DropBlock written to be read: the definition every faster path is tested against.
+
+Paper: Ghiasi, Lin, Le, "DropBlock: A regularization method for convolutional networks", NeurIPS 2018,
+arXiv 1810.12890, Algorithm 1. Where the paper is silent (block larger than the map, even blocks, scope of the
+normaliser, arithmetic under bfloat16) this follows the authors' released TPU code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dropblock.law import effective_block, seed_rate
+
+
+def keep_mask(seeds: Tensor, block: tuple[int, int]) -> Tensor:
+    """Grow every seed to a whole block of zeros.
+
+    Args:
+        seeds: (N, C, H - b_h + 1, W - b_w + 1) bool, True where a block starts. A seed marks the top-left corner of
+            its block, so every seed of this shape has room for a whole block, for odd and even blocks alike.
+        block: (b_h, b_w).
+
+    Returns:
+        (N, C, H, W) bool, True where a unit is kept.
+    """
+    b_h, b_w = block
+    padded = F.pad(seeds.float(), (b_w - 1, b_w - 1, b_h - 1, b_h - 1))
+    return F.max_pool2d(padded, (b_h, b_w), stride=1) == 0
+
+
+def scale_kept(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero the dropped units and rescale the kept ones by count(M) / count_ones(M): one scalar for the whole tensor.
+
+    The product is formed in float32 (float64 for float64 input) and rounded once to the type of `x`. Dropped units are
+    selected away, not multiplied, so a NaN inside a block comes out as 0. If nothing is kept the output is zeros.
+
+    Args:
+        x: (N, C, H, W) floating point.
+        mask: bool, shape of `x`.
+
+    Returns:
+        the output, like `x`; and the number of kept units, a 0-dimensional int64 tensor.
+    """
+    kept = mask.sum()
+    exact = torch.promote_types(x.dtype, torch.float32)
+    scale = (mask.numel() / kept.double().clamp(min=1)).to(exact)
+    y = (x.to(exact) * scale).to(x.dtype)
+    return torch.where(mask, y, torch.zeros((), dtype=x.dtype, device=x.device)), kept
+
+
+def drop_block2d_reference(
+    x: Tensor, keep_prob: float, block_size: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 of the paper on a whole batch, one independent mask per sample and channel.
+
+    Args:
+        x: (N, C, H, W) floating point.
+        keep_prob: in [0, 1].
+        block_size: >= 1, clamped to the map per axis before gamma is computed.
+        generator: source of the draws; None means torch's default one.
+
+    Returns:
+        (output like `x`, number of kept units as a 0-dimensional int64 tensor).
+    """
+    n, c, height, width = x.shape
+    b_h, b_w = effective_block(block_size, height, width)
+    gamma = seed_rate(keep_prob, block_size, height, width)
+    # float32 draws whatever the type of x: in bfloat16 1 - gamma rounds to 1 and nothing would be dropped in group 3.
+    noise = torch.rand(n, c, height - b_h + 1, width - b_w + 1, generator=generator, device=x.device)
+    return scale_kept(x, keep_mask(noise < gamma, (b_h, b_w)))
