@@ -1,0 +1,65 @@
+"""Network families, one a file. Each declares its sites and knows nothing of what may be installed there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from models.pretrained import load_pretrained
+from models.resnet import UNITS, ResNet
+
+__all__ = ["MODELS", "build_model", "load_pretrained"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {name: partial(ResNet, *units) for name, units in UNITS.items()}
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    width: int = 64,
+    stem: str = "imagenet",
+    zero_gamma: bool = False,
+    pretrained: str | Path | None = None,
+    **options: object,
+) -> nn.Module:
+    """Build a network by name.
+
+    Every network has the attributes `num_classes` and `last_group` (the number of its last group of sites), and the
+    method `features(x)`, the maps that its classifier `fc` sees after pooling.
+
+    Args:
+        name: a key of MODELS.
+        num_classes: outputs of the classifier, >= 1.
+        in_channels: channels of the images, >= 1.
+        width: channels of the first group, >= 1.
+        stem: `imagenet`, or `small` for images of 32 pixels or so.
+        zero_gamma: the last BN of every residual unit starts at weight 0.
+        pretrained: a file of weights of this very network (.pt, .pth, .safetensors).
+        options: what else the named family takes.
+
+    Raises:
+        ValueError: for an unknown name, stem or option, a size below 1, or a file that does not fit.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model '{name}', choose one of {', '.join(MODELS)}")
+    for key, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
+        if value < 1:
+            raise ValueError(f"model {name}: {key} must be at least 1, not {value}")
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "stem": stem}
+    if zero_gamma:
+        options["zero_gamma"] = True
+    taken = inspect.signature(MODELS[name]).parameters
+    for key in options:
+        if key not in taken:
+            known = ", ".join(sorted(set(taken) - set(shape))) or "none"
+            raise ValueError(f"model {name} takes no option '{key}', only {known}")
+    model = MODELS[name](**shape, **options)
+    if pretrained is not None:
+        load_pretrained(model, pretrained)
+    return model
