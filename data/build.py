@@ -1,0 +1,153 @@
+"""A name and plain values to a data set with its loaders."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.augment import Normalize
+from data.interface import Augment, Data
+from data.small import SMALL, Request, Small
+from data.splits import Batches, Indices, subset, train_val
+from data.tensors import TensorLoader
+
+DATASETS = tuple(SMALL)
+
+
+def build_data(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    batch_size: int,
+    eval_batch_size: int | None = None,
+    val_fraction: float = 0.1,
+    train_subset: int | None = None,
+    augment: Augment = Augment(),  # noqa: B008 - frozen
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    download: bool = True,
+    on_bad_image: str = "error",
+    decoder: str = "auto",
+    num_classes: int | None = None,
+) -> Data:
+    """Open a data set.
+
+    Every draw is a function of (seed, epoch, sample index): neither the number of workers, nor the number of ranks,
+    nor a resume changes a picture. The splits are functions of the data set alone.
+
+    Args:
+        name: one of `DATASETS`.
+        root: folder of the data; None = the place that the data set's reader names.
+        image_size: side of the images; None = the data set's own.
+        batch_size, eval_batch_size: over all ranks; None = as in training.
+        val_fraction: share of the training set that is cut off as `val`, stratified; 0 = none.
+        train_subset: train on this many samples of the training part only, stratified.
+        augment: what happens to a training image.
+        seed: of the permutations and the augmentation.
+        device: where the batches shall be.
+        channels_last: memory format of the batches.
+        workers: processes that decode images (class folders only).
+        rank, world_size: this process's share of every batch.
+        download: fetch missing data where that is possible.
+        on_bad_image: `error` or `skip` (class folders only).
+        decoder: `auto`, `simplejpeg`, `pillow` or `pil` (class folders only).
+        num_classes: of `fake`.
+
+    Raises:
+        FileNotFoundError: if the data are not there; says what to do.
+        ValueError: for a wrong value or damaged data; names it.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data '{name}', choose one of {', '.join(DATASETS)}")
+    request = Request(Path(root).expanduser() if root is not None else None, image_size, num_classes, download)
+    if num_classes is not None and name != "fake":
+        raise ValueError(f"num_classes can be chosen for data 'fake' only, not for '{name}'")
+    how = Loading(
+        batch_size, eval_batch_size or batch_size, seed, rank, world_size, torch.device(device), channels_last
+    )
+    return _small(name, SMALL[name](request), val_fraction, train_subset, augment, how)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the batches of a data set are made: sizes over all ranks, this process's share, where they go."""
+
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    device: torch.device
+    channels_last: bool
+
+    def training(self, num_samples: int) -> Batches:
+        return Batches(num_samples, self.batch_size, True, self.seed, self.rank, self.world_size)
+
+    def evaluation(self, num_samples: int) -> Batches:
+        return Batches(num_samples, self.eval_batch_size, False, self.seed, self.rank, self.world_size)
+
+
+def _small(
+    name: str, source: Small, val_fraction: float, train_subset: int | None, augment: Augment, how: Loading
+) -> Data:
+    images, labels = source.train_images, source.train_labels
+    train, val = train_val(labels, val_fraction)
+    mean, std = (source.mean, source.std) if source.mean and source.std else _statistics(images[train])
+    train = subset(train, labels, train_subset)
+    normalize = Normalize(mean, std, how.device, how.channels_last)
+
+    def loader(part: Tensor, part_labels: Indices, batches: Batches) -> TensorLoader:
+        return TensorLoader(part, torch.from_numpy(part_labels), batches, normalize, augment, how.device)
+
+    return Data(
+        name=name,
+        train=loader(images[train], labels[train], how.training(len(train))),
+        val=loader(images[val], labels[val], how.evaluation(len(val))) if len(val) else None,
+        test=loader(source.test_images, source.test_labels, how.evaluation(len(source.test_labels))),
+        num_classes=len(source.classes),
+        classes=source.classes,
+        image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        fingerprint=fingerprint(name, source.classes, train, val, labels, source.test_labels, images),
+        notes=source.notes + _subset_note(train_subset),
+    )
+
+
+def fingerprint(*parts: str | tuple[str, ...] | Indices | Tensor) -> str:
+    """sha256 over the parts, each preceded by its kind and size so that no two lists of parts run together."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.numpy()
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            text = part if isinstance(part, str) else "\0".join(part)
+            digest.update(f"text{len(text)}".encode() + text.encode())
+    return digest.hexdigest()
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of values in [0, 1], exactly, from counts of the 256 levels."""
+    level = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        share = torch.bincount(images[:, channel].flatten(), minlength=256).double() / images[:, channel].numel()
+        mean = float((share * level).sum())
+        means.append(mean)
+        stds.append(float((share * (level - mean) ** 2).sum().sqrt()))
+    return tuple(means), tuple(stds)
+
+
+def _subset_note(train_subset: int | None) -> tuple[str, ...]:
+    return () if train_subset is None else (f"trained on a fixed subset of {train_subset} training images",)

@@ -1,0 +1,39 @@
+"""Counted randomness: a draw is a hash of what it is for, so there is no generator state to carry or to save.
+
+The hash is the finalizer of SplitMix64 (Steele, Lea, Flood 2014) applied once per part of the key. Plain integer
+arithmetic: the same numbers on every platform, in every worker process, in any order, for one sample or a million.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What a draw is for: the first part of its key, so that no two uses share their numbers.
+ORDER, AUGMENT, POLICY, SPLIT, FAKE = range(5)
+
+Words = NDArray[np.uint64]
+_WORD = 2**64 - 1
+
+
+def hashed(*key: int | NDArray[np.integer]) -> Words:
+    """64 hashed bits for each entry of the broadcast key parts (at least one-dimensional)."""
+    state = np.zeros(1, np.uint64)
+    for part in key:
+        word = np.atleast_1d(np.asarray(part & _WORD if isinstance(part, int) else part).astype(np.uint64))
+        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], first: int, count: int) -> NDArray[np.float64]:
+    """Draws number `first` ... `first + count - 1` of each sample of an epoch: (len(indices), count) in [0, 1)."""
+    words = hashed(AUGMENT, seed, epoch, np.asarray(indices)[:, None], np.arange(first, first + count)[None, :])
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The order of an epoch: 0 ... size - 1 sorted by their hashes."""
+    return np.argsort(hashed(ORDER, seed, epoch, np.arange(size)), kind="stable")

@@ -1,0 +1,92 @@
+"""Small images: the whole split is one uint8 tensor on the device, an augmented batch is a few tensor operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.augment import Normalize, cutout, mirror, policy, shift, windows
+from data.draws import uniforms
+from data.interface import Augment, Batch
+from data.splits import Batches
+
+# The draws of an image, always in these places, so that one augmentation does not move the draws of another.
+TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, DRAWS = range(6)
+
+
+class TensorLoader:
+    """Batches of a split that lives on the device.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        batches: which samples make up which batch; a shuffled split is augmented.
+        normalize: uint8 batch to float32 batch.
+        augment: applied to a shuffled split only.
+        device: where the images are kept and the batches are made.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batches: Batches,
+        normalize: Normalize,
+        augment: Augment,
+        device: torch.device,
+    ) -> None:
+        self.num_samples = len(images)
+        self.bad_images: dict[str, str] = {}
+        self.batches, self.normalize = batches, normalize
+        self.augment = augment if batches.shuffled else Augment()
+        self.labels = labels.to(device)
+        self.windows = windows(images.to(device), self.augment.crop_padding)
+        self.policy = policy(self.augment.autoaugment) if self.augment.autoaugment else None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """See `Loader.epoch`. The draws of the whole epoch go to the device at once: no transfer per batch."""
+        shares = list(self.batches.epoch(epoch, start))
+        if not shares:
+            return
+        order = np.concatenate(shares)
+        indices, device = torch.from_numpy(order), self.labels.device
+        where = indices.to(device)
+        draws = torch.zeros(0, DRAWS)
+        if self.augment != Augment():
+            draws = torch.from_numpy(uniforms(self.batches.seed, epoch, order, 0, DRAWS)).to(device)
+        begin = 0
+        for share in shares:
+            part = slice(begin, begin + len(share))
+            begin = part.stop
+            images = self._images(where[part], indices[part], draws[part], epoch)
+            yield Batch(images, self.labels[where[part]], indices[part])
+
+    def _images(self, where: Tensor, indices: Tensor, draws: Tensor, epoch: int) -> Tensor:
+        augment = self.augment
+        if augment.crop_padding:
+            top, left = shift(draws[:, TOP], augment.crop_padding), shift(draws[:, LEFT], augment.crop_padding)
+            images = self.windows[where, :, top, left]
+        else:
+            images = self.windows[where, :, 0, 0]
+        if augment.flip:
+            images = mirror(images, draws[:, FLIP])
+        if self.policy is not None:
+            images = self._policy(images, indices, epoch)
+        images = self.normalize(images)
+        if augment.cutout:
+            images = cutout(images, augment.cutout, draws[:, CUTOUT_ROW : CUTOUT_COLUMN + 1])
+        return images
+
+    def _policy(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        """AutoAugment works on one image at a time on the CPU: the slow path, for the experiments that ask for it."""
+        assert self.policy is not None
+        arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+        seed = self.batches.seed
+        changed = [self.policy(array, seed, epoch, int(i)) for array, i in zip(arrays, indices, strict=True)]
+        return torch.from_numpy(np.stack(changed)).to(images.device).permute(0, 3, 1, 2)
