@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,20 @@ import torch
 from torch import Tensor
 
 from data.augment import Normalize
+from data.cifar import cifar10, cifar100
+from data.fashion import fashion_mnist
 from data.interface import Augment, Data
-from data.small import SMALL, Request, Small
+from data.small import Request, Small, digits, fake
 from data.splits import Batches, Indices, subset, train_val
 from data.tensors import TensorLoader
 
+SMALL: dict[str, Callable[[Request], Small]] = {
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "fake": fake,
+}
 DATASETS = tuple(SMALL)
 
 

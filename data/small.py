@@ -1,8 +1,7 @@
-"""The small data sets, read into memory as uint8: digits, Fashion-MNIST, CIFAR-10, CIFAR-100, and a made-up one."""
+"""The small data sets, read into memory as uint8: what they are, and two of them: digits and a made-up one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.draws import FAKE, hashed
 from data.splits import TEST, stratified
 
 
@@ -65,4 +65,22 @@ def digits(request: Request) -> Small:
     )
 
 
-SMALL: dict[str, Callable[[Request], Small]] = {"digits": digits}
+def fake(request: Request) -> Small:
+    """320 + 80 made-up colour images, for trials: each class is a pattern of coarse squares under noise."""
+    size, classes = request.image_size or 32, request.num_classes or 10
+    if size < 8 or classes < 2:
+        raise ValueError(f"fake needs an image_size of 8 or more and 2 or more classes, not {size} and {classes}")
+    patterns = torch.from_numpy((hashed(FAKE, np.arange(classes * 48)) >> np.uint64(57)).astype(np.uint8))
+    squares = F.interpolate(patterns.view(classes, 3, 4, 4), size=(size, size), mode="nearest")
+
+    def part(first: int, count: int) -> tuple[Tensor, NDArray[np.int64]]:
+        labels = np.arange(count) % classes
+        # One hash gives eight bytes; noise below 128 on a pattern below 128 stays a byte.
+        words = hashed(FAKE, first + np.arange(count)[:, None], np.arange(-(-3 * size * size // 8))[None])
+        noise = torch.from_numpy(words.view(np.uint8)[:, : 3 * size * size]).view(count, 3, size, size) // 2
+        return squares[labels] + noise, labels
+
+    images, labels = part(0, 320)
+    test_images, test_labels = part(320, 80)
+    names = tuple(f"class {i}" for i in range(classes))
+    return Small(images, labels, test_images, test_labels, names, notes=("fake: made-up images, for trials only",))

@@ -1,0 +1,97 @@
+"""Fetching a data set, so that what stands under its final name is always whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PROBE_SECONDS, STALL_SECONDS = 4.0, 60.0
+
+
+def default_root() -> Path:
+    """Where downloads go when no root is given: `dropblock-repro` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dropblock-repro"
+
+
+def fetch(name: str, url: str, root: Path, folder: str, get: Callable[[Path], object], otherwise: str) -> None:
+    """Have `root/folder` filled by `get`, unless it is there when our turn comes.
+
+    The download goes to a folder beside it and is renamed when it is complete; a lock lets one process of several
+    (ranks, runs of a sweep) do the work. A killed download leaves nothing under the final name.
+
+    Args:
+        name: of the data set, for the message.
+        url: what `get` will ask for; tried first, so that a missing network is answered in seconds.
+        root, folder: the wanted place.
+        get: fills a given folder so that it holds `folder`; checks what it fetches.
+        otherwise: what to do without a network, for the message.
+
+    Raises:
+        FileNotFoundError: without a network, or if the download fails.
+        ValueError: if `root` cannot be written.
+    """
+    _reach(name, url, root, otherwise)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / ".download.lock"):
+            if (root / folder).exists():
+                return
+            _fetch(name, url, root, folder, get, otherwise)
+    except PermissionError as error:
+        raise ValueError(f"{name}: cannot write to {root} ({error.strerror}); {otherwise}") from error
+
+
+def _fetch(name: str, url: str, root: Path, folder: str, get: Callable[[Path], object], otherwise: str) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none: a stalled connection would hang for ever
+    try:
+        get(aside)
+        os.replace(aside / folder, root / folder)
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torchvision raises RuntimeError for md5
+        raise FileNotFoundError(f"{name}: download of {url} failed ({_line(error)}); {otherwise}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _reach(name: str, url: str, root: Path, otherwise: str) -> None:
+    """Ask for the first bytes. In a thread, because looking up a host may block longer than any socket timeout."""
+    answer: list[BaseException | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+            answer.append(None)
+        except Exception as error:  # whatever it is, it is the reason to show
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    error = answer[0] if answer else TimeoutError(f"no answer in {PROBE_SECONDS:.0f} s")
+    if error is not None:
+        raise FileNotFoundError(
+            f"{name}: not found in {root}, and {url} cannot be reached ({_line(error)}); {otherwise}"
+        ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

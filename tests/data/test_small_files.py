@@ -1,0 +1,267 @@
+"""Fashion-MNIST, CIFAR and the made-up set: files of the same formats, damaged ones, missing ones, a faked download."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+
+from data import build_data, download, fashion
+
+NAMES = fashion.FILES
+
+
+def idx(values: np.ndarray) -> bytes:
+    return b"\0\0\x08" + bytes([values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape) + values.tobytes()
+
+
+def write_fashion(folder: Path, end: str = ".gz") -> dict[str, np.ndarray]:
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = np.random.default_rng(0)
+    arrays = {}
+    for images, labels, count in ((*NAMES[:2], 40), (*NAMES[2:], 20)):
+        arrays[images] = numbers.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[labels] = (np.arange(count) % 10).astype(np.uint8)
+    for name, values in arrays.items():
+        content = idx(values)
+        (folder / (name + end)).write_bytes(gzip.compress(content) if end else content)
+    return arrays
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("FASHION_MNIST", raising=False)
+    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "debian")
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("how", ["root", "environment", "debian"])
+def test_fashion_mnist_reads_a_folder_of_idx_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, end: str
+) -> None:
+    folder = tmp_path / ("debian" if how == "debian" else "somewhere")
+    arrays = write_fashion(folder, end)
+    if how == "environment":
+        monkeypatch.setenv("FASHION_MNIST", str(folder))
+    data = build_data("fashion_mnist", root=folder if how == "root" else None, batch_size=10, val_fraction=0.25)
+    assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (30, 10, 20)
+    assert data.image_shape == (1, 32, 32)
+    assert data.classes[9] == "Ankle boot"
+    batch = next(data.test.epoch(0))
+    inner = batch.images[:, 0, 2:-2, 2:-2]
+    pixels = torch.from_numpy(arrays[NAMES[2]][:10]).float()
+    # Normalization is affine, so the correlation with the file's pixels is 1.
+    assert torch.corrcoef(torch.stack([inner.flatten(), pixels.flatten()]))[0, 1] > 0.999999
+    assert torch.equal(batch.labels, torch.from_numpy(arrays[NAMES[3]][:10]).long())
+    assert batch.images[:, :, :2].unique().numel() == 1
+
+
+@pytest.mark.skipif(not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="Fashion-MNIST is not installed")
+def test_the_real_fashion_mnist() -> None:
+    data = build_data("fashion_mnist", root="/usr/share/datasets/fashion-mnist", batch_size=1000)
+    assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (54000, 6000, 10000)
+    labels = torch.cat([batch.labels for batch in data.test.epoch(0)])
+    assert torch.equal(torch.bincount(labels), torch.full((10,), 1000))
+    images = next(data.train.epoch(0)).images
+    assert abs(images.mean()) < 0.05
+    assert abs(images.std() - 1) < 0.05
+
+
+@pytest.mark.parametrize("damage", ["cut", "long", "bits", "text", "empty", "shape", "header"])
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_damaged_idx_file_is_named_in_one_line(tmp_path: Path, damage: str, end: str) -> None:
+    arrays = write_fashion(tmp_path, end)
+    path = tmp_path / (NAMES[0] + end)
+    whole, raw = path.read_bytes(), idx(arrays[NAMES[0]])
+    pack = gzip.compress if end else bytes
+    path.write_bytes(
+        {
+            "cut": whole[: len(whole) // 2],
+            "long": pack(raw + b"\0"),
+            "bits": whole[:10] + b"\xff\xff" + whole[12:],
+            "text": b"<html>404 not found</html>",
+            "empty": b"",
+            "shape": pack(idx(arrays[NAMES[0]][:, :20])),
+            "header": pack(b"\0\0\x08\x03" + b"\xff" * 12),
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=r"idx") as error:
+        build_data("fashion_mnist", root=tmp_path, batch_size=1)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_idx_file_is_named_and_not_taken_from_elsewhere(tmp_path: Path) -> None:
+    write_fashion(tmp_path / "mine")
+    write_fashion(tmp_path / "debian")
+    (tmp_path / "mine" / (NAMES[3] + ".gz")).unlink()
+    with pytest.raises(FileNotFoundError, match=NAMES[3]):
+        build_data("fashion_mnist", root=tmp_path / "mine", batch_size=1)
+
+
+def test_an_environment_variable_that_leads_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_fashion(tmp_path / "debian")
+    monkeypatch.setenv("FASHION_MNIST", str(tmp_path / "typo"))
+    with pytest.raises(FileNotFoundError, match="FASHION_MNIST names"):
+        build_data("fashion_mnist", batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("options", [{}, {"download": False}, {"root": "ROOT"}])
+def test_missing_data_is_answered_at_once_with_what_to_do(
+    tmp_path: Path, name: str, options: dict[str, object]
+) -> None:
+    options = {key: tmp_path / "nothing" if value == "ROOT" else value for key, value in options.items()}
+    begin = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"data\.root") as error:
+        build_data(name, batch_size=1, **options)  # type: ignore[arg-type]
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(error.value)
+    if name == "fashion_mnist":
+        assert "dataset-fashion-mnist" in str(error.value)
+        assert "FASHION_MNIST" in str(error.value)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_host_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: time.sleep(3))
+    with pytest.raises(FileNotFoundError, match="no answer"):
+        build_data("cifar10", root=tmp_path, batch_size=1)
+
+
+class _Python2(pickle._Pickler):  # type: ignore[name-defined]
+    """Writes text and bytes alike as Python 2 wrote its `str`; the published batches were made by Python 2."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+
+    def save_string(self, value: str | bytes) -> None:
+        raw = value if isinstance(value, bytes) else value.encode("latin1")
+        self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)  # type: ignore[attr-defined]
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def python2_pickle(content: object) -> bytes:
+    file = io.BytesIO()
+    _Python2(file, protocol=2).dump(content)
+    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Batches as the published ones, a few images each, their md5 put in place of the official ones."""
+    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    classes, key = (10, "labels") if name == "cifar10" else (100, "fine_labels")
+    folder = root / official.base_folder
+    folder.mkdir(parents=True)
+    numbers = np.random.default_rng(0)
+
+    def put(file: str, content: dict[str, object]) -> str:
+        data = python2_pickle(content)
+        (folder / file).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    lists = {}
+    for which in ("train_list", "test_list"):
+        lists[which] = []
+        for file, _ in getattr(official, which):
+            content = {"data": numbers.integers(0, 256, (200, 3072), np.uint8), key: [i % classes for i in range(200)]}
+            lists[which].append([file, put(file, content)])
+        monkeypatch.setattr(official, which, lists[which])
+    md5 = put(official.meta["filename"], {official.meta["key"]: [f"name {i}" for i in range(classes)]})
+    monkeypatch.setattr(official, "meta", {**official.meta, "md5": md5})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_cifar_batches_are_read_and_normalized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, inside: bool
+) -> None:
+    folder = write_cifar(tmp_path, name, monkeypatch)
+    data = build_data(name, root=folder if inside else tmp_path, batch_size=20)
+    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    theirs = official(tmp_path, train=False)  # torchvision's own reading of the same files
+    batch = next(data.test.epoch(0))
+    assert data.classes == tuple(theirs.classes)
+    assert data.train.num_samples + data.val.num_samples == (1000 if name == "cifar10" else 200)
+    assert batch.labels.tolist() == theirs.targets[:20]
+    scaled = batch.images * torch.tensor([0.25, 0.24, 0.26])[:, None, None] + 0.48
+    assert torch.allclose(scaled, torch.from_numpy(theirs.data[:20]).permute(0, 3, 1, 2) / 255, atol=0.1)
+
+
+def test_a_damaged_or_missing_cifar_batch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = write_cifar(tmp_path, "cifar10", monkeypatch) / "data_batch_3"
+    batch.write_bytes(batch.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="data_batch_3 is damaged"):
+        build_data("cifar10", root=tmp_path, batch_size=1)
+    batch.unlink()
+    with pytest.raises(ValueError, match="data_batch_3 is missing"):
+        build_data("cifar10", root=tmp_path, batch_size=1)
+
+
+def test_a_hostile_cifar_batch_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    folder = write_cifar(tmp_path, "cifar10", monkeypatch)
+    data = pickle.dumps({"data": Payload(), "labels": []}, protocol=2)
+    (folder / "test_batch").write_bytes(data)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", hashlib.md5(data).hexdigest()]])
+    with pytest.raises(ValueError, match="test_batch: not a CIFAR batch"):
+        build_data("cifar10", root=tmp_path, batch_size=1)
+    assert not (tmp_path / "ran").exists()
+
+
+class Reachable:
+    def close(self) -> None: ...
+
+
+def test_a_download_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Reachable())
+
+    def broken(folder: Path) -> None:
+        (folder / "set").mkdir()
+        raise RuntimeError("File not found or corrupted.")
+
+    with pytest.raises(FileNotFoundError, match="corrupted"):
+        download.fetch("set", "http://x", tmp_path, "set", broken, "do it")
+    assert not (tmp_path / "set").exists()
+    calls = []
+
+    def whole(folder: Path) -> None:
+        calls.append((folder / "set").mkdir())
+
+    download.fetch("set", "http://x", tmp_path, "set", whole, "do it")
+    download.fetch("set", "http://x", tmp_path, "set", whole, "do it")  # as the second of two ranks would
+    assert (tmp_path / "set").is_dir()
+    assert len(calls) == 1
+    assert not list(tmp_path.glob(".download-*"))
+
+
+def test_fake_has_the_asked_size_and_a_signal() -> None:
+    data = build_data("fake", image_size=16, num_classes=5, batch_size=64)
+    assert (data.num_classes, data.image_shape) == (5, (3, 16, 16))
+    train, test = next(data.train.epoch(0)), next(data.test.epoch(0))
+    means = torch.stack([train.images[train.labels == c].mean(0) for c in range(5)])
+    nearest = torch.cdist(test.images.flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == test.labels).float().mean() > 0.95
+    assert torch.equal(
+        train.images, next(build_data("fake", image_size=16, num_classes=5, batch_size=64).train.epoch(0)).images
+    )
