@@ -9,12 +9,16 @@ from pathlib import Path
 
 from torch import nn
 
+from models.amoebanet import AmoebaNet
 from models.pretrained import load_pretrained
 from models.resnet import UNITS, ResNet
 
 __all__ = ["MODELS", "build_model", "load_pretrained"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {name: partial(ResNet, *units) for name, units in UNITS.items()}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(ResNet, *units) for name, units in UNITS.items()},
+    "amoebanet_b": AmoebaNet,
+}
 
 
 def build_model(
