@@ -3,17 +3,21 @@
 Imports torch and nothing else.
 """
 
+from dropblock.control import LayerControl
 from dropblock.functional import drop_block2d, drop_block2d_counted
+from dropblock.kinds import LAYERS, install_layers
 from dropblock.law import effective_block, expected_drop, seed_rate
 from dropblock.layers import DropBlock2d, DropLayer, installed_layers
 from dropblock.reference import drop_block2d_reference
 from dropblock.schedule import KeepProbSchedule, keep_prob_at, keep_prob_in_group
-from dropblock.sites import Site, SiteRow, declared_sites, install, site_table
+from dropblock.sites import Site, SiteRow, declared_sites, install, site_table, table_text
 
 __all__ = [
+    "LAYERS",
     "DropBlock2d",
     "DropLayer",
     "KeepProbSchedule",
+    "LayerControl",
     "Site",
     "SiteRow",
     "declared_sites",
@@ -23,9 +27,11 @@ __all__ = [
     "effective_block",
     "expected_drop",
     "install",
+    "install_layers",
     "installed_layers",
     "keep_prob_at",
     "keep_prob_in_group",
     "seed_rate",
     "site_table",
+    "table_text",
 ]

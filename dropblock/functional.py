@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dropblock.law import effective_block
-from dropblock.reference import drop_block2d_reference
+from dropblock.law import effective_block, seed_rate
+from dropblock.operator import drop, drop_in_graph, path_for
 
 
 def fresh_seed(device: torch.device) -> Tensor:
@@ -38,17 +38,27 @@ def drop_block2d(
     """
     if not training:
         return x
-    if not isinstance(keep_prob, Tensor):
+    if isinstance(keep_prob, Tensor):
+        keep_prob = keep_prob.to(x.device)
+    else:
+        seed_rate(keep_prob, 1, 1, 1)
         keep_prob = torch.tensor(keep_prob, dtype=torch.float32, device=x.device)
-    return drop_block2d_counted(x, keep_prob, block_size, fresh_seed(x.device) if seed is None else seed)[0]
+    seed = fresh_seed(x.device) if seed is None else seed.to(x.device)
+    return drop_block2d_counted(x, keep_prob, block_size, seed)[0]
 
 
 def drop_block2d_counted(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:
-    """`drop_block2d` in training, together with the number of kept units (0-dimensional int64 tensor)."""
+    """`drop_block2d` in training, together with the number of kept units (0-dimensional int64 tensor).
+
+    On one kind of device the result is a function of the arguments alone: not of the memory layout of `x`, nor of the
+    number of threads, nor of any generator's state. `keep_prob` and `seed` are 0-dimensional tensors on the device of
+    `x`; on a GPU they are not read by the host, so a keep_prob outside [0, 1] is clamped there instead of refused.
+    """
     if x.ndim != 4:
         raise ValueError(f"DropBlock takes (N, C, H, W) maps, not a tensor of shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"DropBlock takes floating point maps, not {x.dtype}")
     effective_block(block_size, 1, 1)
-    generator = torch.Generator(x.device).manual_seed(int(seed))
-    return drop_block2d_reference(x, float(keep_prob), block_size, generator)
+    if torch.compiler.is_compiling():
+        return drop_in_graph(x, keep_prob, block_size, seed)
+    return drop(path_for(x.device), x, keep_prob, block_size, seed)

@@ -30,7 +30,7 @@ def keep_mask(seeds: Tensor, block: tuple[int, int]) -> Tensor:
     return F.max_pool2d(padded, (b_h, b_w), stride=1) == 0
 
 
-def scale_kept(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def select_scaled(x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
     """Zero the dropped units and rescale the kept ones by count(M) / count_ones(M): one scalar for the whole tensor.
 
     The product is formed in float32 (float64 for float64 input) and rounded once to the type of `x`. Dropped units are
@@ -39,15 +39,11 @@ def scale_kept(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         x: (N, C, H, W) floating point.
         mask: bool, shape of `x`.
-
-    Returns:
-        the output, like `x`; and the number of kept units, a 0-dimensional int64 tensor.
+        kept: number of True in the mask, a 0-dimensional tensor.
     """
-    kept = mask.sum()
     exact = torch.promote_types(x.dtype, torch.float32)
     scale = (mask.numel() / kept.double().clamp(min=1)).to(exact)
-    y = (x.to(exact) * scale).to(x.dtype)
-    return torch.where(mask, y, torch.zeros((), dtype=x.dtype, device=x.device)), kept
+    return (x.to(exact) * scale).to(x.dtype).masked_fill(~mask, 0)
 
 
 def drop_block2d_reference(
@@ -69,4 +65,6 @@ def drop_block2d_reference(
     gamma = seed_rate(keep_prob, block_size, height, width)
     # float32 draws whatever the type of x: in bfloat16 1 - gamma rounds to 1 and nothing would be dropped in group 3.
     noise = torch.rand(n, c, height - b_h + 1, width - b_w + 1, generator=generator, device=x.device)
-    return scale_kept(x, keep_mask(noise < gamma, (b_h, b_w)))
+    mask = keep_mask(noise < gamma, (b_h, b_w))
+    kept = mask.sum()
+    return select_scaled(x, mask, kept), kept

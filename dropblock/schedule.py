@@ -77,5 +77,9 @@ class KeepProbSchedule:
         """Fill the keep_prob buffer of every layer; returns the value of the last group."""
         now = keep_prob_at(self.keep_prob, progress, self.schedule)
         for layer in self.layers:
-            layer.keep_prob.fill_(keep_prob_in_group(now, layer.group, self.last_group, self.group_divisor))
+            layer.keep_prob.fill_(self.in_group(now, layer.group))
         return now
+
+    def in_group(self, keep_prob: float, group: int) -> float:
+        """What a group keeps when the last group keeps `keep_prob`."""
+        return keep_prob_in_group(keep_prob, group, self.last_group, self.group_divisor)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dropblock.layers import DropLayer
-from dropblock.schedule import keep_prob_in_group
+from dropblock.schedule import KeepProbSchedule
 
 
 class Site(nn.Module):
@@ -20,13 +20,15 @@ class Site(nn.Module):
         branch: `conv` (the residual branch) or `skip` (the shortcut).
         after: what comes before the site, for the reader of the sites table.
         ends_branch: the site sees the output of its branch, just before the branches are joined.
+        path_only: a place where whole branches may be dropped, and nothing smaller (the operations of AmoebaNet).
     """
 
-    def __init__(self, group: int, branch: str, after: str, ends_branch: bool = False) -> None:
+    def __init__(self, group: int, branch: str, after: str, ends_branch: bool = False, path_only: bool = False) -> None:
         super().__init__()
         if branch not in ("conv", "skip"):
             raise ValueError(f"branch must be 'conv' or 'skip', not '{branch}'")
-        self.group, self.branch, self.after, self.ends_branch = group, branch, after, ends_branch
+        self.group, self.branch, self.after = group, branch, after
+        self.ends_branch, self.path_only = ends_branch, path_only
         self.layer: DropLayer | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,22 +88,21 @@ def install(
     return chosen
 
 
-def site_table(
-    model: nn.Module, example: Tensor, keep_prob: float, group_divisor: float = 1.0, last_group: int = 4
-) -> list[SiteRow]:
+def site_table(model: nn.Module, example: Tensor, schedule: KeepProbSchedule) -> list[SiteRow]:
     """What is installed where, with map sizes found by one forward pass in evaluation mode.
 
     Args:
         model: a network with installed layers; left as it was.
         example: (1, channels, height, width), the input the network will see.
-        keep_prob, group_divisor, last_group: as for `KeepProbSchedule`.
+        schedule: says what each group keeps at the end of training.
     """
     filled = {name: site for name, site in declared_sites(model).items() if site.layer is not None}
     shapes: dict[str, tuple[int, int, int]] = {}
 
     def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            shapes[name] = tuple(inputs[0].shape[1:])
+            _n, channels, height, width = inputs[0].shape
+            shapes[name] = (channels, height, width)
 
         return hook
 
@@ -113,13 +114,13 @@ def site_table(
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in was_training.items():
-            module.training = training
+        for part, training in was_training.items():
+            part.training = training
     rows = []
     for name, site in filled.items():
         assert site.layer is not None
         _, height, width = shapes[name]
-        kept = keep_prob_in_group(keep_prob, site.group, last_group, group_divisor)
+        kept = schedule.in_group(schedule.keep_prob, site.group)
         rows.append(
             SiteRow(
                 site=name,
@@ -135,3 +136,25 @@ def site_table(
             )
         )
     return rows
+
+
+def table_text(rows: list[SiteRow]) -> str:
+    """The sites table for people: sites that are alike share a line, with their number."""
+    alike: dict[tuple[object, ...], list[SiteRow]] = {}
+    for row in rows:
+        alike.setdefault((row.group, row.branch, row.after, row.layer, row.map_size, row.block), []).append(row)
+    lines = [("group", "branch", "after", "sites", "layer", "map", "block", "keep_prob", "gamma", "expected drop")]
+    for same in alike.values():
+        row = same[0]
+        (channels, height, width), (b_h, b_w) = row.map_size, row.block
+        whole = " = whole map" if (b_h, b_w) == (height, width) else ""
+        lines.append(
+            (
+                *(str(row.group), row.branch, row.after, str(len(same)), row.layer),
+                *(f"{channels}x{height}x{width}", f"{b_h}x{b_w}{whole}", f"{row.keep_prob:g}"),
+                *(f"{row.seed_rate:.3g}", f"{100 * row.expected_drop:.2f}%"),
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    padded = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([padded[0], "  ".join("-" * w for w in widths), *padded[1:]])

@@ -1,0 +1,83 @@
+"""The words of the command line, looked at before Hydra sees them.
+
+Three things Hydra would do are not wanted here: it accepts `+typo=1`; it calls what a `hydra.callbacks...._target_`
+names before our code runs; and beside `seed=1,2,3` it blames the commas for a misspelt name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from configs.plan import choices
+from configs.schema import UserError, all_keys, nearest
+
+GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
+FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve", "--version")
+# What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
+HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
+RUN_ONLY = {"fresh", "device", "workers", "compile", "log_every", "checkpoint_every", "progress", "output_root"}
+
+
+def check_words(words: list[str]) -> None:
+    """Refuse what no run could come of: unknown keys, groups, names and flags, and keys that reach into Hydra.
+
+    Raises:
+        UserError: one line that names the word, and the nearest valid one.
+    """
+    keys = all_keys()
+    value_of_flag = False
+    for word in words:
+        if value_of_flag:
+            value_of_flag = False
+        elif word.startswith("-"):
+            flag = word.split("=")[0]
+            if flag not in FLAGS:
+                raise UserError(f"{flag}: not a flag of this program{nearest(flag, FLAGS)}; see --help")
+            value_of_flag = word in ("-c", "--cfg")
+        else:
+            _check_override(word, keys)
+
+
+def _check_override(word: str, keys: list[str]) -> None:
+    if "=" not in word and not word.startswith("~"):
+        raise UserError(f"{word}: expected KEY=VALUE")
+    key, _, value = word.partition("=")
+    sign = re.match(r"[+~]*", key)
+    key, plus = key.lstrip("+~"), sign[0] if sign else ""
+    if key.startswith("hydra"):
+        if not HYDRA_WORDS.fullmatch(key) or "_target_" in word:
+            raise UserError(f"{key}: Hydra's own settings are fixed here")
+        return
+    if "_target_" in word:
+        raise UserError(f"{word}: nothing is called by its dotted path here; choose a regularizer or a model by name")
+    if key in GROUPS:
+        for name in filter(None, (part.strip("[]'\" ") for part in value.split(","))):
+            known = choices(key)
+            if name != "null" and name not in known:
+                raise UserError(f"{key}={name}: unknown{nearest(name, known)}; choose one of {', '.join(known) or '-'}")
+        if plus not in (("+", "++") if key == "sweep" else ("", "+", "++")):
+            raise UserError(f"{word}: write {'+' if key == 'sweep' else ''}{key}=NAME")
+        return
+    free = key.startswith(("regularizer.", "model.options."))  # keys of the chosen names, checked by the schema
+    if key not in keys and not free:
+        tails = {k.rpartition(".")[2]: k for k in keys}
+        hint = nearest(key, [*keys, *GROUPS]) or (f" (did you mean '{tails[key]}'?)" if key in tails else "")
+        raise UserError(f"unknown key '{key}'{hint}")
+    if plus and key in keys:
+        raise UserError(f"{word}: write {key}={value}, without {plus}")
+
+
+def is_sweep(words: list[str]) -> bool:
+    """Whether these words start many runs: `-m`, or a sweep file."""
+    return any(word in ("-m", "--multirun") or word.lstrip("+").startswith("sweep=") for word in words)
+
+
+def sweep_name(words: list[str]) -> str:
+    """The folder of a sweep: its name and data set, or for a grid a hash of its words but the seeds."""
+    given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+    data = given.get("data", "digits").replace(",", "+")
+    if "sweep" in given:
+        return f"{given['sweep'].replace(',', '+')}-{data}"
+    kept = sorted(f"{key}={value}" for key, value in given.items() if key != "seed" and key not in RUN_ONLY)
+    return f"grid-{data}-{hashlib.sha256(' '.join(kept).encode()).hexdigest()[:6]}"

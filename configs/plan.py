@@ -1,0 +1,260 @@
+"""The plan: one run, complete and normalised. Everything behind the doors sees the plan only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from configs.schema import (
+    Config,
+    DataConfig,
+    LayerConfig,
+    ModelConfig,
+    PaperConfig,
+    RecipeConfig,
+    RegularizerConfig,
+    UserError,
+    one_of,
+)
+
+CONFIGS = Path(__file__).parent
+SCHEDULES = ("linear", "constant")
+LR_SCHEDULES = ("cosine", "step", "constant")
+PRECISIONS = ("float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+LAYER_KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
+RECIPE_KNOBS = ("epochs", "batch_size", "lr", "lr_schedule")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The layer at the sites. `None` marks what this kind of layer does not have."""
+
+    name: str
+    keep_prob: float
+    block_size: int | None
+    groups: list[int]
+    skip: bool | None
+    schedule: str
+    group_divisor: float
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a run is carried out; may change when it is resumed, and is no part of its identity."""
+
+    device: str = "auto"
+    workers: int | None = None
+    compile: bool = False
+    log_every: int = 10
+    checkpoint_every: int = 0
+    progress: bool = True
+    output_root: str = "outputs"
+    run_dir: str | None = None
+    fresh: bool = False
+    data_root: str | None = None
+    download: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training run, every value decided."""
+
+    model: ModelConfig
+    data: DataConfig
+    recipe: RecipeConfig
+    regularizer: list[str]
+    layer: LayerPlan | None = None
+    cutout: int = 0
+    autoaugment: str | None = None
+    label_smoothing: float = 0.0
+    seed: int = 1
+    experiment: str | None = None
+    paper: PaperConfig = field(default_factory=PaperConfig)
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def identity(self) -> dict[str, Any]:
+        """What the run computes: the plan without what may change on resume, and without the names it goes by."""
+        plan = asdict(self)
+        for name in ("runtime", "experiment", "paper"):
+            del plan[name]
+        for name in ("root", "download", "model_width"):
+            del plan["data"][name]
+        return plan
+
+    def hash(self) -> str:
+        """Six hexadecimal digits that all seeds of this plan share."""
+        identity = self.identity()
+        del identity["seed"]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+
+    @property
+    def variant(self) -> str:
+        """The short readable name of what is tried: regularizer, block size and keep_prob."""
+        words = ["+".join(self.regularizer)]
+        if self.layer is not None:
+            words += [f"b{self.layer.block_size}"] if self.layer.block_size else []
+            words += [f"kp{self.layer.keep_prob:g}"]
+        return "-".join(words)
+
+    def run_dir(self) -> Path:
+        """The folder of this run: a function of the plan, so equal plans meet in one folder."""
+        if self.runtime.run_dir:
+            return Path(self.runtime.run_dir)
+        place = f"{self.data.name}-{self.model.name}"
+        return Path(self.runtime.output_root, place, f"{self.variant}-{self.hash()}", f"seed-{self.seed}")
+
+
+def choices(group: str) -> list[str]:
+    """The names of a configuration group: its YAML files, sub-folders included."""
+    folder = CONFIGS / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
+    """Decide every `null`, check every value, drop what does not apply.
+
+    Args:
+        config: the composed and merged configuration.
+        grid: whether the run is a job of a grid, where a knob that the regularizer ignores is reported, not refused.
+
+    Returns:
+        the plan, and remarks for the user.
+
+    Raises:
+        UserError: one line that names the key.
+    """
+    layer_config, autoaugment, cutout, smoothing = _slots(config.regularizer)
+    layer, remarks = _layer(layer_config, config, grid)
+    model = replace(
+        config.model,
+        width=config.model.width or config.data.model_width,
+        stem=config.model.stem or ("small" if config.data.image_size <= 64 else "imagenet"),
+    )
+    asked = {knob: getattr(config, knob) for knob in RECIPE_KNOBS if getattr(config, knob) is not None}
+    plan = Plan(
+        model=model,
+        data=config.data,
+        recipe=replace(config.recipe, **asked),
+        regularizer=list(config.regularizer),
+        layer=layer,
+        cutout=cutout,
+        autoaugment=autoaugment,
+        label_smoothing=smoothing if config.label_smoothing is None else config.label_smoothing,
+        seed=config.seed,
+        experiment=config.experiment,
+        paper=config.paper,
+        runtime=Runtime(
+            **{name: getattr(config, name) for name in Runtime.__dataclass_fields__ if hasattr(config, name)},
+            data_root=config.data.root,
+            download=config.data.download,
+        ),
+    )
+    _check_values(plan)
+    return plan, remarks
+
+
+def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[LayerConfig | None, str | None, int, float]:
+    """What the chosen regularizers fill; two may not fill the same slot."""
+    filled: dict[str, tuple[str, Any]] = {}
+
+    def fill(slot: str, regularizer: str, value: Any) -> None:
+        if value is None:
+            return
+        if slot in filled:
+            raise UserError(f"regularizer=[{filled[slot][0]},{regularizer}]: both set the {slot}; choose one of them")
+        filled[slot] = (regularizer, value)
+
+    if not regularizers:
+        raise UserError("regularizer=[]: choose at least one; 'none' is the baseline")
+    if "none" in regularizers and len(regularizers) > 1:
+        raise UserError(f"regularizer=[{','.join(regularizers)}]: 'none' stands alone")
+    for name, regularizer in regularizers.items():
+        fill("layer", name, regularizer.layer)
+        if regularizer.input is not None:
+            fill("cutout", name, regularizer.input.cutout)
+            fill("autoaugment", name, regularizer.input.autoaugment)
+        if regularizer.loss is not None:
+            fill("label_smoothing", name, regularizer.loss.label_smoothing)
+    values: dict[str, Any] = {"layer": None, "autoaugment": None, "cutout": 0, "label_smoothing": 0.0}
+    values |= {slot: value for slot, (_, value) in filled.items()}
+    return values["layer"], values["autoaugment"], values["cutout"], values["label_smoothing"]
+
+
+def _layer(layer: LayerConfig | None, config: Config, grid: bool) -> tuple[LayerPlan | None, list[str]]:
+    """The layer with the user's knobs applied; knobs it does not have are refused (single run) or reported (grid)."""
+    asked = {knob: getattr(config, knob) for knob in LAYER_KNOBS if getattr(config, knob) is not None}
+    ignored = [knob for knob in asked if layer is None or getattr(layer, knob) is None]
+    names = ",".join(config.regularizer)
+    remarks = [f"{knob}={asked[knob]} does not apply to regularizer={names}" for knob in ignored]
+    if ignored and not grid:
+        raise UserError(remarks[0])
+    if layer is None:
+        return None, remarks
+    chosen = replace(layer, **{knob: value for knob, value in asked.items() if knob not in ignored})
+    if chosen.keep_prob is None or chosen.groups is None or chosen.schedule is None:
+        raise UserError(f"regularizer={names}: its layer needs keep_prob, groups and schedule")
+    plan = LayerPlan(
+        name=chosen.name,
+        keep_prob=chosen.keep_prob,
+        block_size=chosen.block_size,
+        groups=sorted(set(chosen.groups)),
+        skip=chosen.skip,
+        schedule=chosen.schedule,
+        group_divisor=chosen.group_divisor,
+    )
+    return plan, remarks
+
+
+def _check_values(plan: Plan) -> None:
+    """Ranges and names, before any data is touched or any network is built."""
+    recipe, layer = plan.recipe, plan.layer
+    one_of("model.name", plan.model.name, choices("model"))
+    one_of("data.name", plan.data.name, choices("data"))
+    one_of("model.stem", str(plan.model.stem), ("small", "imagenet"))
+    one_of("lr_schedule", recipe.lr_schedule, LR_SCHEDULES)
+    one_of("recipe.precision", recipe.precision, PRECISIONS)
+    one_of("device", plan.runtime.device, DEVICES)
+    one_of("data.on_bad_image", plan.data.on_bad_image, ("error", "skip"))
+    one_of("data.decoder", plan.data.decoder, ("auto", "simplejpeg", "pillow", "pil"))
+    for key, value, least in (
+        ("model.width", plan.model.width, 1),
+        ("data.image_size", plan.data.image_size, 8),
+        ("data.train_subset", plan.data.train_subset, 1),
+        ("epochs", recipe.epochs, 1),
+        ("batch_size", recipe.batch_size, 2),
+        ("recipe.eval_batch_size", recipe.eval_batch_size, 1),
+        ("recipe.accumulate", recipe.accumulate, 1),
+        ("recipe.eval_every", recipe.eval_every, 1),
+        ("recipe.warmup_epochs", recipe.warmup_epochs, 0),
+        ("recipe.weight_decay", recipe.weight_decay, 0),
+        ("seed", plan.seed, 0),
+        ("cutout", plan.cutout, 0),
+        ("workers", plan.runtime.workers, 0),
+        ("log_every", plan.runtime.log_every, 1),
+        ("checkpoint_every", plan.runtime.checkpoint_every, 0),
+        ("block_size", layer.block_size if layer else None, 1),
+        ("group_divisor", layer.group_divisor if layer else None, 1),
+    ):
+        if value is not None and not value >= least:
+            raise UserError(f"{key}={value}: must be at least {least}")
+    for key, share, top in (
+        ("keep_prob", layer.keep_prob if layer else None, 1.0),
+        ("label_smoothing", plan.label_smoothing, 0.99),
+        ("data.val_fraction", plan.data.val_fraction, 0.5),
+        ("recipe.momentum", recipe.momentum, 0.9999),
+        ("recipe.ema_decay", recipe.ema_decay, 0.999999),
+    ):
+        if share is not None and not 0.0 <= share <= top:
+            raise UserError(f"{key}={share}: must lie between 0 and {top:g}")
+    if not 0 < recipe.lr < float("inf"):
+        raise UserError(f"lr={recipe.lr}: must be above 0")
+    if recipe.batch_size % recipe.accumulate:
+        raise UserError(f"recipe.accumulate={recipe.accumulate}: must divide batch_size={recipe.batch_size}")
+    if layer is not None:
+        one_of("schedule", layer.schedule, SCHEDULES)
+        if not layer.groups or min(layer.groups) < 1:
+            raise UserError(f"groups={layer.groups}: name at least one group of the network, counted from 1")

@@ -1,0 +1,257 @@
+"""What may stand in a configuration: the YAML of this folder as dataclasses, merged strictly, each error in one line.
+
+`null` in a knob means "as the regularizer, data or recipe says"; `configs.plan.resolve` turns the whole into a plan.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(ValueError):
+    """A mistake of the user: its message is one line and the process ends with status 2."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "???"
+    width: int | None = None  # channels of the first group; null: as the data set says
+    stem: str | None = None  # imagenet | small; null: small up to 64 pixels
+    zero_gamma: bool = True  # last BatchNorm of each block starts at 0 (PAPER: released code)
+    pretrained: str | None = None  # weights file with torchvision's keys
+    options: dict[str, Any] = field(default_factory=dict)  # what only this family has
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str = "???"
+    root: str | None = None  # where the files are, or are downloaded to
+    image_size: int = 32
+    val_fraction: float = 0.1  # share of the training set that is held out to choose by
+    train_subset: int | None = None  # a fixed, stratified part of the training images
+    model_width: int = 64  # width of the network on this data where nobody says
+    download: bool = True
+    on_bad_image: str = "error"
+    decoder: str = "auto"
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    crop_padding: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    name: str = "???"
+    epochs: int = 1
+    batch_size: int = 32
+    eval_batch_size: int = 256
+    accumulate: int = 1  # micro-batches per optimizer step; batch_size is their sum
+    lr: float = 0.1  # peak, at this batch size
+    lr_schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    milestones: list[float] = field(default_factory=list)  # epochs, for lr_schedule=step
+    lr_decay: float = 0.1  # factor at a milestone
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = (
+        1e-4  # on weights of convolutions and classifier, biases of the classifier; never on BatchNorm
+    )
+    ema_decay: float | None = None  # evaluate an exponential moving average of the weights
+    precision: str = "float32"
+    eval_every: int = 1  # epochs between evaluations; the last epoch always is one
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class LayerConfig:
+    """A layer at sites. A field that is null does not exist for this layer, and its knob is refused."""
+
+    name: str = "???"
+    keep_prob: float | None = None
+    block_size: int | None = None
+    groups: list[int] | None = None
+    skip: bool | None = None  # on the shortcut as well as on the conv branch
+    schedule: str | None = None
+    group_divisor: float = 1.0  # the drop rate is divided by this once per group before the last
+
+
+@dataclass
+class InputConfig:
+    cutout: int | None = None  # side of the square in pixels
+    autoaugment: str | None = None  # torchvision's policy
+
+
+@dataclass
+class LossConfig:
+    label_smoothing: float | None = None
+
+
+@dataclass
+class RegularizerConfig:
+    layer: LayerConfig | None = None
+    input: InputConfig | None = None
+    loss: LossConfig | None = None
+
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """The number of the paper that an experiment stands beside; absent fields are unknown."""
+
+    place: str = ""
+    top1: float | None = None
+    top1_std: float | None = None
+    top5: float | None = None
+    top5_std: float | None = None
+    certainty: str = ""
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    regularizer: dict[str, RegularizerConfig] = field(default_factory=dict)
+    experiment: str | None = None
+    paper: PaperConfig = field(default_factory=PaperConfig)
+    # Knobs
+    keep_prob: float | None = None
+    block_size: int | None = None
+    groups: list[int] | None = None
+    skip: bool | None = None
+    schedule: str | None = None
+    label_smoothing: float | None = None
+    seed: int = 1
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    lr_schedule: str | None = None
+    # How it is run: none of these changes what is computed, so they may change on resume
+    device: str = "auto"
+    workers: int | None = None
+    compile: bool = False
+    log_every: int = 10
+    checkpoint_every: int = 0
+    progress: bool = True
+    output_root: str = "outputs"
+    run_dir: str | None = None
+    fresh: bool = False
+
+
+T = TypeVar("T")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean 'x'?)' for the most similar known word, or ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def one_of(key: str, value: str, known: Iterable[str]) -> None:
+    """Raise UserError unless `value` is one of the known names."""
+    known = list(known)
+    if value not in known:
+        raise UserError(f"{key}={value}: unknown{nearest(value, known)}; choose one of {', '.join(known)}")
+
+
+def check(config: Any, schema: type[T]) -> T:
+    """Merge a composed configuration into its dataclass: no other key, every value of its type.
+
+    A plain structured config lets `+typo=1` through; merging into a fresh one does not.
+
+    Raises:
+        UserError: one line that names the key, and the nearest valid one.
+    """
+    try:
+        target = OmegaConf.structured(schema)
+        _make_writable(target)
+        merged = OmegaConf.merge(target, config)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{missing[0]} has no value")
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, schema)) from error
+    assert isinstance(result, schema)
+    return result
+
+
+def _make_writable(node: Any) -> None:
+    """Frozen dataclasses come as read-only nodes, which a merge could not fill."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        OmegaConf.set_readonly(node, False)
+        for key in node:
+            _make_writable(node._get_node(key))
+
+
+_EXPECTED = {  # a part of OmegaConf's message -> what the user should have given
+    "to Float": "a number",
+    "to Integer": "a whole number",
+    "valid bool": "true or false",
+    "is not a ListConfig": "a list such as [3,4]",
+    "not a primitive": "a single value",
+}
+
+
+def explain(error: OmegaConfBaseException, schema: type) -> str:
+    """OmegaConf's message as one line that names the key and, for an unknown one, the nearest valid key."""
+    key = getattr(error, "full_key", None) or ""
+    first = str(error).splitlines()[0]
+    if "not in" in first and re.match(r"Key '", first):
+        parent, _, name = key.rpartition(".")
+        return f"unknown key '{key}'{nearest(name, keys_under(schema, parent))}"
+    value = re.search(r"[Vv]alue:? '?([^' ]*)'?", first)
+    for sign, wanted in _EXPECTED.items():
+        if sign in first and key:
+            return f"{key}={value[1]}: expected {wanted}" if value else f"{key}: expected {wanted}"
+    return f"{key}: {first}" if key else first
+
+
+def keys_under(schema: type, parent: str = "") -> list[str]:
+    """The names valid one level below a dotted path of the schema ('' for the top level)."""
+    node: Any = schema()
+    for part in filter(None, parent.split(".")):
+        node = getattr(node, part, None)
+        if node is None:
+            return []
+    return [f.name for f in fields(node)] if is_dataclass(node) else []
+
+
+def all_keys(schema: type = Config) -> list[str]:
+    """Every dotted key of the schema."""
+    return _dotted(schema(), "")
+
+
+def _dotted(node: Any, prefix: str) -> list[str]:
+    names = []
+    for f in fields(node):
+        names.append(prefix + f.name)
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            names += _dotted(value, f"{prefix}{f.name}.")
+    return names
+
+
+def load_yaml(path: str, schema: type[T]) -> T:
+    """Read a YAML file that `save_yaml` wrote and check it.
+
+    Raises:
+        UserError: if the file is missing, damaged or of another form.
+    """
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:
+        raise UserError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: not a configuration")
+    return check(loaded, schema)

@@ -1,0 +1,117 @@
+"""DropBlock on the CPU: the cost follows the number of blocks, not the number of units.
+
+At keep_prob 0.975 nine of ten 14x14 maps hold no block at all. So the blocks are drawn by the gaps between them, the
+output is written once as `x * scale`, and after that only the blocks are visited, to be zeroed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dropblock.law import effective_block, seed_rate
+
+
+def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
+    """Which of `trials` independent trials succeed: sorted positions, as whole numbers in float64.
+
+    The number of failures before a success is geometric, floor(log(u) / log(1 - rate)). The draws u have 53 bits and
+    whole numbers below 2^53 add exactly in float64, so this is the Bernoulli process itself for any rate in [0, 1].
+    """
+    if rate <= 0.0 or trials == 0:
+        return torch.empty(0, dtype=torch.float64)
+    if rate >= 1.0:
+        return torch.arange(trials, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    expected = trials * rate
+    batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
+    position = torch.full((1,), -1.0, dtype=torch.float64)
+    while True:
+        u = torch.rand(batch, dtype=torch.float64, generator=generator)
+        gaps = u.log_().mul_(1 / math.log1p(-rate)).floor_().add_(1.0)
+        gaps[0] += position[-1]
+        found = gaps.cumsum_(0)
+        position = found if len(position) == 1 else torch.cat((position, found))
+        inside = int(torch.searchsorted(position, float(trials)))
+        if inside < len(position):  # nearly always in the first round
+            return position[:inside]
+
+
+def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the blocks of a batch. Which units they drop depends on the shape of `x`, never on its memory layout.
+
+    Returns:
+        number of kept units, 0-dimensional int64; and where the top-left corners of the blocks lie in the memory of
+        `x`, (K,) int64.
+    """
+    n, c, height, width = x.shape
+    if x.numel() == 0:
+        return torch.zeros((), dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    b_h, b_w = effective_block(block_size, height, width)
+    rows, columns = height - b_h + 1, width - b_w + 1
+    gamma = seed_rate(float(keep_prob), block_size, height, width)
+    position = bernoulli_positions(n * c * rows * columns, gamma, int(seed))
+    # Division and floor in float64 are exact below 2^53, and much faster than division of integers.
+    row = position if columns == 1 else (position / columns).floor_()
+    map_ = row if rows == 1 else (row / rows).floor_()
+    corner = position.add(row, alpha=width - columns).add_(map_, alpha=(height - rows) * width)
+    dropped = count_units(map_, corner, (b_h, b_w), (height, width))
+    if channels_last(x):
+        sample = (map_ / c).floor_()
+        corner = corner.mul_(c).sub_(map_, alpha=height * width * c - 1).add_(sample, alpha=(height * width - 1) * c)
+    return torch.tensor(x.numel() - dropped), corner.long()
+
+
+def apply(x: Tensor, kept: Tensor, corners: Tensor, block_size: int) -> Tensor:
+    """x * (count / kept), rounded once, with zeros in the blocks; `x` in the memory layout it was drawn for."""
+    left = int(kept)
+    if left == 0:
+        return torch.zeros_like(x)
+    y = x * (x.numel() / left)
+    if len(corners) > 0:
+        _, c, height, width = x.shape
+        block = effective_block(block_size, height, width)
+        strides = (width * c, c) if channels_last(x) else (width, 1)
+        windows(y, block, strides).index_fill_(0, corners, 0)
+    return y
+
+
+def channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def windows(buffer: Tensor, block: tuple[int, int], strides: tuple[int, int]) -> Tensor:
+    """All blocks of a buffer as overlapping views: entry i is the block whose corner lies at offset i."""
+    corners = buffer.numel() - (block[0] - 1) * strides[0] - (block[1] - 1) * strides[1]
+    return buffer.as_strided((corners, *block), (1, *strides))
+
+
+def count_units(map_: Tensor, corner: Tensor, block: tuple[int, int], size: tuple[int, int]) -> int:
+    """How many units the blocks cover. Blocks overlap only in maps that hold several: those alone are painted.
+
+    Args:
+        map_, corner: (K,) float64, which map a block lies in and its offset if maps are stored one after the other.
+        block, size: of a block and of a map.
+    """
+    area, units = block[0] * block[1], size[0] * size[1]
+    if area == units:
+        return len(map_) * area
+    same = map_[1:] == map_[:-1]
+    follows = same.nonzero().squeeze(1)
+    if len(follows) == 0:
+        return len(map_) * area
+    crowded = torch.zeros(len(map_), dtype=torch.bool)
+    crowded[1:] = same
+    crowded[:-1] |= same
+    crowded = crowded.nonzero().squeeze(1)
+    opens = torch.ones(len(map_), dtype=torch.float64)
+    opens[follows + 1] = 0.0
+    canvas_map = opens[crowded].cumsum_(0).sub_(1.0)
+    offset = corner[crowded].add_(canvas_map - map_[crowded], alpha=units).long()
+    canvas = torch.zeros(math.ceil((canvas_map[-1].item() + 1) * units / 1024) * 1024, dtype=torch.uint8)
+    windows(canvas, block, (size[1], 1)).index_fill_(0, offset, 1)
+    # Summed eight bytes at a time as int64 words: 128 ones cannot carry into the next byte.
+    painted = int(canvas.view(torch.int64).view(128, -1).sum(0).view(torch.uint8).sum())
+    return (len(map_) - len(crowded)) * area + painted

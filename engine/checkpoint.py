@@ -1,0 +1,113 @@
+"""Checkpoints: written aside, flushed, renamed, and checked by a sum of their own.
+
+`torch.load` reads a file with a flipped bit without complaint and a full disk leaves half a file under the final name,
+so a checkpoint is a torch archive followed by its SHA-256, and appears under its name only when it is whole. Readers
+that do not know the trailer (`torch.load(path, weights_only=True)`) skip it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TRAILER = b"dropblock-sha256"
+DIGEST = 32
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or not one; the message is one line that names the file."""
+
+
+def save(payload: dict[str, Any], path: Path, keep_previous: bool = False) -> None:
+    """Write a payload of tensors and plain types under `path`, all or nothing.
+
+    Args:
+        payload: as `torch.load(weights_only=True)` can read.
+        path: its folder exists.
+        keep_previous: let the file that was there live on as `previous.pt`.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; what was there before is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    data = buffer.getbuffer()
+    write_aside(path, [data, TRAILER, hashlib.sha256(data).digest()], keep_previous)
+
+
+def write_aside(path: Path, parts: list[bytes | memoryview], keep_previous: bool = False) -> None:
+    """Write to a temporary file beside `path`, flush it to the disk, then rename it."""
+    aside = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    needed = sum(len(part) for part in parts)
+    try:
+        with open(aside, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            _link_over(path, path.with_name("previous.pt"))
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        free = os.statvfs(path.parent)
+        room = f"{needed / 1e6:.1f} MB needed, {free.f_bavail * free.f_frsize / 1e6:.1f} MB free"
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror}; {room})") from error
+    _sync_folder(path.parent)
+
+
+def _link_over(path: Path, name: Path) -> None:
+    """Give the file a second name, replacing what had it, without a moment in which neither exists."""
+    link = name.with_name(f"{name.name}.tmp.{os.getpid()}")
+    link.unlink(missing_ok=True)
+    os.link(path, link)
+    os.replace(link, name)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, nothing of it executed, every bit verified. Tensors are on the CPU.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or not a checkpoint.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    data, trailer, digest = raw[: -DIGEST - len(TRAILER)], raw[-DIGEST - len(TRAILER) : -DIGEST], raw[-DIGEST:]
+    if trailer != TRAILER:
+        raise CheckpointError(f"{path}: truncated, or not a checkpoint of this program")
+    if hashlib.sha256(data).digest() != digest:
+        raise CheckpointError(f"{path}: damaged, its checksum does not match")
+    try:
+        payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
+    if not isinstance(payload, dict) or "model" not in payload:
+        raise CheckpointError(f"{path}: not a checkpoint of this program")
+    return payload
+
+
+def load_latest(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """The newest whole checkpoint of a run: `last.pt`, or with a warning the one before it. None if there is none."""
+    for path in (folder / "last.pt", folder / "previous.pt"):
+        if path.exists():
+            try:
+                return load(path), path
+            except CheckpointError as error:
+                warnings.warn(f"{error}; using the checkpoint before it, if there is one", stacklevel=2)
+    return None

@@ -1,0 +1,83 @@
+"""Text for the person at the terminal: aligned tables, durations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns padded to one width; numbers to the right, words to the left."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
+    right = [all(_is_number(row[i]) for row in cells) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(list(headers)), "  ".join("-" * w for w in widths), *(line(row) for row in cells)])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.rstrip("%"))
+    except ValueError:
+        return text in ("", "-")
+    return True
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 07 s`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def result_text(summary: dict[str, Any], folder: Path) -> str:
+    """The short closing table of a run: every number with the split and the epoch it comes from."""
+    headline = summary["headline"]
+    rows: list[tuple[str, str, str]] = []
+    for which, split in (("last", "test"), ("last", "val"), ("best", "val"), ("best", "test"), ("peak", "test")):
+        values = summary[which]
+        if values and f"{split}/{headline}" in values:
+            note = {"best": " (chosen on val)", "peak": " (the paper's convention; chooses nothing)"}.get(which, "")
+            rows.append(
+                (
+                    f"{which} {split}/{headline}",
+                    f"{values[f'{split}/{headline}']:.2f}%",
+                    f"epoch {values['epoch']}{note}",
+                )
+            )
+    for group, drop in summary["drop_last_epoch"].items():
+        rows.append(
+            (
+                f"dropped in {group}",
+                f"{100 * drop['measured']:.2f}%",
+                f"expected {100 * drop['expected']:.2f}%, last epoch",
+            )
+        )
+    rows.append(
+        ("speed", f"{summary['images_per_s']:.0f}", f"images/s in training, {duration(summary['train_seconds'])}")
+    )
+    lines = [table(("result", "value", "of"), rows), f"run folder   {folder}"]
+    return "\n".join([*lines, f"curves       tensorboard --logdir {folder}"])
+
+
+def plan_text(plan: Any, data: Any, model: nn.Module, device: torch.device) -> str:
+    """Two lines that open a run: what is trained on what, and how."""
+    recipe, val = plan.recipe, f" + {data.val.num_samples:,} val" if data.val else ""
+    parameters = sum(p.numel() for p in model.parameters())
+    lines = [
+        f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
+        f"{plan.model.name} width {plan.model.width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
+        f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
+        f"seed {plan.seed}; {device}",
+        *(f"note: {note}" for note in data.notes),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""One pass over a split: every sample exactly once, sums in float64, so that equal weights give equal numbers."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.distributed import Ranks
+from engine.tasks import Task
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision with float32 weights; `float32` switches it off."""
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task,
+    model: nn.Module,
+    loader: Any,
+    ranks: Ranks,
+    device: torch.device,
+    precision: str,
+    training: bool = False,
+) -> Tensor:
+    """The task's sums over one split, on the CPU.
+
+    Args:
+        task, model, loader: what is evaluated; the mode of the model is restored afterwards.
+        ranks: the split is shared out among them and the sums are added up.
+        device, precision: as in training.
+        training: leave the installed layers in training mode (drop at inference, paper Fig. 5); all else evaluates.
+    """
+    modes = {module: module.training for module in model.modules()}
+    if not training:
+        model.eval()
+    total: Tensor | None = None
+    try:
+        with autocast(device, precision):
+            for batch in loader.epoch(0):
+                sums = task.measure(model, batch)
+                total = sums if total is None else total + sums
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if total is None:
+        raise ValueError("a split without samples cannot be evaluated")
+    return ranks.sum(total.cpu())

@@ -1,0 +1,101 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from engine.checkpoint import write_aside
+
+
+class Curves:
+    """The curves of a run, in metrics.jsonl and for TensorBoard, under the same names.
+
+    Opened at `step`, points after it are forgotten (they belong to work that a kill undid), so each step stands once.
+
+    Args:
+        folder: the run folder.
+        step: the step that the run continues from.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        self._forget_after(step)
+        self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def _forget_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:
+                break
+        write_aside(self.path, ["".join(line + "\n" for line in kept).encode()])
+
+    def add(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """One point of several curves: `step` optimizer steps are done."""
+        self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
+        """The row of this run in TensorBoard's HParams table, written into the run's own event file."""
+        from torch.utils.tensorboard.summary import hparams as summary
+
+        assert self.writer.file_writer is not None
+        for event in summary(hparams, metrics):
+            self.writer.file_writer.add_summary(event)
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value)
+
+    def flush(self) -> None:
+        """To the disk: called before a checkpoint, so that no checkpoint is ahead of its curves."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self.file.close()
+        self.writer.close()
+
+
+class Progress:
+    """A progress bar over the steps of the whole run: loss, accuracy, images per second, time left."""
+
+    def __init__(self, total: int, step: int, shown: bool) -> None:
+        # Into a file or a pipe a line every half minute is enough.
+        interval = 0.2 if sys.stderr.isatty() else 30.0
+        layout = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+        self.bar = tqdm(
+            total=total, initial=step, disable=not shown, mininterval=interval, bar_format=layout, dynamic_ncols=True
+        )
+
+    def advance(self, epoch: int, epochs: int) -> None:
+        self.bar.set_description_str(f"epoch {epoch + 1}/{epochs}", refresh=False)
+        self.bar.update()
+
+    def show(self, **values: str) -> None:
+        self.bar.set_postfix_str(" ".join(f"{name} {value}" for name, value in values.items()), refresh=False)
+
+    def write(self, line: str) -> None:
+        """A line above the bar."""
+        if self.bar.disable:
+            print(line, flush=True)
+        else:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,51 @@
+"""The folder of a sweep: one small file per run, so that processes may share the work, and the closing summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint import write_aside
+from engine.console import table
+from engine.records import DONE
+
+
+def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: str = "", **values: Any) -> None:
+    """Write down what became of a job. Jobs that meet in one run folder meet in one file.
+
+    Args:
+        sweep: the folder of the sweep.
+        run: the run folder.
+        status: DONE, STOPPED or FAILED.
+        overrides: the job's own words.
+        reason: one line, for a job that did not end well.
+        values: what the summary shows of it.
+    """
+    runs = sweep / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    entry = {"run": str(run), "status": status, "overrides": overrides, "reason": reason, "time": time.time(), **values}
+    name = "_".join(run.parts[-3:]) + ".json"
+    write_aside(runs / name, [(json.dumps(entry, indent=2) + "\n").encode()])
+
+
+def read_runs(sweep: Path, since: float = 0.0) -> list[dict[str, Any]]:
+    """The entries of a sweep, by name; with `since`, those written after that time."""
+    entries = [json.loads(path.read_text()) for path in sorted((sweep / "runs").glob("*.json"))]
+    return [entry for entry in entries if entry["time"] >= since]
+
+
+def summary_text(entries: list[dict[str, Any]], sweep: Path) -> str:
+    """The closing table of a sweep."""
+    rows = [
+        (entry["status"], _shown(entry.get("last test")), entry["run"], " ".join(entry["reason"].split())[:100])
+        for entry in entries
+    ]
+    failed = sum(entry["status"] != DONE for entry in entries)
+    lines = [table(("status", "last test", "run", "reason"), rows)] if rows else []
+    return "\n".join([*lines, f"{len(entries) - failed} runs done, {failed} not; listed in {sweep}"])
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}%"

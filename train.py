@@ -1,0 +1,304 @@
+"""Train a network with a regularizer: python train.py regularizer=dropblock block_size=7
+
+The words of the command line become a plan, the rooms build what it names, the loop runs it. `--help` lists the keys,
+`-m` runs a grid, `+sweep=NAME` a whole table of the paper.
+
+Exit codes: 0 done; 2 a mistake in the configuration or the data, told in one line; 130 and 143 stopped by a signal,
+the same command goes on from there; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.command_line import check_words, is_sweep, sweep_name
+from configs.plan import Plan, resolve
+from configs.schema import Config, UserError, check, load_yaml
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered before that
+    import torch
+    from torch import nn
+
+    from data import Data
+    from dropblock import LayerControl
+    from engine.distributed import Ranks
+    from engine.loop import Fit
+    from engine.records import RunFolder
+    from engine.signals import StopRequest
+
+
+def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
+    """The data set of a plan."""
+    from data import Augment, build_data
+
+    augment = plan.recipe.augment
+    return build_data(
+        plan.data.name,
+        root=plan.runtime.data_root,
+        image_size=plan.data.image_size,
+        batch_size=plan.recipe.batch_size,
+        eval_batch_size=plan.recipe.eval_batch_size,
+        val_fraction=plan.data.val_fraction,
+        train_subset=plan.data.train_subset,
+        augment=Augment(augment.crop_padding, augment.flip, plan.cutout, plan.autoaugment),
+        seed=plan.seed,
+        device=device,
+        channels_last=True,
+        workers=(os.cpu_count() or 1) if plan.runtime.workers is None else plan.runtime.workers,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        download=plan.runtime.download,
+        on_bad_image=plan.data.on_bad_image,
+        decoder=plan.data.decoder,
+    )
+
+
+def build_network(plan: Plan, data: Data, device: torch.device) -> tuple[nn.Module, LayerControl]:
+    """The network of a plan with its layers installed, on the device."""
+    import torch
+
+    from dropblock import KeepProbSchedule, LayerControl, install_layers
+    from models import build_model
+
+    channels, height, width = data.image_shape
+    asked, layer = plan.model, plan.layer
+    model = build_model(
+        asked.name,
+        num_classes=data.num_classes,
+        in_channels=channels,
+        width=asked.width,
+        stem=asked.stem,
+        zero_gamma=asked.zero_gamma,
+        pretrained=asked.pretrained,
+        **asked.options,
+    )
+    schedule = None
+    if layer is not None:
+        install_layers(
+            model,
+            layer.name,
+            keep_prob=layer.keep_prob,
+            block_size=layer.block_size,
+            groups=layer.groups,
+            skip=bool(layer.skip),
+        )
+        schedule = KeepProbSchedule(model, layer.keep_prob, layer.schedule, layer.group_divisor, model.last_group)
+    model = model.to(device=device, memory_format=torch.channels_last)
+    return model, LayerControl(model, torch.zeros(1, channels, height, width, device=device), schedule)
+
+
+def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
+    """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
+    import torch
+
+    from dropblock import table_text
+    from engine import checkpoint
+    from engine.console import plan_text
+    from engine.distributed import wrap
+    from engine.loop import Fit
+    from engine.optim import LearningRate, build_sgd
+    from engine.seeding import seed_everything
+    from engine.state import TrainState
+    from engine.tasks import Classification
+
+    recipe = plan.recipe
+    data = open_data(plan, device, ranks)
+    seed_everything(plan.seed)
+    model, layers = build_network(plan, data, device)
+    optimizer = build_sgd(
+        model, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+    )
+    state = TrainState(model, optimizer, recipe.ema_decay)
+    found = checkpoint.load_latest(folder.checkpoints)
+    if found is not None:
+        if found[0]["fingerprint"] != data.fingerprint:
+            raise UserError(f"{found[1]}: written with other data; give the same data, or fresh=true to start over")
+        state.load_state_dict(found[0])
+    if ranks.is_main:
+        print(plan_text(plan, data, model, device))
+        if layers.table:
+            print(table_text(layers.table))
+        if found is not None:
+            print(f"resuming after step {state.step}, from {found[1]}")
+        folder.write("sites.json", [asdict(row) for row in layers.table])
+    return Fit(
+        task=Classification(data.num_classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
+        state=state,
+        network=wrap(torch.compile(model) if plan.runtime.compile else model, ranks, device),
+        data=data,
+        layers=layers,
+        lr=LearningRate(
+            peak=recipe.lr,
+            schedule=recipe.lr_schedule,
+            total_steps=recipe.epochs * len(data.train),
+            steps_per_epoch=len(data.train),
+            warmup_epochs=recipe.warmup_epochs,
+            milestones=recipe.milestones,
+            decay=recipe.lr_decay,
+        ),
+        epochs=recipe.epochs,
+        accumulate=recipe.accumulate,
+        precision=recipe.precision,
+        seed=plan.seed,
+        eval_every=recipe.eval_every,
+        log_every=plan.runtime.log_every,
+        checkpoint_every=plan.runtime.checkpoint_every,
+        folder=folder,
+        identity={"plan": plan.identity(), "fingerprint": data.fingerprint},
+        ranks=ranks,
+        device=device,
+        stop=stop,
+        progress=plan.runtime.progress,
+    )
+
+
+def train(plan: Plan, words: list[str]) -> dict[str, Any]:
+    """Carry out a plan in its folder, from wherever an earlier attempt left it; returns the summary.
+
+    Raises:
+        ValueError, FileNotFoundError, RunLocked: for what the user can mend, in one line.
+        Stopped: if a signal asked for it.
+    """
+    from engine.attempt import attempt, differences, hold
+    from engine.console import result_text
+    from engine.distributed import find_device, join
+    from engine.records import DONE, RunFolder, environment
+    from engine.signals import StopRequest
+
+    device = find_device(plan.runtime.device)
+    ranks = join(device)
+    folder = RunFolder(plan.run_dir())
+    lock = hold(folder, ranks, plan.runtime.fresh)
+    plan_file = folder.path / "plan.yaml"
+    if plan_file.exists():  # a folder given by run_dir= may hold another run
+        found = differences(plan.identity(), load_yaml(str(plan_file), Plan).identity())
+        if found:
+            raise UserError(f"{folder.path} holds another run: {', '.join(found[:4])}; fresh=true moves it aside")
+    summary = folder.summary()
+    done = folder.status().get("status") == DONE and bool(summary)
+    ranks.barrier()  # every rank has read the status before the main rank writes a new one
+    if done:
+        if ranks.is_main:
+            print(f"already done (commit {str(summary['environment']['commit'])[:9]}); fresh=true would start over")
+            print(result_text(summary, folder.path))
+        return summary
+    started = {**environment(), "device": str(device), "world_size": ranks.world_size}
+    with attempt(folder, ranks), StopRequest() as stop:
+        if ranks.is_main:
+            folder.checkpoints.mkdir(exist_ok=True)
+            OmegaConf.save(OmegaConf.create(asdict(plan)), plan_file)
+            OmegaConf.save(OmegaConf.create({"overrides": words}), folder.path / "config_min.yaml")
+        fit = prepare(plan, folder, device, ranks, stop)
+        fit.run()
+        parameters = sum(p.numel() for p in fit.state.model.parameters())
+        summary = {**fit.result(), "parameters": parameters, "environment": started, "plan": asdict(plan)}
+        if ranks.is_main:
+            folder.write("summary.json", summary)
+            folder.set_status(DONE, commit=started["commit"])
+            print(result_text(summary, folder.path))
+    if lock is not None:
+        lock.close()
+    return summary
+
+
+def job(config: DictConfig, words: list[str], sweep: Path | None, number: int) -> int:
+    """One run of this command, or one of many; returns its exit code and never raises: a grid goes on."""
+    run, code, reason, shown = None, 0, "", {}
+    try:
+        plan, remarks = resolve(check(config, Config), grid=sweep is not None)
+        if sweep is not None and plan.runtime.run_dir:
+            raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
+        run = plan.run_dir()
+        if sweep is not None:
+            print(f"\n=== run {number + 1}: {' '.join(words)}")
+        for remark in remarks:
+            print(f"note: {remark}")
+        summary = train(plan, words)
+        shown = {"last test": summary["last"].get(f"test/{summary['headline']}"), "experiment": plan.experiment}
+    except BaseException as error:
+        code, reason = told(error)
+    if sweep is not None and run is not None:
+        from engine.sweep import note_run
+
+        note_run(sweep, run, {0: "DONE", 130: "STOPPED", 143: "STOPPED"}.get(code, "FAILED"), words, reason, **shown)
+    return code
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """Tell the user what ended a run: one line for what can be mended, a traceback for what cannot."""
+    from engine.loop import NonFinite, Stopped
+    from engine.records import RunLocked
+
+    line = " ".join(str(error).split())
+    if isinstance(error, Stopped):
+        print(f"{line}; the same command goes on from there", file=sys.stderr)
+        return error.exit_code, line
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted before the first step"
+    if isinstance(error, UserError | FileNotFoundError | RunLocked) or type(error) is ValueError:
+        code = 2
+    elif isinstance(error, NonFinite | OSError):
+        code = 1
+    else:
+        traceback.print_exception(error)
+        code = 1
+    print(f"error: {line}", file=sys.stderr)
+    return code, line
+
+
+def main(words: list[str]) -> int:
+    """The process: words in, exit code out."""
+    started, codes = time.time(), []
+    sweep = None
+    try:
+        check_words(words)
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        if is_sweep(words):
+            sweep = Path(given.get("output_root", "outputs"), "sweeps", sweep_name(words))
+        import hydra
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.errors import HydraException
+
+        def one(config: DictConfig) -> None:
+            state = HydraConfig.get()
+            if any(code in (130, 143) for code in codes):  # a signal ends the grid, not one run of it
+                return
+            number = state.job.num if sweep is not None else 0
+            codes.append(job(config, list(state.overrides.task), sweep, number))
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are told in one line
+        sys.argv[1:] = [*words, f"hydra.sweep.dir={sweep}"] if sweep else words
+        try:
+            hydra.main(version_base="1.3", config_path="configs", config_name="config")(one)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(plain(str(error), words)) from error
+    except UserError as error:
+        return told(error)[0]
+    if sweep is not None:
+        from engine.sweep import read_runs, summary_text
+
+        print(f"\n{summary_text(read_runs(sweep, since=started), sweep)}")
+        stopped = [code for code in codes if code in (130, 143)]
+        return stopped[0] if stopped else int(any(codes))
+    return codes[0] if codes else 0
+
+
+def plain(message: str, words: list[str]) -> str:
+    """Hydra's message as one line; where it blames commas, what to do about them."""
+    if message.startswith("Ambiguous value"):
+        several = [word for word in words if "," in word]
+        return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
+    return " ".join(message.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
