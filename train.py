@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.command_line import check_words, is_sweep, sweep_name
-from configs.plan import Plan, resolve
+from configs.plan import Plan, plan_from, resolve
 from configs.schema import Config, UserError, check, load_yaml
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered before that
@@ -180,7 +180,7 @@ def train(plan: Plan, words: list[str]) -> dict[str, Any]:
     lock = hold(folder, ranks, plan.runtime.fresh)
     plan_file = folder.path / "plan.yaml"
     if plan_file.exists():  # a folder given by run_dir= may hold another run
-        found = differences(plan.identity(), load_yaml(str(plan_file), Plan).identity())
+        found = differences(plan.identity(), plan_from(load_yaml(plan_file)).identity())
         if found:
             raise UserError(f"{folder.path} holds another run: {', '.join(found[:4])}; fresh=true moves it aside")
     summary = folder.summary()

@@ -13,7 +13,7 @@ from configs.plan import choices
 from configs.schema import UserError, all_keys, nearest
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
-FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve", "--version")
+FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
 RUN_ONLY = {"fresh", "device", "workers", "compile", "log_every", "checkpoint_every", "progress", "output_root"}

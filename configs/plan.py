@@ -17,6 +17,7 @@ from configs.schema import (
     RecipeConfig,
     RegularizerConfig,
     UserError,
+    check,
     one_of,
 )
 
@@ -108,6 +109,21 @@ class Plan:
         return Path(self.runtime.output_root, place, f"{self.variant}-{self.hash()}", f"seed-{self.seed}")
 
 
+def plan_from(values: dict[str, Any]) -> Plan:
+    """A plan from the nested plain values that `dataclasses.asdict` made of one, each part checked.
+
+    Raises:
+        UserError: if a key or a value does not belong there.
+    """
+    parts = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "layer": LayerPlan}
+    parts |= {"paper": PaperConfig, "runtime": Runtime}
+    try:
+        built = {k: check(v, parts[k]) if k in parts and v is not None else v for k, v in values.items()}
+        return Plan(**built)
+    except TypeError as error:
+        raise UserError(f"not a plan of this version: {error}") from error
+
+
 def choices(group: str) -> list[str]:
     """The names of a configuration group: its YAML files, sub-folders included."""
     folder = CONFIGS / group
@@ -134,11 +150,10 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
         width=config.model.width or config.data.model_width,
         stem=config.model.stem or ("small" if config.data.image_size <= 64 else "imagenet"),
     )
-    asked = {knob: getattr(config, knob) for knob in RECIPE_KNOBS if getattr(config, knob) is not None}
     plan = Plan(
         model=model,
         data=config.data,
-        recipe=replace(config.recipe, **asked),
+        recipe=_recipe(config, remarks),
         regularizer=list(config.regularizer),
         layer=layer,
         cutout=cutout,
@@ -155,6 +170,18 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     )
     _check_values(plan)
     return plan, remarks
+
+
+def _recipe(config: Config, remarks: list[str]) -> RecipeConfig:
+    """The recipe with the user's knobs; a run of another length keeps the shape of its learning-rate curve."""
+    asked = {knob: getattr(config, knob) for knob in RECIPE_KNOBS if getattr(config, knob) is not None}
+    recipe = replace(config.recipe, **asked)
+    if recipe.epochs != config.recipe.epochs and config.recipe.epochs > 0:
+        scale = recipe.epochs / config.recipe.epochs
+        remarks.append(f"epochs={recipe.epochs}: warm-up and milestones of the recipe scaled by {scale:.3g}")
+        scaled = {"warmup_epochs": recipe.warmup_epochs * scale, "milestones": [m * scale for m in recipe.milestones]}
+        recipe = replace(recipe, **scaled)
+    return recipe
 
 
 def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[LayerConfig | None, str | None, int, float]:

@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -240,18 +241,18 @@ def _dotted(node: Any, prefix: str) -> list[str]:
     return names
 
 
-def load_yaml(path: str, schema: type[T]) -> T:
-    """Read a YAML file that `save_yaml` wrote and check it.
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of a YAML file.
 
     Raises:
-        UserError: if the file is missing, damaged or of another form.
+        UserError: if the file is missing or damaged.
     """
     try:
-        loaded = OmegaConf.load(path)
+        values = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
         raise UserError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
-    if not isinstance(loaded, DictConfig):
+    if not isinstance(values, dict):
         raise UserError(f"{path}: not a configuration")
-    return check(loaded, schema)
+    return {str(key): value for key, value in values.items()}

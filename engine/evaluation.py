@@ -20,35 +20,23 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 @torch.no_grad()
-def evaluate(
-    task: Task,
-    model: nn.Module,
-    loader: Any,
-    ranks: Ranks,
-    device: torch.device,
-    precision: str,
-    training: bool = False,
-) -> Tensor:
+def evaluate(task: Task, model: nn.Module, loader: Any, ranks: Ranks, device: torch.device, precision: str) -> Tensor:
     """The task's sums over one split, on the CPU.
 
     Args:
-        task, model, loader: what is evaluated; the mode of the model is restored afterwards.
+        task, model, loader: what is evaluated. The model is in evaluation mode, except for layers that the caller
+            wants to drop at inference.
         ranks: the split is shared out among them and the sums are added up.
         device, precision: as in training.
-        training: leave the installed layers in training mode (drop at inference, paper Fig. 5); all else evaluates.
+
+    Raises:
+        ValueError: for a split without samples.
     """
-    modes = {module: module.training for module in model.modules()}
-    if not training:
-        model.eval()
     total: Tensor | None = None
-    try:
-        with autocast(device, precision):
-            for batch in loader.epoch(0):
-                sums = task.measure(model, batch)
-                total = sums if total is None else total + sums
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with autocast(device, precision):
+        for batch in loader.epoch(0):
+            sums = task.measure(model, batch)
+            total = sums if total is None else total + sums
     if total is None:
         raise ValueError("a split without samples cannot be evaluated")
     return ranks.sum(total.cpu())

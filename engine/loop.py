@@ -240,6 +240,7 @@ class Fit:
         if (epoch + 1) % self.eval_every and epoch + 1 < self.epochs:
             return
         share_statistics(state.model, self.ranks)
+        state.evaluated.eval()  # `_step` goes back to training mode
         values: dict[str, float] = {}
         headline = self.task.headline
         for split_name in ("val", "test"):

@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: train test check setup clean
+
+# The main job. Overrides: make train ARGS="regularizer=none seed=2"
+train: setup
+	$(RUN) train.py $(ARGS)
+
+test: setup
+	$(RUN) -m pytest $(ARGS)
+
+# Lint, format and types.
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+setup: $(VENV)/installed
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(VENV)/installed: requirements.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

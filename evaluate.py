@@ -1,0 +1,185 @@
+"""Evaluate a trained network: python evaluate.py run=outputs/digits-resnet50/.../seed-1
+
+    run=FOLDER          the last checkpoint of a run; which=best takes the one chosen on val
+    checkpoint=FILE     a checkpoint that train.py wrote
+    split=test          test or val
+    keep_prob=0.9       leave the layers on while evaluating (paper, Figure 5); block_size=1 changes their blocks,
+                        and both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
+    json=FILE           write the result as JSON
+    device, workers, data_root, download: as in train.py
+
+Loss, top-1, top-5 and the accuracy of every class. Exit codes as in train.py.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.plan import LayerPlan, Plan, plan_from
+from configs.schema import UserError, check, load_yaml, one_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Request:
+    """The words of this command."""
+
+    run: str | None = None
+    checkpoint: str | None = None
+    which: str = "last"
+    split: str = "test"
+    keep_prob: list[float] = field(default_factory=list)
+    block_size: list[int] = field(default_factory=list)
+    seed: int = 0
+    json: str | None = None
+    device: str = "auto"
+    workers: int | None = None
+    data_root: str | None = None
+    download: bool = True
+
+
+def read_request(words: list[str]) -> Request:
+    """The command line as a checked request; a single value stands for a list of one."""
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"{word}: expected KEY=VALUE; see --help")
+    try:
+        config = OmegaConf.from_dotlist(words)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    for key in ("keep_prob", "block_size"):
+        if key in config and not OmegaConf.is_list(config[key]):
+            config[key] = [config[key]]
+    request = check(config, Request)
+    if (request.run is None) == (request.checkpoint is None):
+        raise UserError("give either run=FOLDER or checkpoint=FILE; see --help")
+    one_of("which", request.which, ("last", "best"))
+    one_of("split", request.split, ("test", "val"))
+    for keep_prob in request.keep_prob:
+        if not 0.0 <= keep_prob <= 1.0:
+            raise UserError(f"keep_prob={keep_prob}: must lie between 0 and 1")
+    for block_size in request.block_size:
+        if block_size < 1:
+            raise UserError(f"block_size={block_size}: must be at least 1")
+    return request
+
+
+def load(request: Request) -> tuple[Plan, dict[str, Any]]:
+    """The plan that a network was trained to, and its checkpoint."""
+    from engine import checkpoint
+
+    if request.run is not None:
+        folder = Path(request.run)
+        plan = plan_from(load_yaml(folder / "plan.yaml"))
+        if request.which == "best":
+            payload = checkpoint.load(folder / "checkpoints" / "best.pt")
+        else:
+            found = checkpoint.load_latest(folder / "checkpoints")
+            if found is None:
+                raise UserError(f"{folder}/checkpoints: no checkpoint to evaluate")
+            payload = found[0]
+    else:
+        assert request.checkpoint is not None
+        payload = checkpoint.load(Path(request.checkpoint))
+        plan = plan_from(payload["plan"])
+    data_root = request.data_root or plan.runtime.data_root
+    runtime = replace(plan.runtime, data_root=data_root, download=request.download, workers=request.workers)
+    return replace(plan, runtime=runtime, layer=None), payload
+
+
+def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:
+    """What training evaluated: the averaged weights where there are any."""
+    ema = payload.get("ema")
+    return payload["model"] if ema is None else ema["module"]
+
+
+def evaluate(request: Request) -> dict[str, Any]:
+    """Metrics of the split, per class, and under drop at every keep_prob and block size asked for."""
+    import torch
+
+    from dropblock import installed_layers
+    from engine.distributed import Ranks, find_device
+    from engine.evaluation import evaluate as pass_over
+    from engine.tasks import Classification
+    from train import build_network, open_data
+
+    device, ranks = find_device(request.device), Ranks()
+    plan, payload = load(request)
+    data = open_data(plan, device, ranks)
+    if data.fingerprint != payload["fingerprint"]:
+        raise UserError(f"{plan.data.name}: not the data this network was trained on; set data_root")
+    loader = getattr(data, request.split)
+    if loader is None:
+        raise UserError(f"split={request.split}: {plan.data.name} was used without one")
+    task = Classification(data.num_classes)
+
+    def measure(layer: LayerPlan | None) -> dict[str, Any]:
+        model, layers = build_network(replace(plan, layer=layer), data, device)
+        model.load_state_dict(weights_of(payload))
+        model.eval()
+        layers.set_progress(1.0)
+        for installed in installed_layers(model):
+            installed.train()
+        torch.manual_seed(request.seed)
+        sums = pass_over(task, model, loader, ranks, device, plan.recipe.precision)
+        return {**task.metrics(sums), **task.details(sums)}
+
+    under_drop = []
+    for block_size in request.block_size or ([7] if request.keep_prob else []):
+        for keep_prob in request.keep_prob or [0.9]:
+            layer = LayerPlan("dropblock", keep_prob, block_size, [3, 4], True, "constant", 4.0)
+            metrics = {name: value for name, value in measure(layer).items() if not name.endswith("_class")}
+            under_drop.append({"keep_prob": keep_prob, "block_size": block_size, **metrics})
+    result = {"split": request.split, "samples": loader.num_samples, **measure(None)}
+    return {**result, "classes": list(data.classes), "under_drop": under_drop}
+
+
+def result_text(result: dict[str, Any]) -> str:
+    """The result as tables."""
+    from engine.console import table
+
+    split = result["split"]
+    rows = [
+        (f"{split}/{name}", f"{result[name]:.4f}{unit}") for name, unit in (("loss", ""), ("top1", "%"), ("top5", "%"))
+    ]
+    parts = [table(("metric", f"of {result['samples']:,} images"), rows)]
+    classes = zip(result["classes"], result["top1_per_class"], result["samples_per_class"], strict=True)
+    parts.append(table(("class", "top1", "images"), [(name, f"{top1:.2f}%", int(n)) for name, top1, n in classes]))
+    if result["under_drop"]:
+        drops = [
+            (row["block_size"], f"{row['keep_prob']:g}", f"{row['top1']:.2f}%", f"{row['loss']:.4f}")
+            for row in result["under_drop"]
+        ]
+        parts.append(table(("block_size", "keep_prob", "top1 under drop", "loss"), drops))
+    return "\n\n".join(parts)
+
+
+def main(words: list[str]) -> int:
+    """The process: words in, exit code out."""
+    from train import told
+
+    if not words or {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
+    try:
+        request = read_request(words)
+        result = evaluate(request)
+        print(result_text(result))
+        if request.json is not None:
+            Path(request.json).write_text(json_format.dumps(result, indent=2) + "\n")
+    except BaseException as error:
+        return told(error)[0]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
