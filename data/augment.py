@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -60,29 +58,30 @@ class Normalize:
         return images.to(torch.float32, memory_format=self.memory).add_(self.shift).mul_(self.scale)
 
 
-def policy(name: str) -> Callable[[NDArray[np.uint8], int, int, int], NDArray[np.uint8]]:
-    """torchvision's AutoAugment as a function of (image, seed, epoch, index).
+class Policy:
+    """torchvision's AutoAugment, with its defaults, as a function of (image, seed, epoch, index).
 
     Args:
         name: `imagenet`, `cifar10` or `svhn`.
-
-    Returns:
-        a function of an (H, W, C) uint8 image with 1 or 3 channels that returns one of the same shape. torchvision
-        draws from torch's default generator: it is seeded from (seed, epoch, index) for the call and put back after.
     """
-    from PIL import Image
-    from torchvision import transforms
 
-    transform = transforms.AutoAugment(transforms.AutoAugmentPolicy(name))
+    def __init__(self, name: str) -> None:
+        from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
-    def apply(image: NDArray[np.uint8], seed: int, epoch: int, index: int) -> NDArray[np.uint8]:
+        self.transform = AutoAugment(AutoAugmentPolicy(name))
+
+    def __call__(self, image: NDArray[np.uint8], seed: int, epoch: int, index: int) -> NDArray[np.uint8]:
+        """(H, W, C) to the same shape, C 1 or 3.
+
+        torchvision draws from torch's default generator: it is seeded for the call and put back after.
+        """
+        from PIL import Image
+
         generator = torch.default_generator
         before = generator.get_state()
         generator.manual_seed(int(hashed(POLICY, seed, epoch, index)[0] >> np.uint64(1)))
         try:
-            changed = np.array(transform(Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])))
+            changed = np.array(self.transform(Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])))
         finally:
             generator.set_state(before)
         return changed.reshape(image.shape)
-
-    return apply

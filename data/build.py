@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,13 @@ from torch import Tensor
 
 from data.augment import Normalize
 from data.cifar import cifar10, cifar100
+from data.decode import pick_decoder
 from data.fashion import fashion_mnist
+from data.fingerprint import fingerprint
+from data.folders import Files, open_folders
+from data.images import ON_BAD_IMAGE, ImageLoader
 from data.interface import Augment, Data
+from data.pictures import Picture
 from data.small import Request, Small, digits, fake
 from data.splits import Batches, Indices, subset, train_val
 from data.tensors import TensorLoader
@@ -26,7 +30,8 @@ SMALL: dict[str, Callable[[Request], Small]] = {
     "cifar100": cifar100,
     "fake": fake,
 }
-DATASETS = tuple(SMALL)
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+DATASETS = (*SMALL, "imagenette", "imagenet")
 
 
 def build_data(
@@ -79,13 +84,21 @@ def build_data(
     """
     if name not in DATASETS:
         raise ValueError(f"unknown data '{name}', choose one of {', '.join(DATASETS)}")
-    request = Request(Path(root).expanduser() if root is not None else None, image_size, num_classes, download)
     if num_classes is not None and name != "fake":
         raise ValueError(f"num_classes can be chosen for data 'fake' only, not for '{name}'")
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise ValueError(f"unknown on_bad_image '{on_bad_image}', choose one of {', '.join(ON_BAD_IMAGE)}")
+    pick_decoder(decoder)
+    folder = Path(root).expanduser() if root is not None else None
     how = Loading(
         batch_size, eval_batch_size or batch_size, seed, rank, world_size, torch.device(device), channels_last
     )
-    return _small(name, SMALL[name](request), val_fraction, train_subset, augment, how)
+    cut = Cut(val_fraction, train_subset)
+    if name in SMALL:
+        source = SMALL[name](Request(folder, image_size, num_classes, download))
+        return _small(name, source, cut, augment, how)
+    reading = Reading(224 if image_size is None else image_size, decoder, workers, on_bad_image)
+    return _folders(name, folder, download, cut, augment, reading, how)
 
 
 @dataclass(frozen=True)
@@ -107,13 +120,44 @@ class Loading:
         return Batches(num_samples, self.eval_batch_size, False, self.seed, self.rank, self.world_size)
 
 
-def _small(
-    name: str, source: Small, val_fraction: float, train_subset: int | None, augment: Augment, how: Loading
-) -> Data:
+@dataclass(frozen=True)
+class Cut:
+    """Which part of the training set is trained on, and which is held out to select on."""
+
+    val_fraction: float
+    train_subset: int | None
+
+    def __call__(self, labels: Indices) -> tuple[Indices, Indices]:
+        train, val = train_val(labels, self.val_fraction)
+        return subset(train, labels, self.train_subset), val
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self.train_subset is None:
+            return ()
+        return (f"trained on a fixed subset of {self.train_subset:,} training images",)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files become pixels."""
+
+    image_size: int
+    decoder: str
+    workers: int
+    on_bad_image: str
+
+    def __post_init__(self) -> None:
+        if self.image_size < 8:
+            raise ValueError(f"image_size must be 8 or more, not {self.image_size}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, not {self.workers}")
+
+
+def _small(name: str, source: Small, cut: Cut, augment: Augment, how: Loading) -> Data:
     images, labels = source.train_images, source.train_labels
-    train, val = train_val(labels, val_fraction)
-    mean, std = (source.mean, source.std) if source.mean and source.std else _statistics(images[train])
-    train = subset(train, labels, train_subset)
+    train, val = cut(labels)
+    mean, std = (source.mean, source.std) if source.mean and source.std else _statistics(images, without=val)
     normalize = Normalize(mean, std, how.device, how.channels_last)
 
     def loader(part: Tensor, part_labels: Indices, batches: Batches) -> TensorLoader:
@@ -127,28 +171,49 @@ def _small(
         num_classes=len(source.classes),
         classes=source.classes,
         image_shape=(images.shape[1], images.shape[2], images.shape[3]),
-        fingerprint=fingerprint(name, source.classes, train, val, labels, source.test_labels, images),
-        notes=source.notes + _subset_note(train_subset),
+        fingerprint=fingerprint(
+            name, source.classes, train, val, labels, source.test_labels, images, source.test_images
+        ),
+        notes=source.notes + cut.notes,
     )
 
 
-def fingerprint(*parts: str | tuple[str, ...] | Indices | Tensor) -> str:
-    """sha256 over the parts, each preceded by its kind and size so that no two lists of parts run together."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            part = part.numpy()
-        if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype.str}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).data)
-        else:
-            text = part if isinstance(part, str) else "\0".join(part)
-            digest.update(f"text{len(text)}".encode() + text.encode())
-    return digest.hexdigest()
+def _folders(
+    name: str, root: Path | None, download: bool, cut: Cut, augment: Augment, reading: Reading, how: Loading
+) -> Data:
+    if augment.crop_padding:
+        raise ValueError(f"crop_padding is for small images; {name} is cropped by random boxes: set it to 0")
+    found = open_folders(name, root, download)
+    train, val = cut(found.train.labels)
+    picture = Picture(reading.image_size, reading.decoder, augment)
+    normalize = Normalize(*IMAGENET_STATISTICS, how.device, how.channels_last)
+
+    def loader(files: Files, batches: Batches) -> ImageLoader:
+        return ImageLoader(
+            files, picture, batches, normalize, augment, how.device, reading.workers, reading.on_bad_image
+        )
+
+    return Data(
+        name=name,
+        train=loader(found.train.part(train), how.training(len(train))),
+        val=loader(found.train.part(val), how.evaluation(len(val))) if len(val) else None,
+        test=loader(found.test, how.evaluation(len(found.test))),
+        num_classes=len(found.classes),
+        classes=found.classes,
+        image_shape=(3, reading.image_size, reading.image_size),
+        fingerprint=fingerprint(
+            name, found.classes, train, val, found.train.names, found.train.labels, found.test.names, found.test.labels
+        ),
+        notes=found.notes + cut.notes,
+    )
 
 
-def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of values in [0, 1], exactly, from counts of the 256 levels."""
+def _statistics(images: Tensor, without: Indices) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of values in [0, 1], exactly, from counts of the 256 levels.
+
+    Over the training images but those of `val`; also for a run on a subset, so that such runs see the same pixels.
+    """
+    images = images[np.setdiff1d(np.arange(len(images)), without)]
     level = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):
@@ -157,7 +222,3 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         means.append(mean)
         stds.append(float((share * (level - mean) ** 2).sum().sqrt()))
     return tuple(means), tuple(stds)
-
-
-def _subset_note(train_subset: int | None) -> tuple[str, ...]:
-    return () if train_subset is None else (f"trained on a fixed subset of {train_subset} training images",)

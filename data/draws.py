@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 # What a draw is for: the first part of its key, so that no two uses share their numbers.
 ORDER, AUGMENT, POLICY, SPLIT, FAKE = range(5)
+# The draws of a training image, each always in its place, so that no augmentation moves the draws of another. From BOX
+# on: the attempts at a random box of a photograph.
+TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)
 
 Words = NDArray[np.uint64]
 _WORD = 2**64 - 1

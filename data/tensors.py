@@ -8,13 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment import Normalize, cutout, mirror, policy, shift, windows
-from data.draws import uniforms
+from data.augment import Normalize, Policy, cutout, mirror, shift, windows
+from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, FLIP, LEFT, TOP, uniforms
 from data.interface import Augment, Batch
 from data.splits import Batches
-
-# The draws of an image, always in these places, so that one augmentation does not move the draws of another.
-TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, DRAWS = range(6)
 
 
 class TensorLoader:
@@ -44,7 +41,7 @@ class TensorLoader:
         self.augment = augment if batches.shuffled else Augment()
         self.labels = labels.to(device)
         self.windows = windows(images.to(device), self.augment.crop_padding)
-        self.policy = policy(self.augment.autoaugment) if self.augment.autoaugment else None
+        self.policy = Policy(self.augment.autoaugment) if self.augment.autoaugment else None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -57,9 +54,9 @@ class TensorLoader:
         order = np.concatenate(shares)
         indices, device = torch.from_numpy(order), self.labels.device
         where = indices.to(device)
-        draws = torch.zeros(0, DRAWS)
+        draws = torch.zeros(0, BOX)
         if self.augment != Augment():
-            draws = torch.from_numpy(uniforms(self.batches.seed, epoch, order, 0, DRAWS)).to(device)
+            draws = torch.from_numpy(uniforms(self.batches.seed, epoch, order, 0, BOX)).to(device)
         begin = 0
         for share in shares:
             part = slice(begin, begin + len(share))

@@ -1,0 +1,159 @@
+"""Class folders: `root/train/<class>/<image>` and `root/val/<class>/<image>`, one class map for both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.download import default_root, fetch
+
+ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+LAYOUT = "needs train/<class>/*.JPEG and val/<class>/*.JPEG"
+# Images to train and to evaluate, classes.
+OFFICIAL = {"imagenet": (1_281_167, 50_000, 1000), "imagenette": (9_469, 3_925, 10)}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image files of a split; another storage would offer the same `name`, `read` and `labels`.
+
+    Args:
+        folder: of the split.
+        names: (N,) `class/file` as bytes; one array, since a million small objects would be copied into each worker.
+        labels: (N,) int64.
+    """
+
+    folder: Path
+    names: NDArray[np.bytes_]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """The path of an image, for messages."""
+        return os.path.join(self.folder, os.fsdecode(self.names[index]))
+
+    def read(self, index: int) -> bytes:
+        """The content of an image file."""
+        with open(self.name(index), "rb") as file:
+            return file.read()
+
+    def part(self, indices: NDArray[np.int64]) -> Files:
+        """Some of the files, in the order given."""
+        return Files(self.folder, self.names[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A data set of class folders: its two official parts and their common class map."""
+
+    train: Files
+    test: Files
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def open_folders(name: str, root: Path | None, download: bool) -> Folders:
+    """Find and list `imagenet` or `imagenette`.
+
+    Raises:
+        FileNotFoundError: if there is no such folder; says what to do.
+        ValueError: if train and val do not hold the same classes, or a class holds no image; names the folders.
+    """
+    root = _imagenette(root, download) if name == "imagenette" else _imagenet(root)
+    classes = _classes(name, root / "train")
+    _same(name, classes, _classes(name, root / "val"), root)
+    train, test = (_list(name, root / split, classes) for split in ("train", "val"))
+    found = (len(train), len(test), len(classes))
+    notes: tuple[str, ...] = ()
+    if found != OFFICIAL[name]:
+        notes = (
+            "{}: {:,} + {:,} images in {:,} classes found, the official set has {:,} + {:,} in {:,}".format(
+                name, *found, *OFFICIAL[name]
+            ),
+        )
+    return Folders(train, test, tuple(classes), notes)
+
+
+def _imagenet(root: Path | None) -> Path:
+    if root is None:
+        raise FileNotFoundError(f"imagenet cannot be downloaded: name its folder by data.root; it {LAYOUT}")
+    return root
+
+
+def _imagenette(root: Path | None, download: bool) -> Path:
+    """`root` itself, or one of the folders that the archives unpack to, or a new download of the 320 px version."""
+    place = root or default_root()
+    for folder in (place, place / "imagenette2-320", place / "imagenette2"):
+        if (folder / "train").is_dir() or (folder / "val").is_dir():
+            return folder
+    url = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz"
+    otherwise = f"fetch {url} on another machine, unpack it, and name its folder by data.root"
+    if not download:
+        raise FileNotFoundError(f"imagenette: no class folders in {place}, and download is off; {otherwise}")
+    from torchvision.datasets import Imagenette
+
+    unpacked = "imagenette2-320"
+    fetch("imagenette", url, place, unpacked, lambda aside: Imagenette(aside, size="320px", download=True), otherwise)
+    return place / unpacked
+
+
+def _classes(name: str, folder: Path) -> list[str]:
+    """The class folders of a split, in the order of their labels."""
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: no folder {folder}; data.root {LAYOUT}") from error
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read {folder} ({error.strerror})") from error
+    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    hidden = [known for known in classes if known.startswith(".")]
+    if hidden:
+        raise ValueError(f"{name}: {folder} holds hidden folders, which are no classes: {_few(hidden)}; remove them")
+    if not classes:
+        raise FileNotFoundError(f"{name}: {folder} holds no class folders; data.root {LAYOUT}")
+    return classes
+
+
+def _same(name: str, train: Sequence[str], val: Sequence[str], root: Path) -> None:
+    """Numbering each split by itself would shift every label behind a missing folder."""
+    missing, extra = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    problems = [f"{root / 'val'} lacks {_few(missing)}"] if missing else []
+    problems += [f"{root / 'train'} lacks {_few(extra)}"] if extra else []
+    if problems:
+        raise ValueError(f"{name}: train and val must hold the same class folders, but {' and '.join(problems)}")
+
+
+def _list(name: str, folder: Path, classes: Sequence[str]) -> Files:
+    names: list[bytes] = []
+    counts = []
+    for known in classes:
+        try:
+            entries = list(os.scandir(folder / known))
+        except OSError as error:
+            raise ValueError(f"{name}: cannot read {folder / known} ({error.strerror})") from error
+        images = sorted(entry.name for entry in entries if _is_image(entry))
+        nested = sorted(entry.name for entry in entries if entry.is_dir())
+        if nested:
+            raise ValueError(f"{name}: the class folder {folder / known} holds folders ({_few(nested)}); remove them")
+        if not images:
+            raise ValueError(f"{name}: the class folder {folder / known} holds no image ({', '.join(ENDINGS)})")
+        names.extend(os.fsencode(f"{known}/{image}") for image in images)
+        counts.append(len(images))
+    return Files(folder, np.array(names, np.bytes_), np.repeat(np.arange(len(classes)), counts))
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Hidden files are left out: `._x.JPEG` is what some systems put beside `x.JPEG`."""
+    return entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file()
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

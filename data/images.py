@@ -1,0 +1,176 @@
+"""Photographs: worker processes decode and crop to uint8 batches, the device normalizes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.augment import Normalize, cutout
+from data.crops import BOX_DRAWS
+from data.decode import Pixels
+from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, uniforms
+from data.folders import Files
+from data.interface import Augment, Batch
+from data.pictures import Draws, Picture
+from data.splits import Batches, Indices
+
+MAX_BAD_SHARE, MAX_BAD_ALWAYS = 0.001, 5  # of an epoch's images may be left out before the run stops
+MAX_BAD_IN_A_ROW = 16
+ON_BAD_IMAGE = ("error", "skip")
+log = logging.getLogger(__name__)
+
+
+class Decoded(NamedTuple):
+    """What a worker sends: (B, S, S, 3) bytes; (2, B) samples asked for and samples taken; the bad ones met."""
+
+    images: Tensor
+    indices: Tensor
+    bad: list[tuple[str, str]]
+
+
+class DecodedBatches(Dataset[Decoded]):
+    """A data set whose keys are (epoch, sample positions) and whose items are whole batches.
+
+    Args:
+        files: of the split.
+        picture: file content to pixels.
+        seed: of the augmentation.
+        training: draw an augmentation; else take the centre.
+        skip: a bad image of a training split gives way to the next good one; of an evaluation split it is left out,
+            since a sample counted twice would be a wrong number. Without `skip` the first bad image ends the batch.
+    """
+
+    def __init__(self, files: Files, picture: Picture, seed: int, training: bool, skip: bool) -> None:
+        self.files, self.picture, self.seed, self.training, self.skip = files, picture, seed, training, skip
+
+    def __getitem__(self, key: tuple[int, Indices]) -> Decoded:
+        epoch, wanted = key
+        draws = uniforms(self.seed, epoch, wanted, 0, BOX + BOX_DRAWS) if self.training else None
+        size = self.picture.size
+        images = torch.empty(len(wanted), size, size, 3, dtype=torch.uint8)
+        taken: list[tuple[int, int]] = []
+        bad: list[tuple[str, str]] = []
+        for row, index in enumerate(wanted.tolist()):
+            draw = Draws(draws[row], self.seed, epoch, index) if draws is not None else None
+            found = self._first_good(index, draw, bad)
+            if found is None and not self.skip:
+                break
+            if found is not None:
+                position, pixels = found
+                images[len(taken)].numpy()[:] = pixels
+                taken.append((index, position))
+        return Decoded(images[: len(taken)], torch.tensor(taken, dtype=torch.int64).reshape(-1, 2).T, bad)
+
+    def _first_good(self, index: int, draw: Draws | None, bad: list[tuple[str, str]]) -> tuple[int, Pixels] | None:
+        """The picture of a sample, or with `skip` in training of the next sample that has one; None: there is none."""
+        for step in range(MAX_BAD_IN_A_ROW if self.skip and self.training else 1):
+            position = (index + step) % len(self.files)
+            try:
+                return position, self.picture(self.files.read(position), draw)
+            except Exception as error:  # decoders raise nearly anything on damaged files
+                bad.append((self.files.name(position), " ".join(str(error).split()) or type(error).__name__))
+        return None
+
+
+class ImageLoader:
+    """Batches of a split of image files.
+
+    Args:
+        files: of the split.
+        picture: file content to pixels.
+        batches: which samples make up which batch; a shuffled split is augmented.
+        normalize: uint8 batch to float32 batch.
+        augment: of training images; what is not done by `picture` (Cutout) is done here, on the device.
+        device: where the batches shall be.
+        workers: decoding processes; 0 decodes in this one.
+        on_bad_image: `error` or `skip`.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        picture: Picture,
+        batches: Batches,
+        normalize: Normalize,
+        augment: Augment,
+        device: torch.device,
+        workers: int,
+        on_bad_image: str,
+    ) -> None:
+        self.num_samples, self.bad_images = len(files), dict[str, str]()
+        self.batches, self.normalize, self.device, self.workers = batches, normalize, device, workers
+        self.skip = on_bad_image == "skip"
+        self.cutout = augment.cutout if batches.shuffled else 0
+        self.labels = torch.from_numpy(files.labels)
+        self.decoded = DecodedBatches(files, picture, batches.seed, batches.shuffled, self.skip)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """See `Loader.epoch`.
+
+        Raises:
+            ValueError: at an image that cannot be decoded; with `skip` when they are more than 0.1 % of the epoch.
+        """
+        keys = [(epoch, share) for share in self.batches.epoch(epoch, start)]
+        loader = DataLoader(
+            self.decoded,
+            sampler=keys,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            worker_init_fn=_leave_signals_to_the_parent,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the global one, for seeds that nothing here uses
+        )
+        bad: set[str] = set()
+        for (_, share), decoded in zip(keys, loader, strict=True):
+            self._account(decoded.bad, bad)
+            if self.batches.shuffled and decoded.indices.shape[1] < len(share):
+                path, reason = decoded.bad[-1]
+                raise ValueError(f"{path}: the last of {MAX_BAD_IN_A_ROW} unreadable images in a row ({reason})")
+            if decoded.indices.shape[1]:
+                yield self._batch(decoded, epoch)
+
+    def _batch(self, decoded: Decoded, epoch: int) -> Batch:
+        asked, taken = decoded.indices
+        # (B, H, W, C) bytes seen as (B, C, H, W) are channels-last as they stand.
+        images = self.normalize(decoded.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
+        if self.cutout:
+            draws = uniforms(self.batches.seed, epoch, asked.numpy(), CUTOUT_ROW, CUTOUT_COLUMN - CUTOUT_ROW + 1)
+            images = cutout(images, self.cutout, torch.from_numpy(draws).to(self.device))
+        return Batch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
+
+    def _account(self, met: list[tuple[str, str]], bad: set[str]) -> None:
+        for path, reason in met:
+            if not self.skip:
+                raise ValueError(
+                    f"{path}: not a readable image ({reason}); mend or remove it, or set data.on_bad_image=skip"
+                )
+            if path not in self.bad_images:
+                log.warning("%s: left out, not a readable image (%s)", path, reason)
+            self.bad_images[path] = reason
+            bad.add(path)
+        if len(bad) > max(MAX_BAD_ALWAYS, MAX_BAD_SHARE * self.num_samples):
+            path = min(bad)
+            raise ValueError(
+                f"{len(bad)} of {self.num_samples} images cannot be read, more than {MAX_BAD_SHARE:.1%}; one is {path} "
+                f"({self.bad_images[path]})"
+            )
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C and a scheduler's signal go to the whole process group; the parent finishes its step and ends us."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,175 @@
+"""Class folders: what is found, what is refused, in one line that names the folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from PIL import Image
+
+from data import build_data
+
+CLASSES = ("n01", "n02", "n03")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small tree: three classes, four images each to train and two to evaluate; and no network."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plant(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def plant(root: Path) -> None:
+    for split, count in (("train", 4), ("val", 2)):
+        for level, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((20, 30, 3), 60 * level + 10 * i, np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{name}_{i}.JPEG")
+
+
+def build(root: Path | None, name: str = "imagenet", **options: object) -> object:
+    return build_data(name, **{"root": root, "image_size": 16, "batch_size": 2, "val_fraction": 0.0, **options})  # type: ignore[arg-type]
+
+
+def test_the_class_map_is_that_of_torchvision(root: Path) -> None:
+    data = build(root)
+    for split, loader in (("train", data.train), ("val", data.test)):
+        theirs = torchvision.datasets.ImageFolder(root / split)
+        assert tuple(theirs.classes) == data.classes
+        files = loader.decoded.files
+        assert [(files.name(i), int(files.labels[i])) for i in range(len(files))] == theirs.samples
+    assert (data.num_classes, data.image_shape) == (3, (3, 16, 16))
+    assert "official set has 1,281,167" in data.notes[0]
+
+
+def test_a_validation_part_is_cut_from_train(root: Path) -> None:
+    data = build(root, val_fraction=0.25)
+    names = [{loader.decoded.files.name(i) for i in range(loader.num_samples)} for loader in (data.train, data.val)]
+    assert not names[0] & names[1]
+    assert len(names[0]) == 9
+    assert sorted(data.val.labels.tolist()) == [0, 1, 2]
+
+
+def test_the_fingerprint_sees_a_new_file_and_another_cut(root: Path) -> None:
+    one = build(root).fingerprint
+    assert one == build(root, batch_size=4, seed=5, decoder="pil").fingerprint
+    assert one != build(root, val_fraction=0.25).fingerprint
+    (root / "train" / "n02" / "new.png").write_bytes((root / "train" / "n02" / "n02_0.JPEG").read_bytes())
+    assert one != build(root).fingerprint
+
+
+def test_files_that_are_no_images_are_passed_over(root: Path) -> None:
+    before = build(root).fingerprint
+    for name in ("train/n01/Thumbs.db", "train/n01/._n01_0.JPEG", "val/.DS_Store", "train/n01.tar"):
+        (root / name).write_bytes(b"x")
+    assert build(root).fingerprint == before
+
+
+def rename(root: Path, old: str, new: str) -> None:
+    (root / old).rename(root / new)
+
+
+def empty(root: Path, name: str) -> None:
+    for file in (root / name).iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: rename(root, "val/n02", "elsewhere"), ["val lacks n02"]),
+        (lambda root: (root / "val" / "n09").mkdir(), ["train lacks n09"]),
+        (lambda root: rename(root, "val/n02", "val/n0two"), ["val lacks n02", "train lacks n0two"]),
+        (lambda root: (root / "val" / ".ipynb_checkpoints").mkdir(), ["hidden", "val", ".ipynb_checkpoints"]),
+        (lambda root: (root / "train" / "n01" / ".ipynb_checkpoints").mkdir(), ["train/n01", ".ipynb_checkpoints"]),
+        (lambda root: empty(root, "val/n03"), ["val/n03", "no image"]),
+        (lambda root: empty(root, "train/n03"), ["train/n03", "no image"]),
+    ],
+)
+def test_folders_that_differ_or_are_no_classes_are_named(
+    root: Path, spoil: Callable[[Path], object], words: list[str]
+) -> None:
+    spoil(root)
+    with pytest.raises(ValueError, match="imagenet") as error:
+        build(root)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagenette"])
+@pytest.mark.parametrize("case", ["none", "absent", "empty", "no val", "flat val"])
+def test_missing_folders_are_answered_at_once_with_what_to_do(root: Path, name: str, case: str) -> None:
+    place: Path | None = root
+    if case == "none":
+        place = None
+    elif case == "absent":
+        place = root / "typo"
+    elif case == "empty":
+        place = root.parent / "bare"
+        place.mkdir()
+    else:
+        rename(root, "val", "../val")
+        if case == "flat val":
+            (root / "val").mkdir()
+            (root / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"x")
+    begin = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"data\.root") as error:
+        build(place, name)
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(error.value)
+
+
+def test_imagenette_is_found_where_its_archive_unpacks(root: Path) -> None:
+    whole = build(root, "imagenette").fingerprint
+    (root.parent / "all").mkdir()
+    root.rename(root.parent / "all" / "imagenette2-320")
+    assert build(root.parent / "all", "imagenette").fingerprint == whole
+
+
+def test_imagenette_is_downloaded_aside_and_renamed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reachable:
+        def close(self) -> None: ...
+
+    def official(folder: Path, size: str, download: bool) -> None:
+        assert download
+        assert size == "320px"
+        plant(folder / "imagenette2-320")
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Reachable())
+    monkeypatch.setattr(torchvision.datasets, "Imagenette", official)
+    place = root.parent / "new"
+    assert build(place, "imagenette").num_classes == 3
+    assert sorted(path.name for path in place.iterdir()) == [".download.lock", "imagenette2-320"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"decoder": "opencv"}, "decoder"),
+        ({"on_bad_image": "ignore"}, "on_bad_image"),
+        ({"image_size": 2}, "image_size"),
+        ({"workers": -1}, "workers"),
+    ],
+)
+def test_a_wrong_value_is_answered_in_one_line(root: Path, options: dict[str, object], word: str) -> None:
+    with pytest.raises(ValueError, match=word) as error:
+        build(root, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_padding_is_refused_where_boxes_are_cut(root: Path) -> None:
+    from data import Augment
+
+    with pytest.raises(ValueError, match="crop_padding"):
+        build(root, augment=Augment(crop_padding=4))
