@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from models.amoebanet import AmoebaNet
+from models.fractalnet import FORMS, FractalNet
 from models.pretrained import load_pretrained
 from models.resnet import UNITS, ResNet
 
@@ -18,6 +19,7 @@ __all__ = ["MODELS", "build_model", "load_pretrained"]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ResNet, *units) for name, units in UNITS.items()},
     "amoebanet_b": AmoebaNet,
+    **{name: partial(FractalNet, form) for name, form in FORMS.items()},
 }
 
 
