@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -29,7 +30,10 @@ def open_rgb(content: bytes) -> Image.Image:
     """Decode with Pillow to an RGB image: gray is repeated, CMYK converted, alpha dropped."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of, check_size refuses
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    with image:
         check_size(image.height, image.width)
         return image.convert("RGB")
 
