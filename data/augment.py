@@ -17,31 +17,31 @@ def windows(images: Tensor, padding: int) -> Tensor:
     return F.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
 
 
-def shift(draw: Tensor, padding: int) -> Tensor:
-    """Uniforms in [0, 1) to the index of a window, 0 ... 2 padding."""
-    return (draw * (2 * padding + 1)).long()
+def pick(draws: NDArray[np.float64], choices: int) -> Tensor:
+    """Uniforms in [0, 1) to integers 0 ... choices - 1; on the CPU, since not every device knows float64."""
+    return torch.from_numpy((draws * choices).astype(np.int64))
 
 
-def mirror(images: Tensor, draw: Tensor) -> Tensor:
-    """Flip left and right each image whose draw is below 1/2. images: (B, C, H, W), draw: (B,)."""
-    return torch.where((draw < 0.5)[:, None, None, None], images.flip(-1), images)
+def mirror(images: Tensor, which: Tensor) -> Tensor:
+    """Flip some images left and right. images: (B, C, H, W), which: (B,) bool."""
+    return torch.where(which[:, None, None, None], images.flip(-1), images)
 
 
-def cutout(images: Tensor, side: int, draws: Tensor) -> Tensor:
+def cutout(images: Tensor, side: int, centers: Tensor) -> Tensor:
     """Zero one square in each image, in place.
 
     Args:
         images: (B, C, H, W), normalized, so that 0 is the mean colour (as in the code of DeVries and Taylor 2017).
         side: of the square, in pixels; the part outside the image is lost.
-        draws: (B, 2) in [0, 1), the row and the column of the centre pixel.
+        centers: (B, 2) int64, the row and the column of the centre pixel.
     """
 
-    def inside(draw: Tensor, size: int) -> Tensor:
-        first = (draw * size).long() - side // 2
+    def inside(center: Tensor, size: int) -> Tensor:
+        first = center - side // 2
         place = torch.arange(size, device=images.device)[None, :]
         return (place >= first[:, None]) & (place < first[:, None] + side)
 
-    rows, columns = inside(draws[:, 0], images.shape[2]), inside(draws[:, 1], images.shape[3])
+    rows, columns = inside(centers[:, 0], images.shape[2]), inside(centers[:, 1], images.shape[3])
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 

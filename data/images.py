@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import Normalize, cutout
+from data.augment import Normalize, cutout, pick
 from data.crops import BOX_DRAWS
 from data.decode import Pixels
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, uniforms
@@ -145,7 +145,7 @@ class ImageLoader:
         images = self.normalize(decoded.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
         if self.cutout:
             draws = uniforms(self.batches.seed, epoch, asked.numpy(), CUTOUT_ROW, CUTOUT_COLUMN - CUTOUT_ROW + 1)
-            images = cutout(images, self.cutout, torch.from_numpy(draws).to(self.device))
+            images = cutout(images, self.cutout, pick(draws, images.shape[2]).to(self.device))
         return Batch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
 
     def _account(self, met: list[tuple[str, str]], bad: set[str]) -> None:

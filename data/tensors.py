@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment import Normalize, Policy, cutout, mirror, shift, windows
+from data.augment import Normalize, Policy, cutout, mirror, pick, windows
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, FLIP, LEFT, TOP, uniforms
 from data.interface import Augment, Batch
 from data.splits import Batches
@@ -54,30 +55,36 @@ class TensorLoader:
         order = np.concatenate(shares)
         indices, device = torch.from_numpy(order), self.labels.device
         where = indices.to(device)
-        draws = torch.zeros(0, BOX)
-        if self.augment != Augment():
-            draws = torch.from_numpy(uniforms(self.batches.seed, epoch, order, 0, BOX)).to(device)
+        picked = self._picked(epoch, order).to(device)
         begin = 0
         for share in shares:
             part = slice(begin, begin + len(share))
             begin = part.stop
-            images = self._images(where[part], indices[part], draws[part], epoch)
+            images = self._images(where[part], indices[part], picked[part], epoch)
             yield Batch(images, self.labels[where[part]], indices[part])
 
-    def _images(self, where: Tensor, indices: Tensor, draws: Tensor, epoch: int) -> Tensor:
+    def _picked(self, epoch: int, order: NDArray[np.int64]) -> Tensor:
+        """What is drawn for each image, (N, 5): its window's row and column, 0 = flip, Cutout's row and column."""
+        if self.augment == Augment():
+            return torch.empty(len(order), 0, dtype=torch.int64)
+        draws = uniforms(self.batches.seed, epoch, order, 0, BOX)
+        crops, (height, width) = 2 * self.augment.crop_padding + 1, self.windows.shape[-2:]
+        choices = {TOP: crops, LEFT: crops, FLIP: 2, CUTOUT_ROW: height, CUTOUT_COLUMN: width}
+        return torch.stack([pick(draws[:, place], choices[place]) for place in range(BOX)], 1)
+
+    def _images(self, where: Tensor, indices: Tensor, picked: Tensor, epoch: int) -> Tensor:
         augment = self.augment
         if augment.crop_padding:
-            top, left = shift(draws[:, TOP], augment.crop_padding), shift(draws[:, LEFT], augment.crop_padding)
-            images = self.windows[where, :, top, left]
+            images = self.windows[where, :, picked[:, TOP], picked[:, LEFT]]
         else:
             images = self.windows[where, :, 0, 0]
         if augment.flip:
-            images = mirror(images, draws[:, FLIP])
+            images = mirror(images, picked[:, FLIP] == 0)
         if self.policy is not None:
             images = self._policy(images, indices, epoch)
         images = self.normalize(images)
         if augment.cutout:
-            images = cutout(images, augment.cutout, draws[:, CUTOUT_ROW : CUTOUT_COLUMN + 1])
+            images = cutout(images, augment.cutout, picked[:, CUTOUT_ROW : CUTOUT_COLUMN + 1])
         return images
 
     def _policy(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:

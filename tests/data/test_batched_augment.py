@@ -39,11 +39,17 @@ def test_crop_flip_and_cutout_are_those_of_each_image_by_itself() -> None:
 
 @pytest.mark.parametrize("side", [1, 8, 16, 33])
 def test_cutout_is_centred_anywhere_and_cut_at_the_border(side: int) -> None:
-    ends = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.5, 0.5]], dtype=torch.float64)
+    ends = torch.tensor([[0, 0], [31, 31], [16, 16]])
     holes = augment.cutout(torch.ones(3, 1, 32, 32), side, ends) == 0
     first, last = side // 2, side - side // 2  # pixels of the square before its centre pixel, and from it on
     expected = [min(last, 32) ** 2, min(first + 1, 32) ** 2, min(side, 32) ** 2]
     assert holes.sum((1, 2, 3)).tolist() == expected
+
+
+def test_a_pick_reaches_every_choice_and_none_beyond() -> None:
+    edge = np.array([0.0, 0.5, 1.0 - 2.0**-53])
+    for choices in (1, 2, 5, 9, 224, 1000):
+        assert augment.pick(edge, choices).tolist() == [0, choices // 2, choices - 1]
 
 
 def test_draws_do_not_depend_on_company_and_fill_the_unit_interval_evenly() -> None:
