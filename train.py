@@ -235,17 +235,20 @@ def job(config: DictConfig, words: list[str], sweep: Path | None, number: int) -
 
 def told(error: BaseException) -> tuple[int, str]:
     """Tell the user what ended a run: one line for what can be mended, a traceback for what cannot."""
+    line = " ".join(str(error).split())
+    if isinstance(error, UserError):  # before torch is imported
+        print(f"error: {line}", file=sys.stderr)
+        return 2, line
     from engine.loop import NonFinite, Stopped
     from engine.records import RunLocked
 
-    line = " ".join(str(error).split())
     if isinstance(error, Stopped):
         print(f"{line}; the same command goes on from there", file=sys.stderr)
         return error.exit_code, line
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted before the first step"
-    if isinstance(error, UserError | FileNotFoundError | RunLocked) or type(error) is ValueError:
-        code = 2
+    if isinstance(error, ValueError | FileNotFoundError | RunLocked):
+        code = 2  # the rooms raise these for what a user can mend; the traceback is in the run's error.txt
     elif isinstance(error, NonFinite | OSError):
         code = 1
     else:
@@ -276,7 +279,9 @@ def main(words: list[str]) -> int:
             codes.append(job(config, list(state.overrides.task), sweep, number))
 
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are told in one line
-        sys.argv[1:] = [*words, f"hydra.sweep.dir={sweep}"] if sweep else words
+        flags = [word for word in words if word in ("-m", "--multirun")]  # anywhere for us, in front for argparse
+        rest = [word for word in words if word not in flags]
+        sys.argv[1:] = [*flags, *rest, f"hydra.sweep.dir={sweep}"] if sweep else words
         try:
             hydra.main(version_base="1.3", config_path="configs", config_name="config")(one)()
         except (HydraException, OmegaConfBaseException) as error:

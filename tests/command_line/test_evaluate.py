@@ -1,0 +1,65 @@
+"""evaluate.py gives the numbers of the run's own summary, to the last digit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.records import RunFolder
+from evaluate import main
+
+
+@pytest.fixture
+def run(train: Callable[..., int], tmp_path: Path) -> RunFolder:
+    assert train("regularizer=dropblock", "recipe.ema_decay=0.5") == 0
+    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    return RunFolder(path)
+
+
+def test_equal_to_the_summary(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary, out = run.summary(), tmp_path / "result.json"
+    for words, which, split in (
+        ([f"run={run.path}"], "last", "test"),
+        ([f"run={run.path}", "split=val"], "last", "val"),
+        ([f"run={run.path}", "which=best"], "best", "test"),
+        ([f"checkpoint={run.checkpoints / 'best.pt'}", "split=val"], "best", "val"),
+    ):
+        assert main([*words, f"json={out}", "device=cpu"]) == 0
+        result = json.loads(out.read_text())
+        for metric in ("loss", "top1", "top5"):
+            assert result[metric] == summary[which][f"{split}/{metric}"]
+    seen = sum(result["samples_per_class"])
+    weighted = sum(a * n for a, n in zip(result["top1_per_class"], result["samples_per_class"], strict=True))
+    assert weighted / seen == pytest.approx(result["top1"])
+    assert "class 3" in capsys.readouterr().out
+
+
+def test_drop_at_inference(run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    assert main([f"run={run.path}", "keep_prob=[1,0.1]", "block_size=[1,7]", f"json={out}", "device=cpu"]) == 0
+    result = json.loads(out.read_text())
+    by = {(row["block_size"], row["keep_prob"]): row for row in result["under_drop"]}
+    assert set(by) == {(1, 1.0), (1, 0.1), (7, 1.0), (7, 0.1)}
+    assert by[1, 1.0]["loss"] == by[7, 1.0]["loss"] == result["loss"]  # keep_prob 1 drops nothing
+    assert by[7, 0.1]["loss"] != result["loss"]
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        ([], None),
+        (["run=/nowhere"], "/nowhere/plan.yaml"),
+        (["checkpoint=/nowhere.pt"], "/nowhere.pt"),
+        (["run=a", "checkpoint=b"], "either"),
+        (["runn=a"], "'run'"),
+        (["run=a", "split=tset"], "did you mean 'test'"),
+        (["run=a", "keep_prob=2"], "keep_prob=2"),
+    ],
+)
+def test_mistakes(words: list[str], culprit: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == (0 if culprit is None else 2)
+    captured = capsys.readouterr()
+    assert (culprit or "checkpoint=FILE") in captured.err + captured.out

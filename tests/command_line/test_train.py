@@ -1,0 +1,180 @@
+"""The main job through the user's door, in the smallest size."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from engine.checkpoint import load
+from engine.records import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+Train = Callable[..., int]
+
+
+def only_run(root: Path, pattern: str = "fake-resnet18/*/seed-*") -> RunFolder:
+    (path,) = root.glob(pattern)
+    return RunFolder(path)
+
+
+def test_a_run_leaves_a_complete_record(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("regularizer=dropblock", "block_size=3") == 0
+    printed = capsys.readouterr().out
+    run = only_run(tmp_path)
+    assert run.status()["status"] == "DONE"
+    names = {path.name for path in run.path.iterdir()}
+    assert {"plan.yaml", "config_min.yaml", "metrics.jsonl", "summary.json", "sites.json", "checkpoints"} <= names
+    assert {path.name for path in run.checkpoints.iterdir()} == {"last.pt", "previous.pt", "best.pt"}
+
+    summary = run.summary()
+    assert summary["last"]["epoch"] == 2
+    assert set(summary["last"]) == {"epoch", *(f"{s}/{m}" for s in ("val", "test") for m in ("loss", "top1", "top5"))}
+    assert summary["best"]["val/top1"] >= summary["last"]["val/top1"]
+    assert summary["parameters"] == sum(
+        v.numel()
+        for k, v in load(run.checkpoints / "last.pt")["model"].items()
+        if "running" not in k and "num_batches" not in k
+    )
+    for group, nominal in (("group3", 0.025 * 0.75), ("group4", 0.1 * 0.75)):
+        drop = summary["drop_last_epoch"][group]
+        assert drop["measured"] == pytest.approx(drop["expected"], rel=0.2)  # seeded; measured once
+        assert drop["expected"] == pytest.approx(nominal, rel=0.15)
+    environment = summary["environment"]
+    assert re.fullmatch(r"[0-9a-f]{40}", environment["commit"])
+    assert environment["torch"] == torch.__version__
+
+    tags = {tag for line in run.metrics() for tag in line}
+    assert tags == {
+        *("step", "epoch", "train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "lr", "keep_prob/target"),
+        *("test/loss", "test/top1", "test/top5", "time/images_per_s"),
+        *(f"drop/{kind}/group{g}" for kind in ("measured", "expected") for g in (3, 4)),
+    }
+    for word in ("expected drop", "3x3", "last test/top1", "dropped in group4", str(run.path), "tensorboard --logdir"):
+        assert word in printed
+    assert OmegaConf.load(run.path / "config_min.yaml").overrides[-1] == "block_size=3"
+
+
+def test_keep_prob_falls_linearly_from_one(train: Train, tmp_path: Path) -> None:
+    assert train("regularizer=dropblock", "keep_prob=0.8", "log_every=1") == 0
+    seen = [line["keep_prob/target"] for line in only_run(tmp_path).metrics() if "keep_prob/target" in line]
+    total = 2 * (288 // 32)
+    assert seen == pytest.approx([1 - 0.2 * t / total for t in range(total)])
+
+
+def test_a_finished_run_is_skipped_and_fresh_starts_over(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("regularizer=none") == 0
+    first = only_run(tmp_path).summary()
+    written = (only_run(tmp_path).path / "metrics.jsonl").stat().st_mtime_ns
+    assert train("regularizer=none", "log_every=5") == 0
+    assert "already done" in capsys.readouterr().out
+    assert (only_run(tmp_path).path / "metrics.jsonl").stat().st_mtime_ns == written
+    assert train("regularizer=none", "fresh=true") == 0
+    again = only_run(tmp_path, "fake-resnet18/none-*/seed-1")
+    assert again.summary()["last"] == first["last"]  # the same plan gives the same numbers, to the last digit
+    assert (again.path.parent / "seed-1-old-1" / "summary.json").exists()
+
+
+def test_a_grid_runs_what_differs_once(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("-m", "regularizer=none,dropblock", "block_size=3,7", "seed=1,2", "epochs=1") == 0
+    runs = sorted(path.parent.name + "/" + path.name for path in tmp_path.glob("fake-resnet18/*/seed-*"))
+    assert [re.sub(r"-[0-9a-f]{6}/", "/", run) for run in runs] == [
+        *(f"dropblock-b{b}-kp0.9/seed-{s}" for b in (3, 7) for s in (1, 2)),
+        *("none/seed-1", "none/seed-2"),
+    ]
+    printed = capsys.readouterr().out
+    assert printed.count("already done") == 2
+    assert "block_size=3 does not apply to regularizer=none" in printed
+    assert "6 runs done, 0 not" in printed
+    (sweep,) = (tmp_path / "sweeps").iterdir()
+    assert len(list((sweep / "runs").iterdir())) == 6
+
+
+def test_one_failing_job_does_not_end_the_grid(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("-m", "groups=[9],[4]", "lr=1e30,0.1", "epochs=1") == 1
+    captured = capsys.readouterr()
+    assert "groups=[9]" in captured.err
+    assert "not finite" in captured.err
+    assert "1 runs done, 3 not" in captured.out
+    statuses = [json.loads(path.read_text())["status"] for path in tmp_path.glob("fake-resnet18/*/*/status.json")]
+    assert sorted(statuses) == ["DONE", "FAILED", "FAILED", "FAILED"]
+
+
+def test_accumulation_draws_the_same_samples_and_learns_alike(train: Train, tmp_path: Path) -> None:
+    assert train("regularizer=none") == 0
+    assert train("regularizer=none", "recipe.accumulate=2") == 0
+    losses = [RunFolder(p).summary()["last"]["test/loss"] for p in tmp_path.glob("fake-resnet18/none-*/seed-1")]
+    assert losses[0] != losses[1]  # BatchNorm sees smaller batches
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "word", ["recipe.precision=bfloat16", "recipe.ema_decay=0.9", "lr_schedule=step", "compile=false"]
+)
+def test_switches_of_the_recipe_train(train: Train, tmp_path: Path, word: str) -> None:
+    assert train("regularizer=[dropblock,label_smoothing]", word) == 0
+    run = only_run(tmp_path)
+    losses = [line["train/loss"] for line in run.metrics() if "train/loss" in line]
+    assert losses[-1] < losses[0]
+    assert (load(run.checkpoints / "last.pt")["ema"] is not None) == ("ema" in word)
+
+
+def test_run_dir_that_holds_another_run_is_refused(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("regularizer=none", f"run_dir={tmp_path}/mine", "epochs=1") == 0
+    assert train("regularizer=none", f"run_dir={tmp_path}/mine", "epochs=1", "lr=0.05") == 2
+    assert "recipe.lr=0.05 (there: 0.1)" in capsys.readouterr().err
+
+
+MISTAKES = [
+    (["regulrizer=none"], "regularizer"),
+    (["regularizer=none", "block_size=5"], "block_size=5 does not apply"),
+    (["lr=abc"], "lr=abc"),
+    (["seed=1,2,3"], "-m"),
+    (["keep_prob=2"], "keep_prob=2.0"),
+    (["groups=[5]"], "groups=[5]"),
+    (["data=fashion_mnist", "data.root=/nowhere", "data.download=false"], "/nowhere"),
+    (["model.pretrained=/nowhere.pt"], "/nowhere.pt"),
+    (["regularizer=[none,dropblock]"], "stands alone"),
+    (["regularizer="], "regularizer"),
+    (["hydra.callbacks.x._target_=os.system"], "hydra.callbacks"),
+]
+
+
+@pytest.mark.parametrize(("words", "culprit"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_gets_one_line_and_status_2(
+    train: Train, capsys: pytest.CaptureFixture[str], words: list[str], culprit: str
+) -> None:
+    assert train(*words) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("error: ")
+    assert culprit in told[0]
+
+
+@pytest.mark.parametrize("word", ["regularizer=dropblok", "lr=abc", "+typo=1", "keep_prob=7"])
+def test_a_typo_is_answered_without_importing_torch(word: str) -> None:
+    code = f"import sys, train; code = train.main([{word!r}]); sys.exit(99 if 'torch' in sys.modules else code)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_door_as_a_process(shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    words = ["data=fake", "model=resnet18", "model.width=4", "epochs=1", "-m", f"output_root={tmp_path}"]
+    result = shell("train.py", *words, "seed=1,2")
+    assert result.returncode == 0, result.stderr
+    assert "2 runs done, 0 not" in result.stdout
+    assert shell("train.py", "--help").returncode == 0

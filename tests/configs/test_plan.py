@@ -1,0 +1,150 @@
+"""A configuration becomes one complete plan, or one line that says why not."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from configs.plan import CONFIGS, Plan, choices, plan_from, resolve
+from configs.schema import Config, UserError, check, nearest
+
+
+def compose(*regularizers: str, data: str = "digits", recipe: str = "quick", **knobs: Any) -> Config:
+    """What Hydra would compose, without Hydra."""
+    config: dict[str, Any] = {"regularizer": {}, **knobs}
+    for name in regularizers:
+        config["regularizer"][name] = OmegaConf.load(CONFIGS / "regularizer" / f"{name}.yaml")
+    for group, name in (("model", "resnet50"), ("data", data), ("recipe", recipe)):
+        loaded = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+        config[group] = {key: value for key, value in loaded.items() if key != "defaults"}
+    return check(OmegaConf.create(config), Config)
+
+
+def plan_of(*regularizers: str, **more: Any) -> Plan:
+    return resolve(compose(*regularizers, **more))[0]
+
+
+def test_null_means_as_the_regularizer_the_data_and_the_recipe_say() -> None:
+    plan = plan_of("dropblock")
+    assert plan.layer is not None
+    assert (plan.layer.block_size, plan.layer.keep_prob, plan.layer.groups) == (7, 0.9, [3, 4])
+    assert (plan.model.width, plan.model.stem) == (16, "small")
+    assert plan_of("dropblock", data="imagenet", recipe="imagenet_270").model.stem == "imagenet"
+
+
+def test_a_knob_wins() -> None:
+    plan = plan_of("dropblock", block_size=3, keep_prob=0.8, groups=[4], skip=False, schedule="constant", lr=0.2)
+    assert plan.layer is not None
+    assert asdict(plan.layer) == {
+        **{"name": "dropblock", "keep_prob": 0.8, "block_size": 3, "groups": [4], "skip": False},
+        **{"schedule": "constant", "group_divisor": 4.0},
+    }
+    assert plan.recipe.lr == 0.2
+
+
+def test_a_knob_that_does_nothing_is_refused_alone_and_reported_in_a_grid() -> None:
+    with pytest.raises(UserError, match="block_size=3 does not apply to regularizer=none"):
+        plan_of("none", block_size=3)
+    plan, remarks = resolve(compose("none", block_size=3), grid=True)
+    assert remarks == ["block_size=3 does not apply to regularizer=none"]
+    assert plan.run_dir() == plan_of("none").run_dir()
+
+
+def test_regularizers_compose_unless_they_fill_the_same_slot() -> None:
+    plan = plan_of("dropblock", "label_smoothing")
+    assert plan.layer is not None
+    assert plan.label_smoothing == 0.1
+    with pytest.raises(UserError, match="stands alone"):
+        plan_of("none", "dropblock")
+
+
+def test_a_shorter_run_keeps_the_shape_of_the_learning_rate() -> None:
+    recipe = plan_of("none", data="imagenet", recipe="imagenet_270", epochs=27).recipe
+    assert recipe.milestones == pytest.approx([12.5, 20.0, 25.0])
+    assert recipe.warmup_epochs == pytest.approx(0.5)
+
+
+def test_the_imagenet_recipe_is_the_papers() -> None:
+    recipe = plan_of("dropblock", data="imagenet", recipe="imagenet_270").recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.lr) == (270, 1024, 0.4)
+    assert recipe.milestones == [125, 200, 250]
+    assert (recipe.nesterov, recipe.momentum, recipe.weight_decay) == (True, 0.9, 1e-4)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"keep_prob": 1.5}, "keep_prob=1.5"),
+    ({"keep_prob": -0.1}, "keep_prob=-0.1"),
+    ({"block_size": 0}, "block_size=0"),
+    ({"groups": []}, r"groups=\[\]"),
+    ({"groups": [0, 4]}, "groups="),
+    ({"schedule": "linaer"}, "did you mean 'linear'"),
+    ({"lr": 0.0}, "lr=0.0"),
+    ({"lr": float("nan")}, "lr=nan"),
+    ({"lr_schedule": "cosin"}, "did you mean 'cosine'"),
+    ({"epochs": 0}, "epochs=0"),
+    ({"batch_size": 1}, "batch_size=1"),
+    ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+    ({"seed": -1}, "seed=-1"),
+    ({"device": "gpu"}, "device=gpu"),
+    ({"log_every": 0}, "log_every=0"),
+]
+
+
+@pytest.mark.parametrize(("knobs", "culprit"), BAD, ids=[str(knobs) for knobs, _ in BAD])
+def test_values_out_of_range_are_named(knobs: dict[str, Any], culprit: str) -> None:
+    with pytest.raises(UserError, match=culprit):
+        plan_of("dropblock", **knobs)
+
+
+WRONG = [
+    ({"typo": 1}, "unknown key 'typo'"),
+    ({"lr": "abc"}, "lr=abc: expected a number"),
+    ({"seed": 1.5}, "seed=1.5: expected a whole number"),
+    ({"groups": "all"}, r"groups.*expected a list such as \[3,4\]"),
+    ({"skip": "maybe"}, "skip.*expected true or false"),
+    ({"block_size": [3, 5]}, "block_size"),
+]
+
+
+@pytest.mark.parametrize(("knobs", "message"), WRONG, ids=[str(knobs) for knobs, _ in WRONG])
+def test_keys_and_types_are_checked_once(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        compose("dropblock", **knobs)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_follows_from_the_plan() -> None:
+    plan = plan_of("dropblock")
+    assert plan.run_dir() == plan_of("dropblock", block_size=7, device="cpu", workers=3, log_every=5).run_dir()
+    assert plan.run_dir().parent == plan_of("dropblock", seed=2).run_dir().parent
+    assert plan.run_dir() != plan_of("dropblock", block_size=5).run_dir()
+    assert "=" not in str(plan.run_dir())
+    experiment = replace(plan, experiment="table1/dropblock")
+    assert plan.run_dir() == experiment.run_dir()
+
+
+def test_a_plan_survives_being_written() -> None:
+    plan = plan_of("dropblock", "label_smoothing", run_dir="somewhere")
+    assert plan_from(OmegaConf.to_container(OmegaConf.create(asdict(plan)))) == plan
+    assert plan_from(plan.identity()).identity() == plan.identity()
+    with pytest.raises(UserError, match="not a plan"):
+        plan_from({**plan.identity(), "colour": "red"})
+
+
+@pytest.mark.parametrize("group", ["model", "data", "recipe", "regularizer"])
+def test_every_yaml_is_valid_and_named_after_its_file(group: str) -> None:
+    for name in choices(group):
+        if group == "regularizer":
+            compose(name)
+        else:
+            values = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+            assert values.name == name
+            compose("none", **({group: name} if group != "model" else {}))
+
+
+def test_nearest_names_nothing_where_nothing_is_near() -> None:
+    assert nearest("zzzz", ["linear"]) == ""
+    assert "linear" in nearest("linaer", ["linear", "constant"])

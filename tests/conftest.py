@@ -1,0 +1,52 @@
+"""What several rooms' tests need: the repository on the path, a small run, one thread (so that numbers repeat)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# The smallest training through the user's door: a tenth of a second of steps.
+SMALL_RUN = ("data=fake", "model=resnet18", "model.width=4", "epochs=2", "progress=false", "log_every=3", "device=cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., int]:
+    """train.py in this process, on the smallest run, outputs under tmp_path; returns the exit code."""
+    from train import main
+
+    def run(*words: str) -> int:
+        return main([*SMALL_RUN, f"output_root={tmp_path}", *words])
+
+    return run
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`python SCRIPT WORDS...` as a user types it."""
+
+    def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, script, *words],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run

@@ -1,0 +1,58 @@
+"""The learning rate as a function of the step, and what weight decay touches."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from engine.optim import LearningRate, build_sgd
+
+
+def test_step_schedule_of_the_paper() -> None:
+    lr = LearningRate(0.4, "step", 270 * 10, 10, warmup_epochs=5, milestones=[125, 200, 250])
+    assert lr.at(0) < lr.at(25) < lr.at(49) < 0.4
+    for epoch, expected in (
+        (5, 0.4),
+        (124.9, 0.4),
+        (125, 0.04),
+        (199.9, 0.04),
+        (200, 0.004),
+        (250, 0.0004),
+        (269, 0.0004),
+    ):
+        assert lr.at(round(epoch * 10)) == pytest.approx(expected)
+
+
+def test_cosine_falls_from_the_peak_to_nearly_nothing() -> None:
+    lr = LearningRate(0.1, "cosine", 1000, 100, warmup_epochs=1)
+    rates = [lr.at(step) for step in range(1000)]
+    assert max(rates) == rates[100] == pytest.approx(0.1)
+    assert all(later < earlier for earlier, later in pairwise(rates[100:]))
+    assert rates[-1] < 1e-6
+
+
+def test_constant_and_unknown() -> None:
+    assert LearningRate(0.1, "constant", 10, 1).at(9) == 0.1
+    with pytest.raises(ValueError, match="choose one of"):
+        LearningRate(0.1, "linear", 10, 1).at(0)
+
+
+def test_weight_decay_spares_normalization_only() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    decayed, exempt = build_sgd(model, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).param_groups
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (1e-4, 0.0)
+    assert {id(p) for p in exempt["params"]} == {id(p) for p in model[1].parameters()}
+    assert len(decayed["params"]) == 4
+    assert decayed["nesterov"]
+
+
+def test_one_step_is_torchs_sgd_with_the_decay_of_the_half_square() -> None:
+    model = nn.Linear(3, 1, bias=False)
+    weight = model.weight.detach().clone()
+    optimizer = build_sgd(model, lr=0.5, momentum=0.0, nesterov=True, weight_decay=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), weight - 0.5 * (torch.ones(1, 3) + 0.1 * weight))

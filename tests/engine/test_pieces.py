@@ -1,0 +1,139 @@
+"""Seeds, metrics, curves, tables and run folders."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.attempt import differences
+from engine.console import duration, table
+from engine.loggers import Curves
+from engine.loop import split
+from engine.records import RunFolder, RunLocked
+from engine.seeding import mix
+from engine.tasks import Classification
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def test_seeds_do_not_collide_and_look_random() -> None:
+    seeds = [mix(a, b, c) for a in range(20) for b in range(20) for c in range(20)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # Each of the 63 bits is a fair coin over 8,000 seeds; 5.5 standard deviations: false alarm below 63 * 4e-8.
+    for bit in range(63):
+        ones = sum(seed >> bit & 1 for seed in seeds)
+        assert abs(ones - 4000) < 5.5 * math.sqrt(2000)
+    assert mix(1, 2) != mix(2, 1)
+    assert mix(0) != mix(0, 0)
+
+
+def test_metrics_do_not_depend_on_how_a_split_is_cut_into_batches() -> None:
+    torch.manual_seed(0)
+    task, logits, labels = Classification(7), torch.randn(50, 7), torch.randint(7, (50,))
+    model = nn.Identity()
+    whole = task.metrics(task.measure(model, Batch(logits, labels, labels)))
+    parts = [task.measure(model, Batch(x, y, y)) for x, y in zip(logits.split(8), labels.split(8), strict=True)]
+    cut = task.metrics(torch.stack(parts).sum(0))
+    assert cut == pytest.approx(whole, rel=1e-12)
+    assert whole["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert whole["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    top5 = (logits.argsort(1, descending=True)[:, :5] == labels[:, None]).any(1)
+    assert whole["top5"] == pytest.approx(100 * top5.double().mean().item())
+    details = task.details(torch.stack(parts).sum(0))
+    for k in range(7):
+        right = (logits.argmax(1) == labels)[labels == k].double().mean().item()
+        assert details["top1_per_class"][k] == pytest.approx(100 * right)
+
+
+def test_label_smoothing_is_uniform_over_all_classes() -> None:
+    logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
+    loss, _ = Classification(5, label_smoothing=0.1).loss(nn.Identity(), Batch(logits, labels, labels))
+    target = 0.9 * F.one_hot(labels, 5) + 0.1 / 5
+    torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
+
+
+def test_an_auxiliary_head_adds_its_weighted_loss() -> None:
+    class TwoHeads(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, 2 * x
+
+    logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
+    loss, _ = Classification(5, aux_weight=0.4).loss(TwoHeads(), Batch(logits, labels, labels))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(2 * logits, labels))
+
+
+def test_micro_batches_cover_the_batch_once() -> None:
+    batch = Batch(torch.arange(7.0), torch.arange(7), torch.arange(7))
+    parts = split(batch, 3)
+    assert [len(part.labels) for part in parts] == [3, 2, 2]
+    assert torch.cat([part.images for part in parts]).equal(batch.images)
+
+
+def test_points_that_a_kill_undid_are_forgotten(tmp_path: Path) -> None:
+    curves = Curves(tmp_path, 0)
+    for step in range(1, 11):
+        curves.add(step, step / 5, {"train/loss": float(step)})
+    curves.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 11, "train/lo')  # cut off by a kill
+    resumed = Curves(tmp_path, 6)
+    for step in range(7, 13):
+        resumed.add(step, step / 5, {"train/loss": 100.0 + step})
+    resumed.close()
+    values = [line["train/loss"] for line in RunFolder(tmp_path).metrics()]
+    assert values == [1, 2, 3, 4, 5, 6, 107, 108, 109, 110, 111, 112]
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == list(enumerate(values, start=1))
+
+
+def test_a_run_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    held = RunFolder(tmp_path / "run").lock()
+    other = f"from engine.records import RunFolder, Path; RunFolder(Path({str(tmp_path / 'run')!r})).lock()"
+    result = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert f"in use by process {os.getpid()}" in result.stderr
+    held.close()
+    RunFolder(tmp_path / "run").lock().close()
+    held = RunFolder(tmp_path / "run").lock()
+    with pytest.raises(RunLocked):
+        RunFolder(tmp_path / "run").lock()
+    held.close()
+
+
+def test_an_earlier_run_is_moved_aside_not_lost(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "seed-1")
+    for _ in range(2):
+        run.path.mkdir()
+        run.write("summary.json", {"a": 1})
+        run.move_aside()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-1-old-1", "seed-1-old-2"]
+    assert json.loads((tmp_path / "seed-1-old-2" / "summary.json").read_text()) == {"a": 1}
+
+
+def test_differences_are_named_by_their_key() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c=2 (there: 3)"]
+    assert differences({"a": 1}, {"a": 1}) == []
+    assert differences({}, {"a": 1}) == ["a=None (there: 1)"]
+
+
+def test_text() -> None:
+    assert table(("name", "x"), [("a", 1), ("bcd", 20)]) == "name   x\n----  --\na      1\nbcd   20"
+    assert [duration(s) for s in (5, 61, 3661)] == ["5 s", "1 min 01 s", "1 h 01 min"]
