@@ -42,8 +42,9 @@ def select_scaled(x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
         kept: number of True in the mask, a 0-dimensional tensor.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
-    scale = (mask.numel() / kept.double().clamp(min=1)).to(exact)
-    return (x.to(exact) * scale).to(x.dtype).masked_fill(~mask, 0)
+    # A tensor divided by a tensor: number / tensor would multiply by a rounded reciprocal.
+    scale = (torch.full_like(kept, mask.numel(), dtype=torch.float64) / kept.clamp(min=1)).to(exact)
+    return (x.to(exact) * scale).to(x.dtype).masked_fill_(~mask, 0)
 
 
 def drop_block2d_reference(
