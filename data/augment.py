@@ -1,4 +1,7 @@
-"""Augmentation of a whole batch at a time, one draw per image; and AutoAugment, image by image."""
+"""Augmentation of a whole batch at a time, one draw per image; and AutoAugment, image by image.
+
+Images are (B, H, W, C) here, the layout in which they are decoded and in which channels-last networks want them.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,18 @@ from data.draws import POLICY, hashed
 
 
 def windows(images: Tensor, padding: int) -> Tensor:
-    """Every crop of the zero-padded images, as a view: (N, C, 2 padding + 1, 2 padding + 1, H, W)."""
-    height, width = images.shape[-2:]
-    return F.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    """Every crop of the zero-padded images, as a view.
+
+    Args:
+        images: (N, H, W, C).
+        padding: zeros on each side.
+
+    Returns:
+        (N, 2 padding + 1, 2 padding + 1, H, W, C): entry [n, i, j] is image n cropped at row i and column j.
+    """
+    height, width = images.shape[1:3]
+    padded = F.pad(images, [0, 0, *[padding] * 4])
+    return padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
 
 
 def pick(draws: NDArray[np.float64], choices: int) -> Tensor:
@@ -23,39 +35,53 @@ def pick(draws: NDArray[np.float64], choices: int) -> Tensor:
 
 
 def mirror(images: Tensor, which: Tensor) -> Tensor:
-    """Flip some images left and right. images: (B, C, H, W), which: (B,) bool."""
-    return torch.where(which[:, None, None, None], images.flip(-1), images)
+    """Flip some images left and right. images: (B, H, W, C), which: (B,) bool."""
+    return torch.where(which[:, None, None, None], images.flip(2), images)
+
+
+class Normalize:
+    """Bytes to float32 with mean 0 and standard deviation 1.
+
+    Args:
+        mean, std: of each channel, of values in [0, 1].
+        width: of the images.
+        device: where the images are.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device) -> None:
+        # One constant for each number of an image's row: three would be too few to fill a vector register.
+        self.shift = (-255.0 * torch.tensor(mean, dtype=torch.float64)).float().repeat(width).to(device)
+        self.scale = (1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))).float().repeat(width).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, H, W, C) uint8 -> float32."""
+        return images.flatten(2).float().add_(self.shift).mul_(self.scale).view(images.shape)
 
 
 def cutout(images: Tensor, side: int, centers: Tensor) -> Tensor:
     """Zero one square in each image, in place.
 
     Args:
-        images: (B, C, H, W), normalized, so that 0 is the mean colour (as in the code of DeVries and Taylor 2017).
+        images: (B, H, W, C), normalized, so that 0 is the mean colour (as in the code of DeVries and Taylor 2017).
         side: of the square, in pixels; the part outside the image is lost.
         centers: (B, 2) int64, the row and the column of the centre pixel.
     """
+    _, height, width, channels = images.shape
 
-    def inside(center: Tensor, size: int) -> Tensor:
-        first = center - side // 2
-        place = torch.arange(size, device=images.device)[None, :]
-        return (place >= first[:, None]) & (place < first[:, None] + side)
+    def inside(center: Tensor, places: Tensor) -> Tensor:
+        first = center[:, None] - side // 2
+        return (places >= first) & (places < first + side)
 
-    rows, columns = inside(centers[:, 0], images.shape[2]), inside(centers[:, 1], images.shape[3])
-    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+    rows = inside(centers[:, 0], torch.arange(height, device=images.device))
+    columns = inside(centers[:, 1], torch.arange(width * channels, device=images.device) // channels)
+    images.flatten(2).masked_fill_(rows[:, :, None] & columns[:, None, :], 0.0)
+    return images
 
 
-class Normalize:
-    """uint8 images to float32 ones with the given mean and standard deviation (of values in [0, 1]) at 0 and 1."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, channels_last: bool):
-        self.shift = (-255.0 * torch.tensor(mean, dtype=torch.float64)).float().to(device)[:, None, None]
-        self.scale = (1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))).float().to(device)[:, None, None]
-        self.memory = torch.channels_last if channels_last else torch.contiguous_format
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> float32, in the memory format asked for."""
-        return images.to(torch.float32, memory_format=self.memory).add_(self.shift).mul_(self.scale)
+def for_network(images: Tensor, channels_last: bool) -> Tensor:
+    """(B, H, W, C) as (B, C, H, W): in the channels-last memory format as it stands, else copied."""
+    images = images.permute(0, 3, 1, 2)
+    return images if channels_last else images.contiguous()
 
 
 class Policy:

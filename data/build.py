@@ -158,10 +158,12 @@ def _small(name: str, source: Small, cut: Cut, augment: Augment, how: Loading) -
     images, labels = source.train_images, source.train_labels
     train, val = cut(labels)
     mean, std = (source.mean, source.std) if source.mean and source.std else _statistics(images, without=val)
-    normalize = Normalize(mean, std, how.device, how.channels_last)
+    normalize = Normalize(mean, std, images.shape[3], how.device)
 
     def loader(part: Tensor, part_labels: Indices, batches: Batches) -> TensorLoader:
-        return TensorLoader(part, torch.from_numpy(part_labels), batches, normalize, augment, how.device)
+        return TensorLoader(
+            part, torch.from_numpy(part_labels), batches, normalize, augment, how.device, how.channels_last
+        )
 
     return Data(
         name=name,
@@ -186,11 +188,19 @@ def _folders(
     found = open_folders(name, root, download)
     train, val = cut(found.train.labels)
     picture = Picture(reading.image_size, reading.decoder, augment)
-    normalize = Normalize(*IMAGENET_STATISTICS, how.device, how.channels_last)
+    normalize = Normalize(*IMAGENET_STATISTICS, reading.image_size, how.device)
 
     def loader(files: Files, batches: Batches) -> ImageLoader:
         return ImageLoader(
-            files, picture, batches, normalize, augment, how.device, reading.workers, reading.on_bad_image
+            files,
+            picture,
+            batches,
+            normalize,
+            augment,
+            how.device,
+            how.channels_last,
+            reading.workers,
+            reading.on_bad_image,
         )
 
     return Data(

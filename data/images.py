@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import Normalize, cutout, pick
+from data.augment import Normalize, cutout, for_network, pick
 from data.crops import BOX_DRAWS
 from data.decode import Pixels
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, uniforms
@@ -87,7 +87,7 @@ class ImageLoader:
         batches: which samples make up which batch; a shuffled split is augmented.
         normalize: uint8 batch to float32 batch.
         augment: of training images; what is not done by `picture` (Cutout) is done here, on the device.
-        device: where the batches shall be.
+        device, channels_last: where the batches shall be, and their memory format.
         workers: decoding processes; 0 decodes in this one.
         on_bad_image: `error` or `skip`.
     """
@@ -100,12 +100,13 @@ class ImageLoader:
         normalize: Normalize,
         augment: Augment,
         device: torch.device,
+        channels_last: bool,
         workers: int,
         on_bad_image: str,
     ) -> None:
         self.num_samples, self.bad_images = len(files), dict[str, str]()
         self.batches, self.normalize, self.device, self.workers = batches, normalize, device, workers
-        self.skip = on_bad_image == "skip"
+        self.channels_last, self.skip = channels_last, on_bad_image == "skip"
         self.cutout = augment.cutout if batches.shuffled else 0
         self.labels = torch.from_numpy(files.labels)
         self.decoded = DecodedBatches(files, picture, batches.seed, batches.shuffled, self.skip)
@@ -141,11 +142,11 @@ class ImageLoader:
 
     def _batch(self, decoded: Decoded, epoch: int) -> Batch:
         asked, taken = decoded.indices
-        # (B, H, W, C) bytes seen as (B, C, H, W) are channels-last as they stand.
-        images = self.normalize(decoded.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
+        images = self.normalize(decoded.images.to(self.device, non_blocking=True))
         if self.cutout:
             draws = uniforms(self.batches.seed, epoch, asked.numpy(), CUTOUT_ROW, CUTOUT_COLUMN - CUTOUT_ROW + 1)
-            images = cutout(images, self.cutout, pick(draws, images.shape[2]).to(self.device))
+            images = cutout(images, self.cutout, pick(draws, self.decoded.picture.size).to(self.device))
+        images = for_network(images, self.channels_last)
         return Batch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
 
     def _account(self, met: list[tuple[str, str]], bad: set[str]) -> None:

@@ -16,12 +16,12 @@ CPU = torch.device("cpu")
 
 def loader(images: torch.Tensor, chosen: Augment, normalize: augment.Normalize, seed: int = 0) -> TensorLoader:
     batches = splits.Batches(len(images), 10, shuffled=True, seed=seed)
-    return TensorLoader(images, torch.arange(len(images)), batches, normalize, chosen, CPU)
+    return TensorLoader(images, torch.arange(len(images)), batches, normalize, chosen, CPU, channels_last=False)
 
 
 def test_crop_flip_and_cutout_are_those_of_each_image_by_itself() -> None:
     images = torch.randint(0, 256, (50, 3, 12, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    normalize = augment.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), CPU, channels_last=True)
+    normalize = augment.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 9, CPU)
     plain = transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     seen = set()
     for batch in loader(images, Augment(crop_padding=2, flip=True, cutout=5), normalize, seed=3).epoch(7):
@@ -40,9 +40,9 @@ def test_crop_flip_and_cutout_are_those_of_each_image_by_itself() -> None:
 @pytest.mark.parametrize("side", [1, 8, 16, 33])
 def test_cutout_is_centred_anywhere_and_cut_at_the_border(side: int) -> None:
     ends = torch.tensor([[0, 0], [31, 31], [16, 16]])
-    holes = augment.cutout(torch.ones(3, 1, 32, 32), side, ends) == 0
+    holes = augment.cutout(torch.ones(3, 32, 32, 2), side, ends) == 0
     first, last = side // 2, side - side // 2  # pixels of the square before its centre pixel, and from it on
-    expected = [min(last, 32) ** 2, min(first + 1, 32) ** 2, min(side, 32) ** 2]
+    expected = [2 * min(last, 32) ** 2, 2 * min(first + 1, 32) ** 2, 2 * min(side, 32) ** 2]
     assert holes.sum((1, 2, 3)).tolist() == expected
 
 
