@@ -1,0 +1,117 @@
+"""A run that was stopped and resumed ends in exactly the state of the run that was not: tolerance 0."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint import load
+from engine.loop import Fit
+from engine.records import RunFolder
+
+WORDS = (
+    "regularizer=dropblock",
+    "block_size=3",
+    "recipe.ema_decay=0.9",
+    "recipe.accumulate=2",
+    "recipe.augment.flip=true",
+)
+PER_EPOCH = 288 // 32
+
+
+def assert_same(ours: Any, theirs: Any, key: str = "") -> None:
+    """Deep equality, bit for bit; only the clock may differ."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), key
+        for name in ours:
+            if name != "seconds":
+                assert_same(ours[name], theirs[name], f"{key}.{name}")
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), key
+    else:
+        assert ours == theirs, key
+
+
+def curves(run: RunFolder) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in run.metrics()]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """As if SIGTERM had come during that step of this process."""
+    step, done = Fit._step, [0]
+
+    def patched(self: Fit, *args: Any) -> None:
+        step(self, *args)
+        done[0] += 1
+        if done[0] == steps:
+            self.stop.received = signal.SIGTERM
+
+    monkeypatch.setattr(Fit, "_step", patched)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    from conftest import SMALL_RUN
+    from train import main
+
+    root = tmp_path_factory.mktemp("uninterrupted")
+    assert main([*SMALL_RUN, *WORDS, f"output_root={root}"]) == 0
+    (path,) = root.glob("fake-resnet18/*/seed-1")
+    return RunFolder(path)
+
+
+@pytest.mark.parametrize("steps", [1, 4, PER_EPOCH - 1, PER_EPOCH, PER_EPOCH + 1, 2 * PER_EPOCH - 1])
+def test_stopped_once(
+    train: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: RunFolder,
+    steps: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        assert train(*WORDS) == 143
+    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    run = RunFolder(path)
+    assert run.status()["status"] == "STOPPED"
+    assert load(run.checkpoints / "last.pt")["step"] == steps
+    assert train(*WORDS) == 0
+    for name in ("last.pt", "best.pt"):
+        assert_same(load(run.checkpoints / name), load(uninterrupted.checkpoints / name))
+    assert curves(run) == curves(uninterrupted)
+    for key in ("last", "best", "peak", "drop_last_epoch"):
+        assert run.summary()[key] == uninterrupted.summary()[key]
+
+
+def test_stopped_every_other_step(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: RunFolder
+) -> None:
+    codes = []
+    while not codes or codes[-1] == 143:
+        with monkeypatch.context() as patch:
+            stop_after(patch, 2)
+            codes.append(train(*WORDS))
+    assert codes == [143] * (PER_EPOCH - 1) + [0]
+    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    assert_same(load(path / "checkpoints" / "last.pt"), load(uninterrupted.checkpoints / "last.pt"))
+    assert curves(RunFolder(path)) == curves(uninterrupted)
+
+
+def test_a_damaged_checkpoint_costs_the_work_since_the_one_before(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: RunFolder
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, PER_EPOCH + 3)
+        assert train(*WORDS) == 143
+    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    whole = (path / "checkpoints" / "last.pt").read_bytes()
+    (path / "checkpoints" / "last.pt").write_bytes(whole[:-100] + bytes(100))
+    with pytest.warns(UserWarning, match=r"last\.pt"):
+        assert train(*WORDS) == 0
+    assert_same(load(path / "checkpoints" / "last.pt"), load(uninterrupted.checkpoints / "last.pt"))
+    assert curves(RunFolder(path)) == curves(uninterrupted)
