@@ -91,14 +91,23 @@ def build_data(
     pick_decoder(decoder)
     folder = Path(root).expanduser() if root is not None else None
     how = Loading(
-        batch_size, eval_batch_size or batch_size, seed, rank, world_size, torch.device(device), channels_last
+        batch_size,
+        batch_size if eval_batch_size is None else eval_batch_size,
+        seed,
+        rank,
+        world_size,
+        torch.device(device),
+        channels_last,
     )
     cut = Cut(val_fraction, train_subset)
-    if name in SMALL:
-        source = SMALL[name](Request(folder, image_size, num_classes, download))
-        return _small(name, source, cut, augment, how)
     reading = Reading(224 if image_size is None else image_size, decoder, workers, on_bad_image)
-    return _folders(name, folder, download, cut, augment, reading, how)
+    try:
+        if name in SMALL:
+            source = SMALL[name](Request(folder, image_size, num_classes, download))
+            return _small(name, source, cut, augment, how)
+        return _folders(name, folder, download, cut, augment, reading, how)
+    except PermissionError as error:
+        raise ValueError(f"{name}: no permission to read {error.filename}") from error
 
 
 @dataclass(frozen=True)

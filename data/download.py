@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 PROBE_SECONDS, STALL_SECONDS = 4.0, 60.0
@@ -41,28 +39,28 @@ def fetch(name: str, url: str, root: Path, folder: str, get: Callable[[Path], ob
     _reach(name, url, root, otherwise)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / ".download.lock"):
-            if (root / folder).exists():
-                return
-            _fetch(name, url, root, folder, get, otherwise)
-    except PermissionError as error:
+        lock = (root / ".download.lock").open("w")
+    except OSError as error:
         raise ValueError(f"{name}: cannot write to {root} ({error.strerror}); {otherwise}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / folder).exists():
+            _fetch(name, url, root, folder, get, otherwise)
 
 
 def _fetch(name: str, url: str, root: Path, folder: str, get: Callable[[Path], object], otherwise: str) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none: a stalled connection would hang for ever
     try:
-        get(aside)
-        os.replace(aside / folder, root / folder)
-    except PermissionError:
-        raise
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root, ignore_cleanup_errors=True) as aside:
+            get(Path(aside))
+            os.replace(Path(aside) / folder, root / folder)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torchvision raises RuntimeError for md5
-        raise FileNotFoundError(f"{name}: download of {url} failed ({_line(error)}); {otherwise}") from error
+        raise FileNotFoundError(
+            f"{name}: download of {url} into {root} failed ({_line(error)}); {otherwise}"
+        ) from error
     finally:
         socket.setdefaulttimeout(before)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _reach(name: str, url: str, root: Path, otherwise: str) -> None:
@@ -84,13 +82,6 @@ def _reach(name: str, url: str, root: Path, otherwise: str) -> None:
         raise FileNotFoundError(
             f"{name}: not found in {root}, and {url} cannot be reached ({_line(error)}); {otherwise}"
         ) from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _line(error: BaseException) -> str:

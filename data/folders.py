@@ -78,6 +78,8 @@ def open_folders(name: str, root: Path | None, download: bool) -> Folders:
                 name, *found, *OFFICIAL[name]
             ),
         )
+    if root.name == "imagenette2-320":
+        notes += ("imagenette: the version whose short sides are 320 px",)
     return Folders(train, test, tuple(classes), notes)
 
 

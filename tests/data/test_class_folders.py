@@ -134,7 +134,19 @@ def test_imagenette_is_found_where_its_archive_unpacks(root: Path) -> None:
     whole = build(root, "imagenette").fingerprint
     (root.parent / "all").mkdir()
     root.rename(root.parent / "all" / "imagenette2-320")
-    assert build(root.parent / "all", "imagenette").fingerprint == whole
+    found = build(root.parent / "all", "imagenette")
+    assert found.fingerprint == whole
+    assert "320 px" in found.notes[-1]
+
+
+def test_a_folder_that_may_not_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(ValueError, match=r"imagenet: .*photos/train") as error:
+        build(root)
+    assert "\n" not in str(error.value)
 
 
 def test_imagenette_is_downloaded_aside_and_renamed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

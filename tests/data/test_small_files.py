@@ -255,6 +255,15 @@ def test_a_download_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.glob(".download-*"))
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Reachable())
+    (tmp_path / "file").write_bytes(b"")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=f"cannot write to {root}") as error:
+            build_data("fashion_mnist", root=root, batch_size=1)
+        assert "\n" not in str(error.value)
+
+
 def test_fake_has_the_asked_size_and_a_signal() -> None:
     data = build_data("fake", image_size=16, num_classes=5, batch_size=64)
     assert (data.num_classes, data.image_shape) == (5, (3, 16, 16))
