@@ -4,6 +4,8 @@ Imports torch and nothing else.
 """
 
 from dropblock.control import LayerControl
+from dropblock.foreign import Place, declare_sites, install_into, known_places
+from dropblock.fractal import FractalDropPath, JoinSite
 from dropblock.functional import drop_block2d, drop_block2d_counted
 from dropblock.kinds import LAYERS, install_layers
 from dropblock.law import effective_block, expected_drop, seed_rate
@@ -16,10 +18,14 @@ __all__ = [
     "LAYERS",
     "DropBlock2d",
     "DropLayer",
+    "FractalDropPath",
+    "JoinSite",
     "KeepProbSchedule",
     "LayerControl",
+    "Place",
     "Site",
     "SiteRow",
+    "declare_sites",
     "declared_sites",
     "drop_block2d",
     "drop_block2d_counted",
@@ -27,10 +33,12 @@ __all__ = [
     "effective_block",
     "expected_drop",
     "install",
+    "install_into",
     "install_layers",
     "installed_layers",
     "keep_prob_at",
     "keep_prob_in_group",
+    "known_places",
     "seed_rate",
     "site_table",
     "table_text",

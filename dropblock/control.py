@@ -27,7 +27,7 @@ class LayerControl:
         self.schedule = schedule
         self.table = site_table(model, example, schedule) if schedule is not None else []
         sites = declared_sites(model)
-        self._at_rows = [(row, sites[row.site].layer) for row in self.table]
+        self._at_rows = [(row, layer) for row in self.table if (layer := sites[row.site].layer) is not None]
 
     def set_progress(self, progress: float) -> float:
         """Fill every layer's keep_prob for this share of training; returns the last group's (1 without layers)."""
@@ -56,7 +56,6 @@ class LayerControl:
         dropped: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
         for row, layer in self._at_rows:
-            assert layer is not None
             assert self.schedule is not None
             channels, height, width = row.map_size
             here = layer.expected_drop(self.schedule.in_group(keep_prob, row.group), height, width)

@@ -31,7 +31,7 @@ def _dropblock(keep_prob: float, block_size: int | None) -> DropLayer:
 
 
 LAYERS: dict[str, Kind] = {
-    "dropblock": Kind(_dropblock, lambda site: True),
+    "dropblock": Kind(_dropblock, lambda site: not site.path_only),
 }
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from models.amoebanet import AmoebaNet
 from models.fractalnet import FORMS, FractalNet
+from models.outside import build_timm, build_torchvision
 from models.pretrained import load_pretrained
 from models.resnet import UNITS, ResNet
 
@@ -20,6 +21,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ResNet, *units) for name, units in UNITS.items()},
     "amoebanet_b": AmoebaNet,
     **{name: partial(FractalNet, form) for name, form in FORMS.items()},
+    "torchvision": build_torchvision,
+    "timm": build_timm,
 }
 
 
@@ -36,15 +39,15 @@ def build_model(
 ) -> nn.Module:
     """Build a network by name.
 
-    Every network has the attributes `num_classes` and `last_group` (the number of its last group of sites), and the
-    method `features(x)`, the maps that its classifier `fc` sees after pooling.
+    Every network has the attributes `num_classes` and `last_group` (the number of its last group of sites). Those
+    written here also have the method `features(x)`, the maps that the classifier `fc` sees after pooling.
 
     Args:
         name: a key of MODELS.
         num_classes: outputs of the classifier, >= 1.
         in_channels: channels of the images, >= 1.
-        width: channels of the first group, >= 1.
-        stem: `imagenet`, or `small` for images of 32 pixels or so.
+        width: channels of the first group, >= 1; not for `torchvision` and `timm`, whose architectures fix it.
+        stem: `imagenet`, or `small` for images of 32 pixels or so; not for `torchvision` and `timm` either.
         zero_gamma: the last BN of every residual unit starts at weight 0.
         pretrained: a file of weights of this very network (.pt, .pth, .safetensors).
         options: what else the named family takes.
@@ -57,15 +60,15 @@ def build_model(
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
         if value < 1:
             raise ValueError(f"model {name}: {key} must be at least 1, not {value}")
+    taken = inspect.signature(MODELS[name]).parameters
     shape = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "stem": stem}
     if zero_gamma:
         options["zero_gamma"] = True
-    taken = inspect.signature(MODELS[name]).parameters
     for key in options:
         if key not in taken:
             known = ", ".join(sorted(set(taken) - set(shape))) or "none"
             raise ValueError(f"model {name} takes no option '{key}', only {known}")
-    model = MODELS[name](**shape, **options)
+    model = MODELS[name](**{key: value for key, value in shape.items() if key in taken}, **options)
     if pretrained is not None:
         load_pretrained(model, pretrained)
     return model

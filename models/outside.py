@@ -1,0 +1,78 @@
+"""Networks of torchvision and timm, with sites declared from the outside (see `dropblock.foreign`)."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from dropblock.foreign import Place, declare_sites
+
+
+def build_torchvision(
+    num_classes: int,
+    in_channels: int = 3,
+    architecture: str = "resnet50",
+    places: Sequence[Mapping[str, Any]] | None = None,
+) -> nn.Module:
+    """A classification network of torchvision, without weights.
+
+    Args:
+        num_classes: outputs of the classifier.
+        in_channels: 3; torchvision's networks take no other images.
+        architecture: its name there, such as `resnet50` or `efficientnet_b0`.
+        places: where to declare sites, each with the fields of `dropblock.Place`. None takes the places that are known
+            for the family; a family without any gets no sites.
+
+    Raises:
+        ValueError: for an unknown name, another number of channels, or a pattern that names nothing.
+    """
+    from torchvision import models
+
+    if in_channels != 3:
+        raise ValueError(f"torchvision's {architecture} takes images of 3 channels, not {in_channels}")
+    names = models.list_models(module=models)
+    if architecture not in names:
+        raise ValueError(unknown("torchvision", architecture, names))
+    return with_sites(models.get_model(architecture, weights=None, num_classes=num_classes), num_classes, places)
+
+
+def build_timm(
+    num_classes: int,
+    in_channels: int = 3,
+    architecture: str = "resnet50",
+    places: Sequence[Mapping[str, Any]] | None = None,
+) -> nn.Module:
+    """A network of timm, without weights; arguments as for `build_torchvision`, with any number of channels.
+
+    Raises:
+        ValueError: as there, and if timm is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError("model timm needs the package timm: pip install timm") from error
+    names = timm.list_models()
+    if architecture not in names:
+        raise ValueError(unknown("timm", architecture, names))
+    model = timm.create_model(architecture, num_classes=num_classes, in_chans=in_channels)
+    return with_sites(model, num_classes, places)
+
+
+def with_sites(model: nn.Module, num_classes: int, places: Sequence[Mapping[str, Any]] | None) -> nn.Module:
+    """Declare the sites, and add what every network of this project tells about itself."""
+    if places is None:
+        with contextlib.suppress(ValueError):  # an unknown family: a baseline needs no sites
+            declare_sites(model)
+    else:
+        declare_sites(model, [Place(**place) for place in places])
+    model.num_classes, model.last_group = num_classes, 4  # type: ignore[assignment]
+    return model
+
+
+def unknown(library: str, architecture: str, names: Sequence[str]) -> str:
+    near = ", ".join(difflib.get_close_matches(architecture, names, n=3)) or "list them with its list_models()"
+    return f"{library} has no network '{architecture}'; nearest: {near}"

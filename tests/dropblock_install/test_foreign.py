@@ -1,0 +1,221 @@
+"""DropBlock in networks of torchvision and timm, from the outside."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision.models as tv
+from torch import nn
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from dropblock import (
+    DropBlock2d,
+    KeepProbSchedule,
+    Place,
+    Site,
+    declare_sites,
+    declared_sites,
+    install,
+    install_into,
+    installed_layers,
+    site_table,
+)
+from dropblock.sites import table_text
+from models.resnet import Bottleneck as OurBottleneck
+from models.resnet import ResNet
+
+
+def timm_model(name: str) -> nn.Module:
+    return pytest.importorskip("timm").create_model(name, num_classes=4)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet": lambda: tv.ResNet(Bottleneck, [2, 2, 2, 2], num_classes=4, width_per_group=16),
+    "resnet_basic": lambda: tv.ResNet(BasicBlock, [1, 1, 2, 2], num_classes=4),
+    "resnext": lambda: tv.ResNet(Bottleneck, [1, 1, 2, 2], num_classes=4, groups=4, width_per_group=4),
+    "densenet": lambda: tv.DenseNet(16, (2, 2, 2, 2), 16, num_classes=4),
+    "regnet": lambda: tv.regnet_x_400mf(num_classes=4),
+    "efficientnet": lambda: tv.efficientnet_b0(num_classes=4),
+    "convnext": lambda: tv.ConvNeXt([CNBlockConfig(16 * g, 16 * (g + 1) if g < 4 else None, 2) for g in (1, 2, 3, 4)]),
+    "timm_resnet": lambda: timm_model("resnet14t"),
+    "timm_regnet": lambda: timm_model("regnetx_002"),
+}
+IDENTITY_IN_REACH = {"resnet", "resnet_basic", "resnext", "regnet", "timm_resnet", "timm_regnet"}
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return NETWORKS[name]()
+
+
+def block3(site: Site) -> DropBlock2d:
+    return DropBlock2d(3, 0.9)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_keys_and_outputs_stay_and_every_site_drops_what_it_should(name: str) -> None:
+    """Maps are independent, units of one map are not: a site of M maps has a standard error of at most
+    sqrt(p (1 - p) / M). Five of them: below 6e-7 a site, 4e-4 for the 600 sites of this test."""
+    model, x = network(name).eval(), torch.randn(8, 3, 64, 64)
+    keys = list(model.state_dict())
+    with torch.no_grad():
+        before = model(x[:2])
+        filled = install_into(model, block3)
+        assert torch.equal(model(x[:2]), before), "the identity in evaluation"
+    assert list(model.state_dict()) == keys
+    rows = {
+        row.site: row for row in site_table(model, x[:1], KeepProbSchedule(model, 0.9)) if row.layer != "out of reach"
+    }
+    assert set(rows) == set(filled)
+    assert {row.group for row in rows.values()} == {1, 2, 3, 4}
+    model.train()
+    for step in range(2):
+        for i, layer in enumerate(installed_layers(model)):
+            layer.set_mask_seed(1000 * step + i)
+        model(x).square().mean().backward()
+    for path, row in rows.items():
+        layer = filled[path].layer
+        seen, maps = layer.seen_units.item(), 2 * 8 * row.map_size[0]
+        assert seen == maps * row.map_size[1] * row.map_size[2], "called once in a pass"
+        p = row.expected_drop
+        assert abs(1 - layer.kept_units.item() / seen - p) < 5 * math.sqrt(p * (1 - p) / maps), path
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_table_tells_where_the_identity_shortcut_is_out_of_reach(name: str) -> None:
+    model = network(name)
+    declare_sites(model)
+    install(model, block3, lambda site: site.group in (3, 4))
+    rows = site_table(model, torch.zeros(1, 3, 64, 64), KeepProbSchedule(model, 0.9, group_divisor=4.0))
+    identities = [row for row in rows if row.branch == "skip" and row.after in ("identity", "downsample")]
+    reached = {row.layer != "out of reach" for row in identities}
+    assert reached == {name in IDENTITY_IN_REACH}
+    assert ("out of reach" in table_text(rows)) == (name not in IDENTITY_IN_REACH)
+    assert all(row.expected_drop == 0.0 for row in rows if row.layer == "out of reach")
+
+
+def our_name(path: str) -> str:
+    """The site of ours that a site of torchvision's bottleneck corresponds to."""
+    unit, _, rest = path.partition(".conv2") if ".conv2" in path else path.partition(".conv3")
+    if rest:
+        return f"{unit}.site1" if ".conv2" in path else f"{unit}.site2"
+    return path.replace("bn3.site_after", "site3") if "bn3" in path else path.split(".downsample")[0] + ".site_skip"
+
+
+def test_torchvisions_resnet_has_the_very_sites_of_ours() -> None:
+    """The same weights and the same masks give the same numbers in training, gradients included."""
+    torch.manual_seed(0)
+    theirs = tv.ResNet(Bottleneck, [1, 1, 2, 2], num_classes=4).train()
+    ours = ResNet(OurBottleneck, [1, 1, 2, 2], num_classes=4).train()
+    ours.load_state_dict(theirs.state_dict())
+    filled = {our_name(path): site for path, site in install_into(theirs, block3).items()}
+    install(ours, block3, lambda site: True)
+    assert set(filled) == set(declared_sites(ours))
+    for i, (name, site) in enumerate(declared_sites(ours).items()):
+        assert (site.group, site.branch, site.ends_branch) == (
+            *(filled[name].group, filled[name].branch),
+            filled[name].ends_branch,
+        )
+        site.layer.set_mask_seed(i)
+        filled[name].layer.set_mask_seed(i)
+    x = torch.randn(4, 3, 64, 64)
+    y, expected = theirs(x), ours(x)
+    assert torch.equal(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    gradients = dict(ours.named_parameters())
+    for name, p in theirs.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name].grad, msg=name)
+
+
+def test_patterns_of_ones_own() -> None:
+    """A projection that is an nn.Sequential gets no further step, and the first of two places on one side counts."""
+    model = network("resnet")
+    places = [
+        Place("layer4.*.bn3", group=2, ends_branch=True),
+        Place("layer[34].*.bn3", group=3),
+        Place("layer4.0.downsample", group=4, branch="skip"),
+        Place("layer4.1.downsample", "in", group=4, branch="skip"),
+    ]
+    filled = install_into(model, block3, places)
+    assert {path: site.group for path, site in filled.items()} == {
+        "layer3.0.bn3.site_after": 3,
+        "layer3.1.bn3.site_after": 3,
+        "layer4.0.bn3.site_after": 2,
+        "layer4.1.bn3.site_after": 2,
+        "layer4.0.downsample.1.site_after": 4,
+        "layer4.1.downsample": 4,
+    }
+    assert len(model.layer4[0].downsample) == 2
+    assert set(declare_sites(model, places)) == set(filled), "declaring again changes nothing"
+    only = install_into(network("resnet"), block3, places, lambda site: site.branch == "skip")
+    assert set(only) == {"layer4.0.downsample.1.site_after", "layer4.1.downsample"}
+
+
+def test_a_copy_has_layers_of_its_own() -> None:
+    model = network("resnet").train()
+    install_into(model, block3)
+    twin = copy.deepcopy(model)
+    twin(torch.randn(2, 3, 64, 64))
+    assert all(layer.seen_units > 0 for layer in installed_layers(twin))
+    assert all(layer.seen_units == 0 for layer in installed_layers(model))
+
+
+def test_compiled_network_drops_the_same_units() -> None:
+    """Without a graph break, and without recompilation when keep_prob and seed change."""
+    torch._dynamo.reset()
+    model = tv.ResNet(BasicBlock, [1, 1, 1, 2], num_classes=4).train()
+    install_into(model, block3, sites=lambda site: site.group == 4)
+    twin = copy.deepcopy(model)
+    graphs: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(twin, backend=count, fullgraph=True)
+    x = torch.randn(4, 3, 64, 64)
+    for step, keep_prob in enumerate((0.9, 0.5, 0.7)):
+        for net in (model, twin):
+            for i, layer in enumerate(installed_layers(net)):
+                layer.keep_prob.fill_(keep_prob)
+                layer.set_mask_seed(100 * step + i)
+        torch.testing.assert_close(compiled(x), model(x))
+    assert len(graphs) == 1
+    counts = [[layer.kept_units.item() for layer in installed_layers(net)] for net in (model, twin)]
+    assert counts[0] == counts[1]
+    assert 0 < sum(counts[0]) < sum(layer.seen_units.item() for layer in installed_layers(model))
+
+
+def test_mistakes_are_told_in_one_line() -> None:
+    model = network("resnet")
+    with pytest.raises(ValueError, match=r"no module of ResNet matches 'layer9.\*.conv2'; near it: .*layer\d.\*.conv2"):
+        declare_sites(model, [Place("layer9.*.conv2", "before")])
+    with pytest.raises(ValueError, match=r"no slot that holds None of ResNet matches 'layer4.0.downsample'"):
+        declare_sites(model, [Place("layer4.0.downsample", "in")])
+    assert not declared_sites(model)
+    with pytest.raises(ValueError, match="where must be one of before, after, in, out of reach, not 'behind'"):
+        Place("layer4", "behind")
+    with pytest.raises(ValueError, match="no places known for Sequential: give patterns"):
+        declare_sites(nn.Sequential(nn.Conv2d(3, 3, 1)))
+    convnext = network("convnext")
+    with pytest.raises(ValueError, match="and the 8 asked for are out of reach"):
+        install_into(convnext, block3, sites=lambda site: site.branch == "skip")
+
+
+def test_a_module_called_thrice_or_without_maps_is_no_site() -> None:
+    x = torch.zeros(1, 3, 64, 64)
+    model = network("resnet")
+    install_into(model, block3, [Place("layer4.0.relu")])
+    with pytest.raises(ValueError, match=r"layer4.0.relu.site_after is called 3 times in one pass"):
+        site_table(model, x, KeepProbSchedule(model, 0.9))
+    model = network("resnet")
+    install_into(model, block3, [Place("fc", "before")])
+    with pytest.raises(ValueError, match=r"fc.site_before sees a tensor of shape \(1, 2048\)"):
+        site_table(model, x, KeepProbSchedule(model, 0.9))
