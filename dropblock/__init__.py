@@ -3,6 +3,7 @@
 Imports torch and nothing else.
 """
 
+from dropblock.baselines import DropConnect, Dropout, DropPath, SpatialDropout, StochasticDepth, drop_together
 from dropblock.control import LayerControl
 from dropblock.foreign import Place, declare_sites, install_into, known_places
 from dropblock.fractal import FractalDropPath, JoinSite
@@ -17,7 +18,10 @@ from dropblock.sites import Site, SiteRow, declared_sites, install, site_table, 
 __all__ = [
     "LAYERS",
     "DropBlock2d",
+    "DropConnect",
     "DropLayer",
+    "DropPath",
+    "Dropout",
     "FractalDropPath",
     "JoinSite",
     "KeepProbSchedule",
@@ -25,11 +29,14 @@ __all__ = [
     "Place",
     "Site",
     "SiteRow",
+    "SpatialDropout",
+    "StochasticDepth",
     "declare_sites",
     "declared_sites",
     "drop_block2d",
     "drop_block2d_counted",
     "drop_block2d_reference",
+    "drop_together",
     "effective_block",
     "expected_drop",
     "install",

@@ -7,6 +7,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dropblock.baselines import (
+    DropConnect,
+    Dropout,
+    DropPath,
+    SpatialDropout,
+    StochasticDepth,
+    WeightSite,
+    declare_weight_sites,
+    set_depths,
+)
 from dropblock.layers import DropBlock2d, DropLayer
 from dropblock.sites import Site, declared_sites, install
 
@@ -18,10 +28,14 @@ class Kind:
     Args:
         make: (keep_prob, block_size) -> layer; block_size is None for a layer without blocks.
         sits_at: whether the layer belongs at a site, whatever groups and branches were chosen.
+        before: called with the model before installation, for a layer that needs sites of its own.
+        after: called with the model after installation, for layers that depend on one another's place.
     """
 
     make: Callable[[float, int | None], DropLayer]
     sits_at: Callable[[Site], bool]
+    before: Callable[[nn.Module], None] = lambda model: None
+    after: Callable[[nn.Module], None] = lambda model: None
 
 
 def _dropblock(keep_prob: float, block_size: int | None) -> DropLayer:
@@ -30,8 +44,27 @@ def _dropblock(keep_prob: float, block_size: int | None) -> DropLayer:
     return DropBlock2d(block_size, keep_prob)
 
 
+def on_maps(site: Site) -> bool:
+    """A place for layers that drop parts of feature maps."""
+    return not site.path_only and not isinstance(site, WeightSite)
+
+
+def on_branches(site: Site) -> bool:
+    """A place for layers that drop a whole residual branch: its end, never the shortcut."""
+    return site.ends_branch and site.branch == "conv"
+
+
 LAYERS: dict[str, Kind] = {
-    "dropblock": Kind(_dropblock, lambda site: not site.path_only),
+    "dropblock": Kind(_dropblock, on_maps),
+    "dropout": Kind(lambda keep_prob, _: Dropout(keep_prob), on_maps),
+    "spatial_dropout": Kind(lambda keep_prob, _: SpatialDropout(keep_prob), on_maps),
+    "drop_path": Kind(lambda keep_prob, _: DropPath(keep_prob), on_branches),
+    "stochastic_depth": Kind(lambda keep_prob, _: StochasticDepth(keep_prob), on_branches, after=set_depths),
+    "drop_connect": Kind(
+        lambda keep_prob, _: DropConnect(keep_prob),
+        lambda site: isinstance(site, WeightSite),
+        before=declare_weight_sites,
+    ),
 }
 
 
@@ -62,6 +95,7 @@ def install_layers(
     if name not in LAYERS:
         raise ValueError(f"unknown layer '{name}', choose one of {', '.join(LAYERS)}")
     kind = LAYERS[name]
+    kind.before(model)
     existing = {site.group for site in declared_sites(model).values()}
     for group in groups:
         if group not in existing:
@@ -70,4 +104,6 @@ def install_layers(
     def chosen(site: Site) -> bool:
         return site.group in groups and (skip or site.branch == "conv") and kind.sits_at(site)
 
-    return install(model, lambda site: kind.make(keep_prob, block_size), chosen)
+    filled = install(model, lambda site: kind.make(keep_prob, block_size), chosen)
+    kind.after(model)
+    return filled
