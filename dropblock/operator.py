@@ -6,6 +6,7 @@ scales and zeroes. The result is linear in x and equal to its own adjoint, so th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,7 +32,19 @@ DENSE = Path(dense.draw, dense.apply)
 
 def path_for(device: torch.device) -> Path:
     """The fastest path on a device."""
-    return SPARSE_CPU if device.type == "cpu" else DENSE
+    if device.type == "cpu":
+        return SPARSE_CPU
+    return gpu_path() if device.type == "cuda" else DENSE
+
+
+@functools.cache
+def gpu_path() -> Path:
+    """The Triton kernels; the dense path where Triton is not installed. Triton is imported on first use only."""
+    try:
+        from dropblock import triton_kernel
+    except ImportError:
+        return DENSE
+    return Path(triton_kernel.draw, triton_kernel.apply)
 
 
 def drop(path: Path, x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dropblock.law import effective_block, seed_rate
-from dropblock.operator import DENSE, SPARSE_CPU, Path, drop
+from dropblock.operator import DENSE, SPARSE_CPU, Path, drop, gpu_path
 from dropblock.reference import keep_mask, select_scaled
 
 
@@ -31,9 +31,7 @@ PATHS = {
 }
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED or torch.cuda.is_available():
-    from dropblock.operator import TRITON
-
-    PATHS["triton"] = TRITON
+    PATHS["triton"] = gpu_path()
 
 
 def device_of(path: str) -> torch.device:

