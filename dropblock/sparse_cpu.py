@@ -27,13 +27,13 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     expected = trials * rate
     batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
-    position = torch.full((1,), -1.0, dtype=torch.float64)
+    position, last = torch.empty(0, dtype=torch.float64), -1.0
     while True:
         u = torch.rand(batch, dtype=torch.float64, generator=generator)
         gaps = u.log_().mul_(1 / math.log1p(-rate)).floor_().add_(1.0)
-        gaps[0] += position[-1]
+        gaps[0] += last
         found = gaps.cumsum_(0)
-        position = found if len(position) == 1 else torch.cat((position, found))
+        position, last = torch.cat((position, found)) if len(position) else found, float(found[-1])
         inside = int(torch.searchsorted(position, float(trials)))
         if inside < len(position):  # nearly always in the first round
             return position[:inside]
