@@ -35,5 +35,5 @@ def test_positions_are_sorted_distinct_and_inside() -> None:
     for seed in range(50):
         positions = bernoulli_positions(100_000, 0.01, seed)
         assert (positions[1:] > positions[:-1]).all()
-        assert 0 <= positions[0]
+        assert positions[0] >= 0
         assert positions[-1] < 100_000
