@@ -1,0 +1,1 @@
+"""Small programs that read run folders or measure."""
