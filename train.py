@@ -75,8 +75,8 @@ def build_network(plan: Plan, data: Data, device: torch.device) -> tuple[nn.Modu
         asked.name,
         num_classes=data.num_classes,
         in_channels=channels,
-        width=asked.width,
-        stem=asked.stem,
+        width=asked.width or 64,
+        stem=asked.stem or "imagenet",
         zero_gamma=asked.zero_gamma,
         pretrained=asked.pretrained,
         **asked.options,
@@ -91,21 +91,20 @@ def build_network(plan: Plan, data: Data, device: torch.device) -> tuple[nn.Modu
             groups=layer.groups,
             skip=bool(layer.skip),
         )
-        schedule = KeepProbSchedule(model, layer.keep_prob, layer.schedule, layer.group_divisor, model.last_group)
-    model = model.to(device=device, memory_format=torch.channels_last)
+        last_group: Any = model.last_group
+        schedule = KeepProbSchedule(model, layer.keep_prob, layer.schedule, layer.group_divisor, last_group)
+    model = model.to(device).to(memory_format=torch.channels_last)
     return model, LayerControl(model, torch.zeros(1, channels, height, width, device=device), schedule)
 
 
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
     """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
-    import torch
-
     from dropblock import table_text
     from engine import checkpoint
     from engine.console import plan_text
     from engine.distributed import wrap
     from engine.loop import Fit
-    from engine.optim import LearningRate, build_sgd
+    from engine.optim import LearningRate, build_optimizer
     from engine.seeding import seed_everything
     from engine.state import TrainState
     from engine.tasks import Classification
@@ -114,8 +113,13 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     data = open_data(plan, device, ranks)
     seed_everything(plan.seed)
     model, layers = build_network(plan, data, device)
-    optimizer = build_sgd(
-        model, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+    optimizer = build_optimizer(
+        recipe.optimizer,
+        model,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
     )
     state = TrainState(model, optimizer, recipe.ema_decay)
     found = checkpoint.load_latest(folder.checkpoints)
@@ -133,7 +137,7 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     return Fit(
         task=Classification(data.num_classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
         state=state,
-        network=wrap(torch.compile(model) if plan.runtime.compile else model, ranks, device),
+        network=wrap(model, ranks, device, plan.runtime.compile),
         data=data,
         layers=layers,
         lr=LearningRate(
@@ -144,9 +148,11 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
             warmup_epochs=recipe.warmup_epochs,
             milestones=recipe.milestones,
             decay=recipe.lr_decay,
+            decay_epochs=recipe.decay_epochs,
         ),
         epochs=recipe.epochs,
         accumulate=recipe.accumulate,
+        grad_clip=recipe.grad_clip,
         precision=recipe.precision,
         seed=plan.seed,
         eval_every=recipe.eval_every,
@@ -260,8 +266,8 @@ def told(error: BaseException) -> tuple[int, str]:
 
 def main(words: list[str]) -> int:
     """The process: words in, exit code out."""
-    started, codes = time.time(), []
-    sweep = None
+    started, sweep = time.time(), None
+    codes: list[int] = []
     try:
         check_words(words)
         given = dict(word.split("=", 1) for word in words if "=" in word)

@@ -23,9 +23,11 @@ from configs.schema import (
 
 CONFIGS = Path(__file__).parent
 SCHEDULES = ("linear", "constant")
-LR_SCHEDULES = ("cosine", "step", "constant")
+LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
+OPTIMIZERS = ("sgd", "rmsprop")
 PRECISIONS = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+POLICIES = ("imagenet", "cifar10", "svhn")
 LAYER_KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
 RECIPE_KNOBS = ("epochs", "batch_size", "lr", "lr_schedule")
 
@@ -156,8 +158,8 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
         recipe=_recipe(config, remarks),
         regularizer=list(config.regularizer),
         layer=layer,
-        cutout=cutout,
-        autoaugment=autoaugment,
+        cutout=_pixels(cutout, config.data.image_size),
+        autoaugment=_policy(autoaugment, config.data.image_size),
         label_smoothing=smoothing if config.label_smoothing is None else config.label_smoothing,
         seed=config.seed,
         experiment=config.experiment,
@@ -179,12 +181,32 @@ def _recipe(config: Config, remarks: list[str]) -> RecipeConfig:
     if recipe.epochs != config.recipe.epochs and config.recipe.epochs > 0:
         scale = recipe.epochs / config.recipe.epochs
         remarks.append(f"epochs={recipe.epochs}: warm-up and milestones of the recipe scaled by {scale:.3g}")
-        scaled = {"warmup_epochs": recipe.warmup_epochs * scale, "milestones": [m * scale for m in recipe.milestones]}
-        recipe = replace(recipe, **scaled)
+        recipe = replace(
+            recipe,
+            warmup_epochs=recipe.warmup_epochs * scale,
+            milestones=[m * scale for m in recipe.milestones],
+            decay_epochs=recipe.decay_epochs * scale,
+        )
     return recipe
 
 
-def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[LayerConfig | None, str | None, int, float]:
+def _pixels(cutout: float, image_size: int) -> int:
+    """The side of Cutout's square, given as a share of the image's side."""
+    if not 0.0 <= cutout <= 2.0:
+        raise UserError(f"cutout={cutout}: a share of the side of the image, between 0 and 2")
+    return round(cutout * image_size)
+
+
+def _policy(name: str | None, image_size: int) -> str | None:
+    """AutoAugment's policy; `auto` is the one that was found on images of this kind."""
+    if name == "auto":
+        return "imagenet" if image_size > 64 else "cifar10"
+    if name is not None:
+        one_of("autoaugment", name, ("auto", *POLICIES))
+    return name
+
+
+def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[LayerConfig | None, str | None, float, float]:
     """What the chosen regularizers fill; two may not fill the same slot."""
     filled: dict[str, tuple[str, Any]] = {}
 
@@ -206,7 +228,7 @@ def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[LayerConfig | No
             fill("autoaugment", name, regularizer.input.autoaugment)
         if regularizer.loss is not None:
             fill("label_smoothing", name, regularizer.loss.label_smoothing)
-    values: dict[str, Any] = {"layer": None, "autoaugment": None, "cutout": 0, "label_smoothing": 0.0}
+    values: dict[str, Any] = {"layer": None, "autoaugment": None, "cutout": 0.0, "label_smoothing": 0.0}
     values |= {slot: value for slot, (_, value) in filled.items()}
     return values["layer"], values["autoaugment"], values["cutout"], values["label_smoothing"]
 
@@ -243,6 +265,7 @@ def _check_values(plan: Plan) -> None:
     one_of("data.name", plan.data.name, choices("data"))
     one_of("model.stem", str(plan.model.stem), ("small", "imagenet"))
     one_of("lr_schedule", recipe.lr_schedule, LR_SCHEDULES)
+    one_of("recipe.optimizer", recipe.optimizer, OPTIMIZERS)
     one_of("recipe.precision", recipe.precision, PRECISIONS)
     one_of("device", plan.runtime.device, DEVICES)
     one_of("data.on_bad_image", plan.data.on_bad_image, ("error", "skip"))

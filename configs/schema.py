@@ -60,12 +60,15 @@ class RecipeConfig:
     lr_schedule: str = "cosine"
     warmup_epochs: float = 0.0
     milestones: list[float] = field(default_factory=list)  # epochs, for lr_schedule=step
-    lr_decay: float = 0.1  # factor at a milestone
+    lr_decay: float = 0.1  # factor at a milestone of step, halving or exponential
+    decay_epochs: float = 1.0  # epochs between the decays of lr_schedule=exponential
+    optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = (
         1e-4  # on weights of convolutions and classifier, biases of the classifier; never on BatchNorm
     )
+    grad_clip: float | None = None  # largest norm of all gradients together
     ema_decay: float | None = None  # evaluate an exponential moving average of the weights
     precision: str = "float32"
     eval_every: int = 1  # epochs between evaluations; the last epoch always is one
@@ -87,8 +90,8 @@ class LayerConfig:
 
 @dataclass
 class InputConfig:
-    cutout: int | None = None  # side of the square in pixels
-    autoaugment: str | None = None  # torchvision's policy
+    cutout: float | None = None  # side of the square as a share of the image's
+    autoaugment: str | None = None  # torchvision's policy imagenet | cifar10 | svhn; auto: by the size of the images
 
 
 @dataclass
@@ -105,13 +108,14 @@ class RegularizerConfig:
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """The number of the paper that an experiment stands beside; absent fields are unknown."""
+    """The numbers of the paper that an experiment stands beside; absent ones are unknown."""
 
     place: str = ""
     top1: float | None = None
     top1_std: float | None = None
     top5: float | None = None
     top5_std: float | None = None
+    curve: dict[float, float] = field(default_factory=dict)  # top-1 by keep_prob, of a figure
     certainty: str = ""
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class LostPeer(RuntimeError):
+    """Another rank has ended or does not answer; what ended it stands in its own output."""
 
 
 @dataclass(frozen=True)
@@ -26,42 +35,114 @@ class Ranks:
         """The sum over all ranks."""
         if self.world_size > 1:
             tensor = tensor.clone()
-            dist.all_reduce(tensor)
+            _together(dist.all_reduce, tensor)
         return tensor
+
+    def max(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        if self.world_size > 1:
+            tensor = torch.tensor(number)
+            _together(dist.all_reduce, tensor, dist.ReduceOp.MAX)
+            return int(tensor)
+        return number
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
-        return flag if self.world_size == 1 else bool(self.sum(torch.tensor(float(flag))).item())
+        return bool(self.max(int(flag)))
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        _together(dist.all_gather_object, values, value)
+        return values  # type: ignore[return-value]
+
+    def agree(self, what: str, value: object) -> None:
+        """Go on only if the value is the same on all ranks.
+
+        Raises:
+            ValueError: on every rank, naming the first that differs from rank 0.
+        """
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(f"the ranks do not agree on {what}: rank 0 has {values[0]}, rank {rank} has {other}")
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            _together(dist.barrier)
 
 
-def join(device: torch.device) -> Ranks:
+def _together(operation: Callable[..., object], *arguments: object) -> None:
+    try:
+        operation(*arguments)
+    except RuntimeError as error:  # gloo says that a socket closed; the user asks who and why
+        reason = " ".join(str(error).split())[-160:]
+        raise LostPeer(f"another rank has ended or does not answer; see its own message ({reason})") from error
+
+
+def join(device: torch.device, patience: float) -> Ranks:
     """Join the process group that torchrun announces in the environment, if it does.
 
+    Args:
+        device: of this rank.
+        patience: seconds that a rank waits for the others before it gives up.
+
     Raises:
-        RuntimeError: if the peers cannot be reached.
+        ValueError: if the announcement makes no sense, its port is taken, or the peers cannot be reached.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Ranks()
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
-    if ranks.world_size > 1 and not dist.is_initialized():
-        # The host-side sums and flags go through gloo, gradients on GPUs through nccl.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        ranks = Ranks(*(int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        if ranks.world_size > 1 and not dist.is_initialized():
+            # The host-side sums and flags go through gloo, gradients on GPUs through nccl.
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=patience))
+    except (ValueError, dist.DistError) as error:
+        place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ValueError(
+            f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT={place} (RANK={os.environ['RANK']}, "
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}): {_short(error)}"
+        ) from error
     return ranks
 
 
+def _short(error: BaseException) -> str:
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return "the port is in use, choose another" if "EADDRINUSE" in line else line[:160]
+
+
 def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """DistributedDataParallel where there are peers; drop counters and mask seeds are no business of its broadcasts."""
+    """DistributedDataParallel where there are peers.
+
+    It broadcasts no buffer: running statistics are averaged by `share_statistics`, keep_prob, mask seeds and drop
+    counters are each rank's own.
+    """
     if ranks.world_size == 1:
         return model
-    persistent = set(model.state_dict())
-    own = [name for name, _ in model.named_buffers() if name not in persistent]
-    ddp = nn.parallel.DistributedDataParallel
-    ddp._set_params_and_buffers_to_ignore_for_model(model, own)
-    return ddp(model, device_ids=[device.index] if device.type == "cuda" else None)
+    devices = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a network learns by averaging, such as BatchNorm's means and variances."""
+    persistent = model.state_dict(keep_vars=True)
+    return [buffer for name, buffer in model.named_buffers() if name in persistent and buffer.is_floating_point()]
+
+
+@torch.no_grad()
+def share_statistics(statistics: list[Tensor], ranks: Ranks) -> None:
+    """Make the running statistics of every rank the mean over the ranks.
+
+    After every step, not only where they are needed: then all ranks hold the same state at any moment, a checkpoint of
+    the main rank is the state of all, and writing one changes nothing.
+    """
+    if ranks.world_size > 1 and statistics:
+        means = ranks.sum(torch.cat([buffer.flatten() for buffer in statistics])) / ranks.world_size
+        parts = means.split([buffer.numel() for buffer in statistics])
+        torch._foreach_copy_(statistics, [part.view_as(b) for part, b in zip(parts, statistics, strict=True)])
 
 
 def find_device(name: str) -> torch.device:

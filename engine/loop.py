@@ -62,6 +62,7 @@ class Fit:
         lr: the learning rate of a step.
         epochs: length of the run.
         accumulate: micro-batches per optimizer step.
+        grad_clip: largest norm of all gradients together, None for no limit.
         precision: `float32` or `bfloat16` (autocast).
         seed: of the run; masks draw from (seed, rank, step, micro-batch, layer).
         eval_every: epochs between evaluations.
@@ -81,6 +82,7 @@ class Fit:
     lr: LearningRate
     epochs: int
     accumulate: int
+    grad_clip: float | None
     precision: str
     seed: int
     eval_every: int
@@ -167,6 +169,8 @@ class Fit:
             self._refuse_non_finite(loss, micro)
             (loss * share).backward()
             state.window = sums if state.window is None else state.window + sums
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(state.model.parameters(), self.grad_clip)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         if state.ema is not None:

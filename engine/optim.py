@@ -6,22 +6,69 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
 
-def build_sgd(
-    model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float
-) -> torch.optim.Optimizer:
-    """SGD with weight decay on all but normalization layers, the classifier's bias included (as the released code)."""
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on all but normalization layers, the classifier's bias included (as the released code)."""
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     plain = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
     decayed = [p for p in model.parameters() if id(p) not in plain]
     exempt = [p for p in model.parameters() if id(p) in plain]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    nesterov = nesterov and momentum > 0
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, nesterov=nesterov)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    name: str, model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe: `sgd`, or `rmsprop` as the AmoebaNet code configures it (decay 0.9, epsilon 1).
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    groups = decay_groups(model, weight_decay)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+    if name == "rmsprop":
+        return RMSpropTF(groups, lr=lr, momentum=momentum)
+    raise ValueError(f"unknown optimizer '{name}', choose one of sgd, rmsprop")
+
+
+class RMSpropTF(torch.optim.Optimizer):
+    """RMSProp as TensorFlow computes it, which is not torch's: epsilon stands inside the root, the mean of squares
+    starts at 1, and the learning rate enters the momentum buffer. With an epsilon of 1 the two differ by far.
+
+        mean <- decay mean + (1 - decay) g^2,   buffer <- momentum buffer + lr g / sqrt(mean + epsilon)
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.9, decay: float = 0.9, epsilon: float = 1.0) -> None:
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "decay": decay, "epsilon": epsilon, "weight_decay": 0.0}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["mean"], state["buffer"] = torch.ones_like(p), torch.zeros_like(p)
+                gradient = p.grad.add(p, alpha=group["weight_decay"])
+                state["mean"].lerp_(gradient.square(), 1 - group["decay"])
+                update = gradient.div_((state["mean"] + group["epsilon"]).sqrt_())
+                state["buffer"].mul_(group["momentum"]).add_(update, alpha=group["lr"])
+                p.sub_(state["buffer"])
 
 
 @dataclass(frozen=True)
@@ -30,7 +77,8 @@ class LearningRate:
 
     Args:
         peak: the rate after warm-up.
-        schedule: `cosine` to 0 at the end, `step` (times `decay` at each milestone), or `constant`.
+        schedule: `cosine` to 0 at the end; `step`, times `decay` at each milestone; `exponential`, times `decay`
+            every `decay_epochs`; `halving`, times `decay` whenever the remaining epochs have halved; `constant`.
         total_steps, steps_per_epoch: length of the run.
         warmup_epochs: length of the warm-up; may be a fraction.
         milestones: epochs at which `step` decays.
@@ -43,6 +91,7 @@ class LearningRate:
     warmup_epochs: float = 0.0
     milestones: Sequence[float] = ()
     decay: float = 0.1
+    decay_epochs: float = 1.0
 
     def at(self, step: int) -> float:
         warmup = self.warmup_epochs * self.steps_per_epoch
@@ -53,9 +102,13 @@ class LearningRate:
         if self.schedule == "cosine":
             done = (step - warmup) / max(1.0, self.total_steps - warmup)
             return self.peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        if self.schedule == "exponential":
+            return self.peak * self.decay ** math.floor(step / self.steps_per_epoch / self.decay_epochs)
+        if self.schedule == "halving":
+            return self.peak * self.decay ** math.floor(math.log2(self.total_steps / (self.total_steps - step)))
         if self.schedule == "constant":
             return self.peak
-        raise ValueError(f"unknown lr_schedule '{self.schedule}', choose one of cosine, step, constant")
+        raise ValueError(f"unknown lr_schedule '{self.schedule}', choose one of {', '.join(LR_SCHEDULES)}")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

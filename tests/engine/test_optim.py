@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.optim import LearningRate, build_sgd
+from engine.optim import LearningRate, build_optimizer
 
 
 def test_step_schedule_of_the_paper() -> None:
@@ -42,7 +42,7 @@ def test_constant_and_unknown() -> None:
 
 def test_weight_decay_spares_normalization_only() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
-    decayed, exempt = build_sgd(model, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).param_groups
+    decayed, exempt = build_optimizer("sgd", model, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4).param_groups
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (1e-4, 0.0)
     assert {id(p) for p in exempt["params"]} == {id(p) for p in model[1].parameters()}
     assert len(decayed["params"]) == 4
@@ -52,7 +52,31 @@ def test_weight_decay_spares_normalization_only() -> None:
 def test_one_step_is_torchs_sgd_with_the_decay_of_the_half_square() -> None:
     model = nn.Linear(3, 1, bias=False)
     weight = model.weight.detach().clone()
-    optimizer = build_sgd(model, lr=0.5, momentum=0.0, nesterov=True, weight_decay=0.1)
+    optimizer = build_optimizer("sgd", model, lr=0.5, momentum=0.0, nesterov=True, weight_decay=0.1)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     torch.testing.assert_close(model.weight.detach(), weight - 0.5 * (torch.ones(1, 3) + 0.1 * weight))
+
+
+def test_halving_is_the_fractalnet_rule() -> None:
+    lr = LearningRate(0.02, "halving", 400, 1)
+    for epoch, drops in ((0, 0), (199, 0), (200, 1), (299, 1), (300, 2), (350, 3), (375, 4)):
+        assert lr.at(epoch) == pytest.approx(0.02 * 0.1**drops)
+
+
+def test_exponential_decays_every_so_many_epochs() -> None:
+    lr = LearningRate(1.0, "exponential", 1000, 10, decay=0.97, decay_epochs=2.4)
+    assert [lr.at(step) for step in (0, 23, 24, 48)] == pytest.approx([1, 1, 0.97, 0.97**2])
+
+
+def test_rmsprop_by_hand() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = build_optimizer("rmsprop", model, lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
+    weight, mean, buffer = model.weight.item(), 1.0, 0.0
+    for gradient in (3.0, -1.0, 2.0):
+        model.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * gradient**2
+        buffer = 0.9 * buffer + 0.1 * gradient / (mean + 1.0) ** 0.5
+        weight -= buffer
+    assert model.weight.item() == pytest.approx(weight, rel=1e-5)
