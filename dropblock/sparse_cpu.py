@@ -27,13 +27,14 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     expected = trials * rate
     batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
-    position, last = torch.empty(0, dtype=torch.float64), -1.0
+    position = torch.empty(0, dtype=torch.float64)
+    last: Tensor | float = -1.0
     while True:
         u = torch.rand(batch, dtype=torch.float64, generator=generator)
         gaps = u.log_().mul_(1 / math.log1p(-rate)).floor_().add_(1.0)
         gaps[0] += last
         found = gaps.cumsum_(0)
-        position, last = torch.cat((position, found)) if len(position) else found, float(found[-1])
+        position, last = torch.cat((position, found)) if len(position) else found, found[-1]
         inside = int(torch.searchsorted(position, float(trials)))
         if inside < len(position):  # nearly always in the first round
             return position[:inside]
@@ -44,7 +45,7 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
 
     Returns:
         number of kept units, 0-dimensional int64; and where the top-left corners of the blocks lie in the memory of
-        `x`, (K,) int64.
+        `x`, (K,) int64. A block as large as the map is named by its map instead, sample * channels + channel.
     """
     n, c, height, width = x.shape
     if x.numel() == 0:
@@ -53,6 +54,8 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     rows, columns = height - b_h + 1, width - b_w + 1
     gamma = seed_rate(float(keep_prob), block_size, height, width)
     position = bernoulli_positions(n * c * rows * columns, gamma, int(seed))
+    if (rows, columns) == (1, 1):
+        return torch.tensor(x.numel() - len(position) * height * width), position.long()
     # Division and floor in float64 are exact below 2^53, and much faster than division of integers.
     row = position if columns == 1 else (position / columns).floor_()
     map_ = row if rows == 1 else (row / rows).floor_()
@@ -64,18 +67,34 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     return torch.tensor(x.numel() - dropped), corner.long()
 
 
-def apply(x: Tensor, kept: Tensor, corners: Tensor, block_size: int) -> Tensor:
+def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     """x * (count / kept), rounded once, with zeros in the blocks; `x` in the memory layout it was drawn for."""
     left = int(kept)
     if left == 0:
         return torch.zeros_like(x)
     y = x * (x.numel() / left)
-    if len(corners) > 0:
-        _, c, height, width = x.shape
-        block = effective_block(block_size, height, width)
-        strides = (width * c, c) if channels_last(x) else (width, 1)
-        windows(y, block, strides).index_fill_(0, corners, 0)
+    if len(blocks) == 0:
+        return y
+    _, c, height, width = x.shape
+    block = effective_block(block_size, height, width)
+    if block == (height, width):
+        zero_maps(y, blocks)
+    else:
+        windows(y, block, (width * c, c) if channels_last(x) else (width, 1)).index_fill_(0, blocks, 0)
     return y
+
+
+def zero_maps(y: Tensor, maps: Tensor) -> None:
+    """Zero whole maps in place, given by sample * channels + channel."""
+    n, c, height, width = y.shape
+    if not channels_last(y):
+        y.view(n * c, height * width).index_fill_(0, maps, 0)
+        return
+    # The units of a map lie c apart: one pass over all of them is faster than visiting those. A pass over their bits,
+    # because NaN * 0 is NaN.
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[y.element_size()]
+    keep = torch.full((n * c,), -1, dtype=bits).index_fill_(0, maps, 0)
+    y.view(bits).bitwise_and_(keep.view(n, c, 1, 1))
 
 
 def channels_last(x: Tensor) -> bool:
@@ -96,8 +115,6 @@ def count_units(map_: Tensor, corner: Tensor, block: tuple[int, int], size: tupl
         block, size: of a block and of a map.
     """
     area, units = block[0] * block[1], size[0] * size[1]
-    if area == units:
-        return len(map_) * area
     same = map_[1:] == map_[:-1]
     follows = same.nonzero().squeeze(1)
     if len(follows) == 0:

@@ -1,0 +1,97 @@
+"""Timing that can be trusted on a machine with other work: every contestant in every round, ratios within a round."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def interleaved(contestants: dict[str, Callable[[], object]], rounds: int, least_s: float, device: str) -> Times:
+    """Time every contestant once a round, in an order that rotates.
+
+    Args:
+        contestants: what to run, by name.
+        rounds: rounds that count; one more goes before them.
+        least_s: a measurement repeats its contestant until about this many seconds.
+        device: `cpu` or `cuda`; on a GPU the clock stops when the work is done.
+
+    Returns:
+        seconds per call, by name, one for each round.
+    """
+    repeats = {name: max(1, round(least_s / max(1e-7, clock(run, 2, device)))) for name, run in contestants.items()}
+    names = list(contestants)
+    times: Times = {name: [] for name in names}
+    for number in range(rounds + 1):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds = clock(contestants[name], repeats[name], device)
+            if number > 0:
+                times[name].append(seconds)
+    return times
+
+
+Times = dict[str, list[float]]
+
+
+def clock(run: Callable[[], object], repeats: int, device: str) -> float:
+    """Seconds per call over some repeats."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def ratios(times: Times, name: str, to: str) -> list[float]:
+    """How much longer `name` took than `to`, round by round."""
+    return [a / b for a, b in zip(times[name], times[to], strict=True)]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": middle, "quarter": low, "three_quarters": high}
+
+
+def interval_of_median(values: list[float]) -> tuple[float, float]:
+    """An interval that holds the true median with at least 95 %, from the order of the values alone."""
+    ordered, n = sorted(values), len(values)
+    chance, outside, rank = 0.5**n, 0.0, 0
+    while outside + chance <= 0.025:  # binomial(n, 1/2) tail
+        outside += chance
+        rank += 1
+        chance = chance * (n - rank + 1) / rank
+    rank = max(rank, 1)
+    return ordered[rank - 1], ordered[n - rank]
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """What a reader needs to judge the numbers."""
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            processor = next((line.split(":")[1].strip() for line in lines if "model name" in line), processor)
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "malloc": {name: os.environ.get(name, "") for name in MALLOC},
+    }
+
+
+# glibc hands large tensors back to the system and page-faults them in again: that makes even x * scalar vary by a
+# factor of 2 to 8. With these it keeps them. They must stand in the environment before the process starts.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}

@@ -1,0 +1,45 @@
+"""Measure: python scripts/benchmark.py op|step [--device cpu|cuda] [--json FILE] [--markdown FILE]
+
+op: the operator beside torchvision, timm, nn.Dropout and the memory limit. step: a ResNet-50 training step with it.
+Prints a markdown table; reports ratios only from rounds in which all contestants took part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.bench import op, step
+from scripts.bench.rounds import MALLOC
+
+SUBJECTS = {"op": op, "step": step}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    for name, subject in SUBJECTS.items():
+        command = subjects.add_parser(name, help=(subject.__doc__ or "").strip())
+        command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        command.add_argument("--json", type=Path, help="write everything measured here")
+        command.add_argument("--markdown", type=Path, help="write the table here, too")
+        subject.add_arguments(command)
+    arguments = parser.parse_args()
+    result = SUBJECTS[arguments.subject].measure(arguments)
+    table = SUBJECTS[arguments.subject].markdown(result)
+    print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in MALLOC.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **MALLOC})
+    main()
