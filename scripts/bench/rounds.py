@@ -62,7 +62,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def interval_of_median(values: list[float]) -> tuple[float, float]:
-    """An interval that holds the true median with at least 95 %, from the order of the values alone."""
+    """An interval that holds the true median with at least 95 %, from the order of the values alone.
+
+    Fewer than 6 values cannot give one; what comes back then is the smallest and the largest.
+    """
     ordered, n = sorted(values), len(values)
     chance, outside, rank = 0.5**n, 0.0, 0
     while outside + chance <= 0.025:  # binomial(n, 1/2) tail

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropblock import DropLayer, declared_sites, install
+from dropblock import DropBlock2d, DropLayer, declared_sites, install
 from dropblock.schedule import keep_prob_in_group
 from dropblock.sites import Site
 from models import build_model
@@ -43,8 +43,15 @@ def network(name: str, device: str) -> nn.Module:
     torch.manual_seed(0)
     model = build_model("resnet50", num_classes=1000)
     if name != PLAIN:
-        install(model, lambda site: Foreign(layer_for(name, site, device)), lambda site: site.group in GROUPS)
+        install(model, lambda site: in_site(name, site, device), lambda site: site.group in GROUPS)
     return model.to(device).to(memory_format=torch.channels_last).train()
+
+
+def in_site(name: str, site: Site, device: str) -> DropLayer:
+    """Ours as it is trained with, counters included."""
+    if name == OURS:
+        return DropBlock2d(BLOCK, keep_prob_in_group(KEEP_PROB, site.group))
+    return Foreign(layer_for(name, site, device))
 
 
 def layer_for(name: str, site: Site, device: str) -> Callable[[Tensor], Tensor]:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from dropblock import DropBlock2d
+from dropblock.operator import DENSE, SPARSE_CPU, drop
 
 # aot_eager traces forward and backward as the default backend does, without the C++ compiler's half minute.
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
@@ -67,3 +69,12 @@ def test_the_graph_nodes_keep_their_contract() -> None:
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
         torch.library.opcheck(_drop_node, (x, keep_prob, 2, seed), test_utils=tests)
         torch.library.opcheck(_again_node, (x, keep_prob, 2, seed, kept), test_utils=tests)
+
+
+def test_the_dense_path_never_waits_for_the_device() -> None:
+    """A fake tensor has no value to read: reading one on the host, as the CPU path may, raises."""
+    with FakeTensorMode():
+        x, keep_prob, seed = torch.ones(2, 3, 8, 8), torch.ones(()), torch.ones((), dtype=torch.int64)
+        assert drop(DENSE, x, keep_prob, 3, seed)[0].shape == x.shape
+        with pytest.raises(DataDependentOutputException):
+            drop(SPARSE_CPU, x, keep_prob, 3, seed)
