@@ -119,6 +119,7 @@ class ImageLoader:
 
         Raises:
             ValueError: at an image that cannot be decoded; with `skip` when they are more than 0.1 % of the epoch.
+            RuntimeError: if a worker dies.
         """
         keys = [(epoch, share) for share in self.batches.epoch(epoch, start)]
         loader = DataLoader(
@@ -132,7 +133,7 @@ class ImageLoader:
             generator=torch.Generator(),  # else it would draw from the global one, for seeds that nothing here uses
         )
         bad: set[str] = set()
-        for (_, share), decoded in zip(keys, loader, strict=True):
+        for (_, share), decoded in zip(keys, _watched(loader), strict=True):
             self._account(decoded.bad, bad)
             if self.batches.shuffled and decoded.indices.shape[1] < len(share):
                 path, reason = decoded.bad[-1]
@@ -165,6 +166,15 @@ class ImageLoader:
                 f"{len(bad)} of {self.num_samples} images cannot be read, more than {MAX_BAD_SHARE:.1%}; one is {path} "
                 f"({self.bad_images[path]})"
             )
+
+
+def _watched(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
+    """The death of a worker in the middle of a message shows as a broken connection: say what it is."""
+    try:
+        yield from loader
+    except (OSError, EOFError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RuntimeError(f"a loader worker exited in the middle of a batch ({reason}); was it killed?") from error
 
 
 def _as_it_is(decoded: Any) -> Any:

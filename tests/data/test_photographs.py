@@ -109,12 +109,14 @@ def test_simplejpeg_decodes_to_the_pixels_of_pillow(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 224])
-@pytest.mark.parametrize("shape", [(427, 640), (333, 201), (50, 50), (231, 230)])
+@pytest.mark.parametrize("shape", [(427, 640), (333, 201), (50, 50), (231, 230), (200, 305)])
 def test_evaluation_with_pil_is_torchvisions_to_the_last_bit(shape: tuple[int, int], size: int) -> None:
     content = jpeg(PHOTOS[0][: shape[0], : shape[1]])
     bicubic = transforms.InterpolationMode.BICUBIC
     theirs = transforms.Compose([transforms.Resize(round(size / 0.875), bicubic), transforms.CenterCrop(size)])
-    assert np.array_equal(Picture(size, "pil", Augment())(content, None), np.array(theirs(decode.open_rgb(content))))
+    expected = np.array(theirs(decode.open_rgb(content)))
+    assert np.array_equal(Picture(size, "pil", Augment())(content, None), expected)
+    assert levels(Picture(size, "auto", Augment())(content, None), expected) <= LEVELS
 
 
 def test_boxes_follow_the_law_of_random_resized_crop() -> None:
@@ -135,6 +137,27 @@ def test_boxes_follow_the_law_of_random_resized_crop() -> None:
         assert (ours[:, 0] + ours[:, 2] <= height).all()
         assert (ours[:, 1] + ours[:, 3] <= width).all()
         assert ours.min(0)[2:].min() > 0
+
+
+def test_boxes_reach_all_four_edges() -> None:
+    ends = np.zeros((10, 4))
+    assert crops.random_box(100, 200, ends.ravel())[:2] == (0, 0)
+    ends[:, 2:] = 1 - 2.0**-53
+    top, left, height, width = crops.random_box(100, 200, ends.ravel())
+    assert (top + height, left + width) == (100, 200)
+    assert abs(height * width - 0.08 * 100 * 200) < 50
+    ends[:, 0] = ends[:, 2]
+    _, _, height, width = crops.random_box(300, 400, ends.ravel())  # aspect 3/4 does not fit: the central box
+    assert (height, width) == (300, 400)
+
+
+def test_a_flip_is_drawn_for_half_of_the_images() -> None:
+    plain, flipped = Picture(16, "auto", Augment()), Picture(16, "auto", Augment(flip=True))
+    for index in range(60):
+        expected = plain(ODD["420"], draw(index))
+        if draw(index).uniforms[draws.FLIP] < 0.5:
+            expected = expected[:, ::-1]
+        assert np.array_equal(flipped(ODD["420"], draw(index)), expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10), (1, 1), (1, 300)])
@@ -195,7 +218,21 @@ def test_batches_do_not_depend_on_the_number_of_workers(tree: Path, workers: int
     for one, other in ((alone.train, helped.train), (alone.test, helped.test)):
         assert all(equal(a, b) for a, b in zip(one.epoch(1), other.epoch(1), strict=True))
     assert all(equal(a, b) for a, b in zip(list(alone.train.epoch(1))[2:], helped.train.epoch(1, 2), strict=True))
-    assert not equal(next(alone.train.epoch(0)), next(alone.train.epoch(1)))
+
+
+def test_each_epoch_draws_anew(tree: Path) -> None:
+    data = photos(tree, augment=Augment())
+    first, second = (
+        {
+            i: image
+            for batch in data.train.epoch(e)
+            for i, image in zip(batch.indices.tolist(), batch.images, strict=True)
+        }
+        for e in (0, 1)
+    )
+    assert first.keys() == second.keys() == set(range(40))
+    assert list(first) != list(second)
+    assert not any(torch.equal(first[i], second[i]) for i in first)
 
 
 def test_ranks_share_out_the_batches(tree: Path) -> None:

@@ -71,6 +71,16 @@ def test_fashion_mnist_reads_a_folder_of_idx_files(
     assert batch.images[:, :, :2].unique().numel() == 1
 
 
+def test_the_fingerprint_sees_one_pixel_and_one_label(tmp_path: Path) -> None:
+    arrays, seen = write_fashion(tmp_path), set()
+    seen.add(build_data("fashion_mnist", root=tmp_path, batch_size=1).fingerprint)
+    for name, values in arrays.items():
+        values.flat[0] ^= 1
+        (tmp_path / (name + ".gz")).write_bytes(gzip.compress(idx(values)))
+        seen.add(build_data("fashion_mnist", root=tmp_path, batch_size=1).fingerprint)
+    assert len(seen) == 5
+
+
 @pytest.mark.skipif(not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="Fashion-MNIST is not installed")
 def test_the_real_fashion_mnist() -> None:
     data = build_data("fashion_mnist", root="/usr/share/datasets/fashion-mnist", batch_size=1000)
