@@ -90,6 +90,8 @@ def load(request: Request) -> tuple[Plan, dict[str, Any]]:
     else:
         assert request.checkpoint is not None
         payload = checkpoint.load(Path(request.checkpoint))
+        if not isinstance(payload.get("plan"), dict):
+            raise UserError(f"{request.checkpoint}: holds no plan; give a checkpoint that train.py wrote")
         plan = plan_from(payload["plan"])
     data_root = request.data_root or plan.runtime.data_root
     runtime = replace(plan.runtime, data_root=data_root, download=request.download, workers=request.workers)

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered befor
     from engine.loop import Fit
     from engine.records import RunFolder
     from engine.signals import StopRequest
+    from engine.state import TrainState
 
 
 def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
@@ -101,6 +102,7 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
     from dropblock import table_text
     from engine import checkpoint
+    from engine.attempt import agree
     from engine.console import plan_text
     from engine.distributed import wrap
     from engine.loop import Fit
@@ -111,6 +113,7 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
 
     recipe = plan.recipe
     data = open_data(plan, device, ranks)
+    agree("data set", {"fingerprint": data.fingerprint, "batches per epoch": len(data.train)}, ranks)
     seed_everything(plan.seed)
     model, layers = build_network(plan, data, device)
     optimizer = build_optimizer(
@@ -121,18 +124,18 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    state = TrainState(model, optimizer, recipe.ema_decay)
+    state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
     found = checkpoint.load_latest(folder.checkpoints)
+    agree("checkpoint", {"step": found and found[0].get("step")}, ranks)
     if found is not None:
-        if found[0]["fingerprint"] != data.fingerprint:
-            raise UserError(f"{found[1]}: written with other data; give the same data, or fresh=true to start over")
-        state.load_state_dict(found[0])
+        resume(state, *found, plan, data, ranks)
     if ranks.is_main:
         print(plan_text(plan, data, model, device))
         if layers.table:
             print(table_text(layers.table))
         if found is not None:
             print(f"resuming after step {state.step}, from {found[1]}")
+            checkpoint.set_damaged_aside(found[1])
         folder.write("sites.json", [asdict(row) for row in layers.table])
     return Fit(
         task=Classification(data.num_classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
@@ -167,42 +170,79 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     )
 
 
-def train(plan: Plan, words: list[str]) -> dict[str, Any]:
+def resume(state: TrainState, saved: dict[str, Any], path: Path, plan: Plan, data: Data, ranks: Ranks) -> None:
+    """Put a checkpoint into the state of a run, if it is of this run."""
+    from engine.attempt import differences
+
+    if saved.get("fingerprint") != data.fingerprint:
+        raise UserError(f"{path}: written with other data; give the same data, or fresh=true to start over")
+    found = differences(plan.identity(), saved.get("plan"))
+    if found:
+        raise UserError(f"{path}: of another run, {', '.join(found[:4])}; fresh=true starts over")
+    try:
+        state.load_state_dict(saved, ranks)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; fresh=true starts over") from error
+
+
+def train(plan: Plan, words: list[str], wait: bool = False) -> dict[str, Any]:
     """Carry out a plan in its folder, from wherever an earlier attempt left it; returns the summary.
+
+    Args:
+        plan, words: what to do, and how the user said it.
+        wait: for another process that has this run, instead of raising.
 
     Raises:
         ValueError, FileNotFoundError, RunLocked: for what the user can mend, in one line.
         Stopped: if a signal asked for it.
     """
-    from engine.attempt import attempt, differences, hold
+    from engine.attempt import agree, hold
     from engine.console import result_text
     from engine.distributed import find_device, join
-    from engine.records import DONE, RunFolder, environment
-    from engine.signals import StopRequest
+    from engine.records import DONE, RunFolder
 
     device = find_device(plan.runtime.device)
-    ranks = join(device)
+    ranks = join(device, plan.runtime.rank_timeout)
+    agree("configuration", {**plan.identity(), "run folder": str(plan.run_dir())}, ranks)
     folder = RunFolder(plan.run_dir())
-    lock = hold(folder, ranks, plan.runtime.fresh)
+    with hold(folder, ranks, plan.runtime.fresh, wait):
+        refuse_another_run(plan, folder)
+        summary = folder.summary()
+        done = folder.status().get("status") == DONE and bool(summary)
+        ranks.barrier()  # every rank has read the status before the main rank writes a new one
+        if not done:
+            return carry_out(plan, words, folder, device, ranks)
+    if ranks.is_main:
+        print(f"already done (commit {str(summary['environment']['commit'])[:9]}); fresh=true would start over")
+        print(result_text(summary, folder.path))
+    return summary
+
+
+def refuse_another_run(plan: Plan, folder: RunFolder) -> None:
+    """A folder given by run_dir= may hold another run."""
+    from engine.attempt import differences
+
     plan_file = folder.path / "plan.yaml"
-    if plan_file.exists():  # a folder given by run_dir= may hold another run
+    if plan_file.exists():
         found = differences(plan.identity(), plan_from(load_yaml(plan_file)).identity())
         if found:
             raise UserError(f"{folder.path} holds another run: {', '.join(found[:4])}; fresh=true moves it aside")
-    summary = folder.summary()
-    done = folder.status().get("status") == DONE and bool(summary)
-    ranks.barrier()  # every rank has read the status before the main rank writes a new one
-    if done:
-        if ranks.is_main:
-            print(f"already done (commit {str(summary['environment']['commit'])[:9]}); fresh=true would start over")
-            print(result_text(summary, folder.path))
-        return summary
+
+
+def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """Train to the end in a folder that is held, and leave the record."""
+    from engine.attempt import attempt
+    from engine.checkpoint import write_aside
+    from engine.console import result_text
+    from engine.records import DONE, environment
+    from engine.signals import StopRequest
+
     started = {**environment(), "device": str(device), "world_size": ranks.world_size}
     with attempt(folder, ranks), StopRequest() as stop:
         if ranks.is_main:
             folder.checkpoints.mkdir(exist_ok=True)
-            OmegaConf.save(OmegaConf.create(asdict(plan)), plan_file)
-            OmegaConf.save(OmegaConf.create({"overrides": words}), folder.path / "config_min.yaml")
+            for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": words})):
+                write_aside(folder.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
         fit = prepare(plan, folder, device, ranks, stop)
         fit.run()
         parameters = sum(p.numel() for p in fit.state.model.parameters())
@@ -211,63 +251,84 @@ def train(plan: Plan, words: list[str]) -> dict[str, Any]:
             folder.write("summary.json", summary)
             folder.set_status(DONE, commit=started["commit"])
             print(result_text(summary, folder.path))
-    if lock is not None:
-        lock.close()
     return summary
 
 
-def job(config: DictConfig, words: list[str], sweep: Path | None, number: int) -> int:
-    """One run of this command, or one of many; returns its exit code and never raises: a grid goes on."""
-    run, code, reason, shown = None, 0, "", {}
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    code: int = 0  # as the exit code of a process
+    in_use: bool = False  # by another process: to be looked at again
+    refused: str = ""  # why it has no run folder
+    ends_all: bool = False  # no other job may follow in this process
+
+
+def job(config: DictConfig, words: list[str], sweep: Path | None, number: int, wait: bool = False) -> Outcome:
+    """One run of this command, or one of many; never raises, so that a grid goes on."""
+    run, reason, outcome, shown = None, "", Outcome(), {}
     try:
+        if sweep is not None:
+            print(f"\n=== run {number + 1}: {' '.join(words)}", flush=True)
         plan, remarks = resolve(check(config, Config), grid=sweep is not None)
         if sweep is not None and plan.runtime.run_dir:
             raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
         run = plan.run_dir()
-        if sweep is not None:
-            print(f"\n=== run {number + 1}: {' '.join(words)}")
         for remark in remarks:
             print(f"note: {remark}")
-        summary = train(plan, words)
+        summary = train(plan, words, wait)
         shown = {"last test": summary["last"].get(f"test/{summary['headline']}"), "experiment": plan.experiment}
     except BaseException as error:
+        if sweep is not None and not wait and in_use(error):
+            print(f"{error}; left for the end", flush=True)
+            return Outcome(in_use=True)
         code, reason = told(error)
+        # Ranks that do not all know of a failure would wait for each other in different jobs.
+        alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
+        outcome = Outcome(code, refused="" if run else reason, ends_all=alone or code in (130, 143))
     if sweep is not None and run is not None:
         from engine.sweep import note_run
 
-        note_run(sweep, run, {0: "DONE", 130: "STOPPED", 143: "STOPPED"}.get(code, "FAILED"), words, reason, **shown)
-    return code
+        status = {0: "DONE", 130: "STOPPED", 143: "STOPPED"}.get(outcome.code, "FAILED")
+        note_run(sweep, run, status, words, reason, **shown)
+    return outcome
+
+
+def in_use(error: BaseException) -> bool:
+    """Whether another process has the run."""
+    if isinstance(error, UserError):  # before torch is imported
+        return False
+    from engine.records import RunLocked
+
+    return isinstance(error, RunLocked)
 
 
 def told(error: BaseException) -> tuple[int, str]:
-    """Tell the user what ended a run: one line for what can be mended, a traceback for what cannot."""
-    line = " ".join(str(error).split())
-    if isinstance(error, UserError):  # before torch is imported
-        print(f"error: {line}", file=sys.stderr)
-        return 2, line
-    from engine.loop import NonFinite, Stopped
-    from engine.records import RunLocked
+    """Tell the user what ended a run: one line for what can be mended, a traceback for what cannot.
 
-    if isinstance(error, Stopped):
+    An error that all ranks share, or that stands for a decision of this program, knows its `exit_code`.
+    """
+    line = " ".join(str(error).split())
+    code = getattr(error, "exit_code", None)
+    if code in (130, 143):
         print(f"{line}; the same command goes on from there", file=sys.stderr)
-        return error.exit_code, line
+        return code, line
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted before the first step"
-    if isinstance(error, ValueError | FileNotFoundError | RunLocked):
-        code = 2  # the rooms raise these for what a user can mend; the traceback is in the run's error.txt
-    elif isinstance(error, NonFinite | OSError):
-        code = 1
-    else:
-        traceback.print_exception(error)
-        code = 1
-    print(f"error: {line}", file=sys.stderr)
+        code, line = 130, "interrupted before the first step"
+    elif code is None:
+        # The rooms raise these for what a user can mend; the traceback is in the run's error.txt.
+        code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
+        if code == 1 and not isinstance(error, OSError):
+            traceback.print_exception(error)
+    print(f"error: {line}", file=sys.stderr, flush=True)
     return code, line
 
 
 def main(words: list[str]) -> int:
     """The process: words in, exit code out."""
     started, sweep = time.time(), None
-    codes: list[int] = []
+    outcomes: list[Outcome] = []
+    later: list[tuple[DictConfig, list[str], Path, int]] = []
     try:
         check_words(words)
         given = dict(word.split("=", 1) for word in words if "=" in word)
@@ -278,11 +339,13 @@ def main(words: list[str]) -> int:
         from hydra.errors import HydraException
 
         def one(config: DictConfig) -> None:
-            state = HydraConfig.get()
-            if any(code in (130, 143) for code in codes):  # a signal ends the grid, not one run of it
+            if any(outcome.ends_all for outcome in outcomes):
                 return
-            number = state.job.num if sweep is not None else 0
-            codes.append(job(config, list(state.overrides.task), sweep, number))
+            state = HydraConfig.get()
+            overrides, number = list(state.overrides.task), state.job.num if sweep is not None else 0
+            outcomes.append(job(config, overrides, sweep, number))
+            if outcomes[-1].in_use and sweep is not None:
+                later.append((config, overrides, sweep, number))
 
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are told in one line
         flags = [word for word in words if word in ("-m", "--multirun")]  # anywhere for us, in front for argparse
@@ -292,12 +355,17 @@ def main(words: list[str]) -> int:
             hydra.main(version_base="1.3", config_path="configs", config_name="config")(one)()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(plain(str(error), words)) from error
-    except UserError as error:
+        for left in later:  # what other processes had: done by now, or waited for, or taken over if they died
+            if not any(outcome.ends_all for outcome in outcomes):
+                outcomes.append(job(*left, wait=True))
+    except (UserError, KeyboardInterrupt) as error:
         return told(error)[0]
+    codes = [outcome.code for outcome in outcomes]
     if sweep is not None:
         from engine.sweep import read_runs, summary_text
 
-        print(f"\n{summary_text(read_runs(sweep, since=started), sweep)}")
+        refused = [outcome.refused for outcome in outcomes if outcome.refused]
+        print(f"\n{summary_text(read_runs(sweep, since=started), sweep, refused)}")
         stopped = [code for code in codes if code in (130, 143)]
         return stopped[0] if stopped else int(any(codes))
     return codes[0] if codes else 0

@@ -16,7 +16,10 @@ GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
-RUN_ONLY = {"fresh", "device", "workers", "compile", "log_every", "checkpoint_every", "progress", "output_root"}
+RUN_ONLY = {
+    *("fresh", "device", "workers", "compile", "log_every", "checkpoint_every", "progress", "rank_timeout"),
+    "output_root",
+}
 
 
 def check_words(words: list[str]) -> None:

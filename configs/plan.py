@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parent
 SCHEDULES = ("linear", "constant")
 LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
 OPTIMIZERS = ("sgd", "rmsprop")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 POLICIES = ("imagenet", "cifar10", "svhn")
 LAYER_KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
@@ -55,6 +55,7 @@ class Runtime:
     log_every: int = 10
     checkpoint_every: int = 0
     progress: bool = True
+    rank_timeout: float = 600.0
     output_root: str = "outputs"
     run_dir: str | None = None
     fresh: bool = False
@@ -286,6 +287,7 @@ def _check_values(plan: Plan) -> None:
         ("workers", plan.runtime.workers, 0),
         ("log_every", plan.runtime.log_every, 1),
         ("checkpoint_every", plan.runtime.checkpoint_every, 0),
+        ("rank_timeout", plan.runtime.rank_timeout, 1),
         ("block_size", layer.block_size if layer else None, 1),
         ("group_divisor", layer.group_divisor if layer else None, 1),
     ):

@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 class UserError(ValueError):
     """A mistake of the user: its message is one line and the process ends with status 2."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -146,6 +148,7 @@ class Config:
     log_every: int = 10
     checkpoint_every: int = 0
     progress: bool = True
+    rank_timeout: float = 600.0
     output_root: str = "outputs"
     run_dir: str | None = None
     fresh: bool = False

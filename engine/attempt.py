@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+import os
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, Any
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from engine.distributed import Ranks
-from engine.loop import Stopped
-from engine.records import FAILED, RUNNING, STOPPED, RunFolder
+from engine.checkpoint import remove_unfinished
+from engine.distributed import Ranks, lost_peer
+from engine.records import FAILED, RUNNING, STOPPED, RunFolder, RunLocked
+from engine.signals import Stopped
+
+WAIT_SECONDS = 1.0
 
 
-def hold(folder: RunFolder, ranks: Ranks, fresh: bool) -> IO[str] | None:
+@contextmanager
+def hold(folder: RunFolder, ranks: Ranks, fresh: bool, wait: bool = False) -> Iterator[None]:
     """Lock the folder for this job, an earlier run in it moved aside first if a fresh start is asked for.
 
+    Args:
+        folder: made if it is not there.
+        ranks: the main one holds the lock; all learn whether it could.
+        fresh: start over.
+        wait: until the process that holds it is done, instead of raising.
+
     Raises:
-        RunLocked: if another process works there.
+        RunLocked: on all ranks, if another process works there.
+        ValueError: on all ranks, if the folder cannot be written.
     """
-    lock = None
-    if ranks.is_main:
-        if fresh and folder.status():
-            folder.lock().close()
-            print(f"the earlier run is now {folder.move_aside()}")
-        lock = folder.lock()
-    ranks.barrier()
-    return lock
+    # A launcher that restarts its ranks repeats the command line, but a second attempt is no fresh start.
+    fresh = fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    waits = False
+    while True:
+        lock, problem = None, None
+        if ranks.is_main:
+            try:
+                lock = folder.take(fresh)
+            except (RunLocked, ValueError) as error:
+                problem = error
+        problem = ranks.gather(problem)[0]
+        if problem is None:
+            break
+        if not wait or not isinstance(problem, RunLocked):
+            raise problem
+        if ranks.is_main and not waits:
+            print(f"{problem}; waiting for it", flush=True)
+        waits = True
+        time.sleep(WAIT_SECONDS)
+    try:
+        if lock is not None:
+            remove_unfinished(folder.path)
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def differences(ours: Any, theirs: Any, key: str = "") -> list[str]:
@@ -36,22 +67,48 @@ def differences(ours: Any, theirs: Any, key: str = "") -> list[str]:
     return [] if ours == theirs else [f"{key}={ours} (there: {theirs})"]
 
 
+def agree(what: str, value: dict[str, Any], ranks: Ranks) -> None:
+    """Go on only if the ranks were given the same.
+
+    Raises:
+        ValueError: on every rank, naming the first that differs from rank 0, and where.
+    """
+    values = ranks.gather(value)
+    for rank, other in enumerate(values):
+        found = differences(other, values[0])
+        if found:
+            raise ValueError(f"rank {rank} has another {what} than rank 0: {', '.join(found[:4])}")
+
+
 @contextmanager
 def attempt(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
-    """RUNNING inside; afterwards STOPPED, or FAILED with the reason and the traceback in `error.txt`.
+    """RUNNING inside; afterwards STOPPED, or FAILED with the reason. Each rank's traceback goes to a file of its own.
 
-    The caller sets DONE, when the result is written. Only the main rank writes.
+    The caller sets DONE, when the result is written. A full disk does not hide the error that ended the run.
     """
+    trace = folder.path / ("error.txt" if ranks.is_main else f"error-rank{ranks.rank}.txt")
     if ranks.is_main:
+        for old in folder.path.glob("error*.txt"):  # of an earlier attempt
+            old.unlink()
         folder.set_status(RUNNING)
+    ranks.barrier()
     try:
         yield
     except Stopped as stopped:
         if ranks.is_main:
-            folder.set_status(STOPPED, reason=str(stopped))
+            with suppress(OSError):
+                folder.set_status(STOPPED, reason=str(stopped))
         raise
     except BaseException as error:
-        if ranks.is_main:
-            folder.set_status(FAILED, reason=f"{type(error).__name__}: {error}"[:2000])
-            (folder.path / "error.txt").write_text(traceback.format_exc())
+        lost = lost_peer(error)
+        with suppress(OSError):
+            trace.write_text(traceback.format_exc())
+            if ranks.is_main:
+                folder.set_status(FAILED, reason=f"{type(error).__name__}: {error}"[:2000])
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun shows what stands there when the job ends
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            get_error_handler().record_exception(error)
+        if lost is not None:
+            raise lost from error
         raise

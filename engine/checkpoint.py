@@ -18,6 +18,7 @@ import torch
 
 TRAILER = b"dropblock-sha256"
 DIGEST = 32
+ASIDE = ".tmp."  # in the name of a file that is being written
 
 
 class CheckpointError(ValueError):
@@ -43,7 +44,7 @@ def save(payload: dict[str, Any], path: Path, keep_previous: bool = False) -> No
 
 def write_aside(path: Path, parts: list[bytes | memoryview], keep_previous: bool = False) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, then rename it."""
-    aside = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    aside = path.with_name(f"{path.name}{ASIDE}{os.getpid()}")
     needed = sum(len(part) for part in parts)
     try:
         with open(aside, "wb") as file:
@@ -56,18 +57,31 @@ def write_aside(path: Path, parts: list[bytes | memoryview], keep_previous: bool
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        free = os.statvfs(path.parent)
-        room = f"{needed / 1e6:.1f} MB needed, {free.f_bavail * free.f_frsize / 1e6:.1f} MB free"
-        raise OSError(error.errno, f"cannot write {path} ({error.strerror}; {room})") from error
+        raise cannot_write(path, error, needed) from error
     _sync_folder(path.parent)
+
+
+def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSError:
+    """The error of a write with what a user needs to know: which file, why, and the room there is for it."""
+    try:
+        free = os.statvfs(path.parent)
+        room = f"; {free.f_bavail * free.f_frsize / 1e6:.1f} MB free"
+    except OSError:
+        room = ""
+    wanted = "" if needed is None else f"; {needed / 1e6:.1f} MB needed"
+    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{room})")
 
 
 def _link_over(path: Path, name: Path) -> None:
     """Give the file a second name, replacing what had it, without a moment in which neither exists."""
-    link = name.with_name(f"{name.name}.tmp.{os.getpid()}")
+    link = name.with_name(f"{name.name}{ASIDE}{os.getpid()}")
     link.unlink(missing_ok=True)
-    os.link(path, link)
-    os.replace(link, name)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links: for a moment only the second name exists, and readers look there too
+        os.replace(path, name)
+    else:
+        os.replace(link, name)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -99,15 +113,50 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values") from error
     if not isinstance(payload, dict) or "model" not in payload:
         raise CheckpointError(f"{path}: not a checkpoint of this program")
+    if not _dense(payload):  # the indices of a sparse one are read without a check when it is used
+        raise CheckpointError(f"{path}: refused, it holds a tensor that is not dense")
     return payload
 
 
+def _dense(value: Any) -> bool:
+    """Whether all tensors within nested containers are plain ones."""
+    if isinstance(value, dict):
+        return all(_dense(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return all(_dense(part) for part in value)
+    return not isinstance(value, torch.Tensor) or (value.layout == torch.strided and not value.is_quantized)
+
+
 def load_latest(folder: Path) -> tuple[dict[str, Any], Path] | None:
-    """The newest whole checkpoint of a run: `last.pt`, or with a warning the one before it. None if there is none."""
+    """The newest whole checkpoint of a run: `last.pt`, or with a warning the one before it. None if there is none.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none is whole: nobody's work is thrown away silently.
+    """
+    damage: CheckpointError | None = None
     for path in (folder / "last.pt", folder / "previous.pt"):
         if path.exists():
             try:
-                return load(path), path
+                found = load(path), path
             except CheckpointError as error:
-                warnings.warn(f"{error}; using the checkpoint before it, if there is one", stacklevel=2)
+                damage = damage or error
+                continue
+            if damage is not None:
+                warnings.warn(f"{damage}; the checkpoint before it is used", stacklevel=2)
+            return found
+    if damage is not None:
+        raise CheckpointError(f"{damage}, and there is no whole one before it; fresh=true starts over") from damage
     return None
+
+
+def set_damaged_aside(used: Path) -> None:
+    """After a resume from `previous.pt`: let the damaged `last.pt` not become the next `previous.pt`."""
+    last = used.with_name("last.pt")
+    if used != last and last.exists():
+        os.replace(last, used.with_name("damaged.pt"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writes that a kill cut short have left beside the files of a folder and of those in it."""
+    for left in [*folder.glob(f"*{ASIDE}*"), *folder.glob(f"*/*{ASIDE}*")]:
+        left.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -58,17 +58,6 @@ class Ranks:
         _together(dist.all_gather_object, values, value)
         return values  # type: ignore[return-value]
 
-    def agree(self, what: str, value: object) -> None:
-        """Go on only if the value is the same on all ranks.
-
-        Raises:
-            ValueError: on every rank, naming the first that differs from rank 0.
-        """
-        values = self.gather(value)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise ValueError(f"the ranks do not agree on {what}: rank 0 has {values[0]}, rank {rank} has {other}")
-
     def barrier(self) -> None:
         if self.world_size > 1:
             _together(dist.barrier)
@@ -77,9 +66,16 @@ class Ranks:
 def _together(operation: Callable[..., object], *arguments: object) -> None:
     try:
         operation(*arguments)
-    except RuntimeError as error:  # gloo says that a socket closed; the user asks who and why
-        reason = " ".join(str(error).split())[-160:]
-        raise LostPeer(f"another rank has ended or does not answer; see its own message ({reason})") from error
+    except RuntimeError as error:
+        raise lost_peer(error) or error from error
+
+
+def lost_peer(error: BaseException) -> LostPeer | None:
+    """What gloo says of a closed socket, or of one that stays silent, as a user asks for it; None for other errors."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or "gloo" not in text.lower():
+        return None
+    return LostPeer(f"another rank has ended or does not answer, its own message says why ({text[-120:]})")
 
 
 def join(device: torch.device, patience: float) -> Ranks:
@@ -114,16 +110,17 @@ def _short(error: BaseException) -> str:
     return "the port is in use, choose another" if "EADDRINUSE" in line else line[:160]
 
 
-def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """DistributedDataParallel where there are peers.
+def wrap(model: nn.Module, ranks: Ranks, device: torch.device, compiled: bool) -> nn.Module:
+    """What is called in training: the model, compiled if asked, and DistributedDataParallel where there are peers.
 
-    It broadcasts no buffer: running statistics are averaged by `share_statistics`, keep_prob, mask seeds and drop
+    That broadcasts no buffer: running statistics are averaged by `share_statistics`, keep_prob, mask seeds and drop
     counters are each rank's own.
     """
+    network: Any = torch.compile(model) if compiled else model
     if ranks.world_size == 1:
-        return model
+        return network
     devices = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from engine.checkpoint import write_aside
+from engine.checkpoint import cannot_write, write_aside
 
 
 class Curves:
@@ -21,15 +24,35 @@ class Curves:
     Args:
         folder: the run folder.
         step: the step that the run continues from.
+        writes: whether this process does; the curves of the other ranks are dumb.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
+        self.path, self.writes = folder / "metrics.jsonl", writes
+        if writes:
+            from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / "metrics.jsonl"
-        self._forget_after(step)
-        self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+            with self._named():
+                self._forget_after(step)
+                self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
+                self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def __enter__(self) -> Curves:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # else the disk that is full here is told already
+                raise
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def _forget_after(self, step: int) -> None:
         if not self.path.exists():
@@ -45,12 +68,16 @@ class Curves:
 
     def add(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """One point of several curves: `step` optimizer steps are done."""
-        self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        if self.writes:
+            with self._named():
+                self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
 
     def hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
         """The row of this run in TensorBoard's HParams table, written into the run's own event file."""
+        if not self.writes:
+            return
         from torch.utils.tensorboard.summary import hparams as summary
 
         assert self.writer.file_writer is not None
@@ -61,14 +88,18 @@ class Curves:
 
     def flush(self) -> None:
         """To the disk: called before a checkpoint, so that no checkpoint is ahead of its curves."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.writer.flush()
+        if self.writes:
+            with self._named():
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.writer.flush()
 
     def close(self) -> None:
-        self.flush()
-        self.file.close()
-        self.writer.close()
+        if self.writes:
+            self.writes = False
+            with self._named():
+                self.writer.close()
+                self.file.close()
 
 
 class Progress:
@@ -81,6 +112,12 @@ class Progress:
         self.bar = tqdm(
             total=total, initial=step, disable=not shown, mininterval=interval, bar_format=layout, dynamic_ncols=True
         )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
 
     def advance(self, epoch: int, epochs: int) -> None:
         self.bar.set_description_str(f"epoch {epoch + 1}/{epochs}", refresh=False)
@@ -96,6 +133,3 @@ class Progress:
         else:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
-
-    def close(self) -> None:
-        self.bar.close()

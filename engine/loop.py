@@ -9,16 +9,17 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from engine import checkpoint
-from engine.distributed import Ranks
+from engine import checkpoint, points
+from engine.distributed import Ranks, running_statistics, share_statistics
 from engine.evaluation import autocast, evaluate
+from engine.guard import Guard, refuse_metrics
 from engine.loggers import Curves, Progress
 from engine.optim import LearningRate, set_lr
 from engine.records import RunFolder
 from engine.seeding import mix
-from engine.signals import StopRequest
+from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
 from engine.tasks import Task
 
@@ -32,21 +33,6 @@ class Layers(Protocol):
     def set_seeds(self, seed_of: Callable[[int], int]) -> None: ...
     def take_counts(self) -> dict[str, tuple[int, int]]: ...
     def expected_drop(self, keep_prob: float) -> dict[str, float]: ...
-
-
-class NonFinite(RuntimeError):
-    """The loss is no longer a number."""
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; everything is written and the run can be resumed.
-
-    `exit_code` is what the process should end with.
-    """
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass
@@ -63,14 +49,14 @@ class Fit:
         epochs: length of the run.
         accumulate: micro-batches per optimizer step.
         grad_clip: largest norm of all gradients together, None for no limit.
-        precision: `float32` or `bfloat16` (autocast).
+        precision: `float32`, `bfloat16` or `float16` (autocast; the last with a scaled loss).
         seed: of the run; masks draw from (seed, rank, step, micro-batch, layer).
         eval_every: epochs between evaluations.
         log_every, checkpoint_every: steps between points of the curves, between checkpoints (0: every epoch).
         folder: the run folder.
         identity: the plan and the data's fingerprint, stored with every checkpoint.
         ranks, device: where this process stands.
-        stop: looked at after every step.
+        stop: looked at after every step and every batch of an evaluation.
         progress: show a progress bar.
     """
 
@@ -95,61 +81,41 @@ class Fit:
     stop: StopRequest
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        self._statistics = running_statistics(self.state.model)
+        self._guard = Guard(self.state, self._statistics, self.ranks, self.device, self.folder, self.identity)
+
     def run(self) -> None:
         """Train to the end.
 
         Raises:
-            NonFinite: if the loss is no longer a number; no checkpoint is touched.
+            NonFinite: if a number goes wrong; no checkpoint is touched.
             Stopped: if a signal asked for it; the state is written.
         """
         state, per_epoch = self.state, len(self.data.train)
         total = self.epochs * per_epoch
-        self.curves = Curves(self.folder.path, state.step) if self.ranks.is_main else None
+        self.stop.defer()
         self.bar = Progress(total, state.step, shown=self.progress and self.ranks.is_main)
-        try:
-            while state.step < total:
-                epoch, first = divmod(state.step, per_epoch)
+        with Curves(self.folder.path, state.step, writes=self.ranks.is_main) as self.curves, self.bar:
+            while state.epochs_done < self.epochs:
                 self._clock = time.perf_counter()
-                for batch in self.data.train.epoch(epoch, first):
+                epoch = state.epochs_done
+                first = state.step - epoch * per_epoch  # all, where only the evaluation was left to do
+                for batch in self.data.train.epoch(epoch, first) if first < per_epoch else ():
                     self._step(batch, state.step / total)
                     ends_epoch = state.step % per_epoch == 0
                     if state.step % self.log_every == 0 or ends_epoch:
-                        self._log(epoch)
-                    if ends_epoch:
-                        self._end_epoch(epoch)
-                    stopping = self.ranks.any(self.stop.received is not None)
-                    if ends_epoch or stopping or (self.checkpoint_every and state.step % self.checkpoint_every == 0):
-                        self._save()
-                    if stopping and state.step < total:
-                        name = self.stop.received.name if self.stop.received else "a signal to another rank"
-                        raise Stopped(f"stopped by {name} after step {state.step}", self.stop.exit_code)
-        finally:
-            self.bar.close()
-            if self.curves is not None:
-                self.curves.close()
+                        self._log()
+                    if not ends_epoch:
+                        self._stop_if_asked()
+                        if self.checkpoint_every and state.step % self.checkpoint_every == 0:
+                            self._save()
+                self._end_epoch()
 
     def result(self) -> dict[str, Any]:
-        """What came of the run, each number under the name of the split it comes from.
-
-        `last`: the last epoch (the headline). `best`: the epoch chosen on val, None without one. `peak`: the maximum
-        over the epochs on test, the paper's convention, which chooses nothing.
-        """
-        state = self.state
-        keep_prob = state.last_keep_prob / len(self.data.train)
-        expected = self.layers.expected_drop(keep_prob)
-        return {
-            "last": state.last,
-            "best": state.best,
-            "peak": state.peak,
-            "headline": self.task.headline,
-            "drop_last_epoch": {
-                group: {"measured": dropped(state.last_drops[group]), "expected": share}
-                for group, share in expected.items()
-            },
-            "steps": state.step,
-            "train_seconds": state.seconds,
-            "images_per_s": state.images / max(state.seconds, 1e-9),
-        }
+        """What came of the run: see `points.result`."""
+        keep_prob = self.state.last_keep_prob / len(self.data.train)
+        return points.result(self.state, self.task.headline, self.layers.expected_drop(keep_prob))
 
     def _step(self, batch: Any, progress: float) -> None:
         """One optimizer step."""
@@ -166,20 +132,29 @@ class Fit:
                 loss, sums = self.task.loss(self.network, micro)
                 # Micro-batches may differ by a sample; each counts by its size.
                 share = len(micro.labels) / len(batch.labels)
-            self._refuse_non_finite(loss, micro)
-            (loss * share).backward()
+            self._guard.loss(loss, micro, i)
+            state.scaler.scale(loss * share).backward()
             state.window = sums if state.window is None else state.window + sums
-        if self.grad_clip is not None:
-            nn.utils.clip_grad_norm_(state.model.parameters(), self.grad_clip)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        self._move_weights(batch)
+        share_statistics(self._statistics, self.ranks)
         if state.ema is not None:
             state.ema.update_parameters(state.model)
         state.step += 1
-        state.window_steps += 1
-        state.window_keep_prob += keep_prob
-        state.epoch_keep_prob += keep_prob
+        state.add_keep_prob(keep_prob)
         self.bar.advance((state.step - 1) // len(self.data.train), self.epochs)
+
+    def _move_weights(self, batch: Any) -> None:
+        """The gradients, looked at and clipped, become a step of the weights."""
+        optimizer, scaler = self.state.optimizer, self.state.scaler  # which does nothing but in float16
+        scaler.unscale_(optimizer)
+        self._guard.gradients(batch)
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.state.model.parameters(), self.grad_clip)
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        self._guard.scaled_step(scale)
 
     def _without_reduction(self, more_to_come: bool) -> Any:
         """Gradients travel between ranks once per optimizer step, with the last micro-batch."""
@@ -187,41 +162,30 @@ class Fit:
             return self.network.no_sync()
         return torch.enable_grad()
 
-    def _refuse_non_finite(self, loss: Tensor, batch: Any) -> None:
-        """Stop before a loss that is no number reaches the weights. On a GPU, where looking would wait for the device,
-        the sums are looked at with every point of the curves instead, and before every checkpoint."""
-        if self.device.type == "cpu" and self.ranks.any(not bool(torch.isfinite(loss))):
-            raise NonFinite(self._what_went_wrong(f"samples {batch.indices.tolist()}"))
+    def _stop_if_asked(self) -> None:
+        """Write and raise Stopped if a signal has come, to whichever rank."""
+        asked = self.ranks.max(self.stop.received)
+        if asked:
+            self._save()
+            raise Stopped(asked, f"after step {self.state.step}")
 
-    def _what_went_wrong(self, where: str) -> str:
-        lr = self.state.optimizer.param_groups[0]["lr"]
-        return f"the loss is not finite at step {self.state.step} (lr {lr:.4g}; {where})"
-
-    def _log(self, epoch: int) -> None:
+    def _log(self) -> None:
         """One point of the curves: the only time a training step looks at numbers on the device."""
+        self._guard.look_back()
         state = self.state
         assert state.window is not None
-        metrics = self.task.train_metrics(self.ranks.sum(state.window).cpu())
-        if not metrics["loss"] == metrics["loss"] or metrics["loss"] in (float("inf"), float("-inf")):
-            raise NonFinite(self._what_went_wrong(f"within the last {state.window_steps} steps"))
+        sums = self.ranks.sum(state.window).cpu()
+        metrics = self.task.train_metrics(sums)
+        refuse_metrics({f"train/{name}": value for name, value in metrics.items()})
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
-        images = int(self.ranks.sum(state.window)[-1].item())
+        images = int(sums[-1])
         state.seconds += elapsed
         state.images += images
         self._count_drops()
-        keep_prob = state.window_keep_prob / state.window_steps
-        values = {f"train/{name}": value for name, value in metrics.items()}
-        values["lr"] = state.optimizer.param_groups[0]["lr"]
-        expected = self.layers.expected_drop(keep_prob)
-        if expected:
-            values["keep_prob/target"] = keep_prob
-        for group, share in expected.items():
-            values[f"drop/measured/{group}"] = dropped(state.window_drops[group])
-            values[f"drop/expected/{group}"] = share
-        values["time/images_per_s"] = images / max(elapsed, 1e-9)
-        if self.curves is not None:
-            self.curves.add(state.step, state.step / len(self.data.train), values)
+        expected = self.layers.expected_drop(state.window_keep_prob / state.window_steps)
+        values = points.training_point(state, metrics, expected, images / max(elapsed, 1e-9))
+        self.curves.add(state.step, state.step / len(self.data.train), values)
         self.bar.show(
             loss=f"{metrics['loss']:.3f}",
             **{self.task.headline: f"{metrics[self.task.headline]:.1f}%"},
@@ -230,54 +194,53 @@ class Fit:
         state.end_window()
 
     def _count_drops(self) -> None:
-        """Fold the counters of the layers into the state, where a checkpoint finds them."""
-        for group, (kept, seen) in self.layers.take_counts().items():
-            for drops in (self.state.window_drops, self.state.epoch_drops):
-                before = drops.get(group, [0, 0])
-                drops[group] = [before[0] + kept, before[1] + seen]
+        """Fold the counters of all ranks' layers into the state, where a checkpoint finds them."""
+        counts = self.layers.take_counts()
+        if counts:
+            units = self.ranks.sum(torch.tensor(list(counts.values()))).tolist()
+            self.state.add_drops(dict(zip(counts, units, strict=True)))
 
-    def _end_epoch(self, epoch: int) -> None:
-        """Evaluate, remember the best on val, show the peak on test."""
-        state = self.state
-        state.last_drops, state.epoch_drops = state.epoch_drops, {}
-        state.last_keep_prob, state.epoch_keep_prob = state.epoch_keep_prob, 0.0
-        if (epoch + 1) % self.eval_every and epoch + 1 < self.epochs:
-            return
-        share_statistics(state.model, self.ranks)
-        state.evaluated.eval()  # `_step` goes back to training mode
+    def _end_epoch(self) -> None:
+        """Evaluate, remember the best on val, write. A signal meanwhile leaves the evaluation for the next attempt."""
+        state, epoch = self.state, self.state.epochs_done + 1
         values: dict[str, float] = {}
-        headline = self.task.headline
+        if epoch % self.eval_every == 0 or epoch == self.epochs:
+            values = self._evaluate()
+            self.curves.add(state.step, epoch, values)
+            self.bar.write(points.epoch_line(epoch, self.epochs, values))
+        if state.end_epoch(values, self.task.headline):
+            self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
+        self._clock = time.perf_counter()
+        self._save()
+        if epoch < self.epochs:
+            self._stop_if_asked()
+
+    def _evaluate(self) -> dict[str, float]:
+        """The metrics of val, where there is one, and test."""
+        values: dict[str, float] = {}
+        network = self.state.evaluated.eval()  # `_step` goes back to training mode
         for split_name in ("val", "test"):
             loader = getattr(self.data, split_name)
             if loader is not None:
-                sums = evaluate(self.task, state.evaluated, loader, self.ranks, self.device, self.precision)
+                look_up = self._between_evaluations
+                sums = evaluate(self.task, network, loader, self.ranks, self.device, self.precision, look_up)
                 values |= {f"{split_name}/{name}": value for name, value in self.task.metrics(sums).items()}
-        state.last = {"epoch": epoch + 1, **values}
-        if state.peak is None or values[f"test/{headline}"] > state.peak[f"test/{headline}"]:
-            state.peak = dict(state.last)
-        better = f"val/{headline}" in values and (
-            state.best is None or values[f"val/{headline}"] > state.best[f"val/{headline}"]
-        )
-        if better:
-            state.best = dict(state.last)
-            self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
-        if self.curves is not None:
-            self.curves.add(state.step, epoch + 1, values)
-        told = "  ".join(
-            f"{name} {value:.4f}" if "loss" in name else f"{name} {value:.2f}%" for name, value in values.items()
-        )
-        self.bar.write(f"epoch {epoch + 1:>3}/{self.epochs}  {told}")
-        self._clock = time.perf_counter()
+        refuse_metrics(values)
+        return values
+
+    def _between_evaluations(self) -> None:
+        self._clock = time.perf_counter()  # evaluation is no training time
+        self._stop_if_asked()
 
     def _save(self) -> None:
         """The state of this moment as `last.pt`, the one before as `previous.pt`."""
+        self._guard.look_back()
+        self._guard.weights()
         now = time.perf_counter()
         self.state.seconds += now - self._clock
         self._count_drops()
-        if self.curves is not None:
-            self.curves.flush()
-        share_statistics(self.state.model, self.ranks)
-        self._write("last.pt", self.state.state_dict(), keep_previous=True)
+        self.curves.flush()
+        self._write("last.pt", self.state.state_dict(self.ranks), keep_previous=True)
         self._clock = time.perf_counter()
 
     def _write(self, name: str, payload: dict[str, Any], keep_previous: bool = False) -> None:
@@ -286,20 +249,6 @@ class Fit:
         self.ranks.barrier()
 
 
-def dropped(kept_and_seen: list[int]) -> float:
-    """The share of units that were dropped."""
-    kept, seen = kept_and_seen
-    return 1.0 - kept / seen if seen else 0.0
-
-
 def split(batch: Any, parts: int) -> list[Any]:
     """A batch in micro-batches of nearly equal size."""
     return [type(batch)(*fields) for fields in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True)]
-
-
-def share_statistics(model: nn.Module, ranks: Ranks) -> None:
-    """Running statistics differ between ranks; what is saved and evaluated everywhere is their mean."""
-    if ranks.world_size > 1:
-        for name, buffer in model.named_buffers():
-            if name in model.state_dict() and buffer.is_floating_point():
-                buffer.copy_(ranks.sum(buffer) / ranks.world_size)

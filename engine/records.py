@@ -3,6 +3,7 @@
 plan.yaml        the complete plan                 metrics.jsonl   the curves, one JSON object a line
 config_min.yaml  what the user asked for           events.out...   the same for TensorBoard
 status.json      RUNNING, DONE, STOPPED, FAILED    summary.json    the result
+error.txt        why it FAILED                     nonfinite.pt    the step at which a number went wrong
 sites.json       the sites table                   checkpoints/    last.pt, previous.pt, best.pt
 """
 
@@ -21,11 +22,14 @@ from typing import IO, Any
 
 from engine.checkpoint import write_aside
 
-RUNNING, DONE, STOPPED, FAILED = "RUNNING", "DONE", "STOPPED", "FAILED"
+RUNNING, DONE, STOPPED, FAILED, KILLED = "RUNNING", "DONE", "STOPPED", "FAILED", "KILLED"
+LOCK = ".lock"
 
 
 class RunLocked(RuntimeError):
     """Another process works in this run folder."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def status(self) -> dict[str, Any]:
-        """The last known status; {} for a folder that never held a run."""
-        return self.read("status.json") or {}
+        """The last known status; {} for a folder that never held a run. RUNNING with nobody there is told as KILLED."""
+        status = self.read("status.json") or {}
+        if status.get("status") == RUNNING and not self.in_use():
+            status["status"] = KILLED
+        return status
 
     def set_status(self, status: str, **more: Any) -> None:
         self.write("status.json", {"status": status, "pid": os.getpid(), "host": socket.gethostname(), **more})
@@ -80,23 +87,65 @@ class RunFolder:
         self.path.rename(aside)
         return aside
 
+    def take(self, fresh: bool) -> IO[str]:
+        """Lock the folder; with `fresh` an empty one, the earlier run in it moved aside.
+
+        Raises:
+            RunLocked: if another process holds it.
+            ValueError: if it cannot be written.
+        """
+        lock = self.lock()
+        if fresh and (self.path / "status.json").exists():
+            with lock:  # held until the new folder is
+                print(f"the earlier run is now {self.move_aside()}")
+                lock = self.lock()
+        return lock
+
     def lock(self) -> IO[str]:
         """Hold the folder for this process; the system lets go when the process ends, however it ends.
 
         Raises:
             RunLocked: if another process holds it; names its pid and host.
+            ValueError: if it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = open(self.path / ".lock", "a+")  # noqa: SIM115 - held open as long as the run
+        path = self.path / LOCK
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+")  # noqa: SIM115 - held open as long as the run
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be written ({error.strerror}); choose another output_root") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise RunLocked(f"{self.path}: in use by process {file.read().strip() or 'unknown'}") from None
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise RunLocked(f"{self.path}: in use by process {holder}") from None
+        if not _same_file(file, path):  # moved aside by another process since it was opened
+            file.close()
+            return self.lock()
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
         return file
+
+    def in_use(self) -> bool:
+        """Whether a process holds the folder."""
+        try:
+            with open(self.path / LOCK) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+
+def _same_file(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def environment() -> dict[str, Any]:

@@ -9,14 +9,27 @@ from types import FrameType, TracebackType
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class StopRequest:
-    """While active, `received` tells which signal asked the run to stop (None: nobody did).
+class Stopped(Exception):
+    """A signal asked the run to stop; what was done is written and the run can be resumed.
 
     `exit_code` is what a scheduler expects of a process that a signal ended: 130 for an interrupt, 143 otherwise.
     """
 
+    def __init__(self, number: int, when: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {when}")
+        self.exit_code = 130 if number == signal.SIGINT else 143
+
+
+class StopRequest:
+    """While active, signals that ask to stop are answered when it suits the run.
+
+    Before `defer` is called there is nothing to lose, and the first signal raises `Stopped` where it meets the program.
+    Afterwards it is noted in `received` (its number, 0: nobody asked) for the loop to look at.
+    """
+
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.received = 0
+        self._deferring = False
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -27,11 +40,12 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT and number == signal.SIGINT:
-            os._exit(130)
-        self.received = signal.Signals(number)
+    def defer(self) -> None:
+        self._deferring = True
 
-    @property
-    def exit_code(self) -> int:
-        return 130 if self.received == signal.SIGINT else 143
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.received == number == signal.SIGINT:
+            os._exit(130)
+        self.received = number
+        if not self._deferring:
+            raise Stopped(number, "before the first step")

@@ -10,30 +10,47 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from engine.distributed import Ranks
+
+ALONE = Ranks()
 # What of the state is plain numbers and dictionaries of them.
 PLAIN = (
-    *("step", "best", "peak", "last", "seconds", "images"),
+    *("step", "epochs_done", "best", "peak", "last", "seconds", "images", "skipped", "skipped_in_a_row"),
     *("window_steps", "window_keep_prob", "epoch_keep_prob", "last_keep_prob"),
     *("window_drops", "epoch_drops", "last_drops"),
 )
 
 
 class TrainState:
-    """Model, optimizer, averaged model, and where in the run they are.
+    """Model, optimizer, averaged model, and where in the run they are. Equal on all ranks, but for `window`.
 
     Args:
         model: the unwrapped network, on its device.
         optimizer: over its parameters.
         ema_decay: keep an exponential moving average of the weights and BatchNorm statistics.
+        precision: of training; `float16` scales the loss.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema_decay: float | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema_decay: float | None = None,
+        precision: str = "float32",
+    ) -> None:
         self.model, self.optimizer = model, optimizer
+        device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.ema: AveragedModel | None = None
         if ema_decay is not None:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
         self.step = 0  # optimizer steps done
-        self.window: Tensor | None = None  # sums of the task since the last point of the curves
+        self.epochs_done = 0  # epochs whose end (evaluation, best) is behind us
+        self.skipped = 0  # steps whose gradients overflowed in float16 and were not taken
+        self.skipped_in_a_row = 0
+        self.window: Tensor | None = (
+            None  # sums of the task over this rank's samples since the last point of the curves
+        )
         self.best: dict[str, float] | None = None  # best metric on val, and its epoch
         self.peak: dict[str, float] | None = None  # best metric on test, and its epoch: shown, chooses nothing
         self.last: dict[str, float] = {}  # metrics of the latest evaluation
@@ -53,35 +70,94 @@ class TrainState:
         """The network that is evaluated and exported: the average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
+    def add_drops(self, units: dict[str, tuple[int, int]]) -> None:
+        """Units (kept, seen) per group, over all ranks, that were met since the last call."""
+        for group, (kept, seen) in units.items():
+            for drops in (self.window_drops, self.epoch_drops):
+                before = drops.get(group, [0, 0])
+                drops[group] = [before[0] + kept, before[1] + seen]
+
+    def add_keep_prob(self, keep_prob: float) -> None:
+        """The target of a step that was done."""
+        self.window_steps += 1
+        self.window_keep_prob += keep_prob
+        self.epoch_keep_prob += keep_prob
+
     def end_window(self) -> None:
         """Start counting for the next point of the curves."""
         self.window, self.window_steps, self.window_keep_prob, self.window_drops = None, 0, 0.0, {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain types only, so that it loads with `weights_only=True`."""
+    def end_epoch(self, values: dict[str, float], headline: str) -> bool:
+        """An epoch is over, with these metrics if it was evaluated.
+
+        Returns:
+            whether they are the best so far on val. Of equals the first is kept.
+        """
+        self.epochs_done += 1
+        self.last_drops, self.epoch_drops = self.epoch_drops, {}
+        self.last_keep_prob, self.epoch_keep_prob = self.epoch_keep_prob, 0.0
+        if not values:
+            return False
+        self.last = {"epoch": self.epochs_done, **values}
+        test, val = f"test/{headline}", f"val/{headline}"
+        if self.peak is None or values[test] > self.peak[test]:
+            self.peak = dict(self.last)
+        better = val in values and (self.best is None or values[val] > self.best[val])
+        if better:
+            self.best = dict(self.last)
+        return better
+
+    def state_dict(self, ranks: Ranks = ALONE) -> dict[str, Any]:
+        """Tensors and plain types only, so that it loads with `weights_only=True`. All ranks take part."""
+        windows = ranks.gather(None if self.window is None else self.window.cpu())
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None
             if self.ema is None
             else {"module": self.ema.module.state_dict(), "n_averaged": self.ema.n_averaged},
-            "window": self.window,
+            "scaler": self.scaler.state_dict(),
+            "windows": windows,
             "rng": rng_state(),
             **{name: getattr(self, name) for name in PLAIN},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, on the device of this model."""
+    def load_state_dict(self, state: dict[str, Any], ranks: Ranks = ALONE) -> None:
+        """The inverse of `state_dict`, on the device of this model, by any number of ranks.
+
+        Raises:
+            ValueError: if the state is not of this model and optimizer; one line.
+        """
+        try:
+            self._load(state, ranks)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"it does not fit this network and optimizer ({type(error).__name__}: {reason})"
+            ) from error
+
+    def _load(self, state: dict[str, Any], ranks: Ranks) -> None:
         device = next(self.model.parameters()).device
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"]["module"])
             self.ema.n_averaged.copy_(state["ema"]["n_averaged"])
-        self.window = None if state["window"] is None else state["window"].to(device)
+        self.scaler.load_state_dict(state["scaler"])
+        self.window = share_of(state["windows"], ranks)
+        if self.window is not None:
+            self.window = self.window.to(device)
         for name in PLAIN:
             setattr(self, name, state[name])
         set_rng_state(state["rng"])
+
+
+def share_of(windows: list[Tensor | None], ranks: Ranks) -> Tensor | None:
+    """This rank's part of the sums that all ranks saved: its own, or all of them on rank 0 if the ranks changed."""
+    if len(windows) == ranks.world_size or windows[0] is None:
+        return windows[ranks.rank % len(windows)]
+    total = torch.stack([window for window in windows if window is not None]).sum(0)
+    return total if ranks.is_main else torch.zeros_like(total)
 
 
 def rng_state() -> dict[str, Any]:

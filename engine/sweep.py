@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,16 @@ def read_runs(sweep: Path, since: float = 0.0) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["time"] >= since]
 
 
-def summary_text(entries: list[dict[str, Any]], sweep: Path) -> str:
-    """The closing table of a sweep."""
+def summary_text(entries: list[dict[str, Any]], sweep: Path, refused: Sequence[str] = ()) -> str:
+    """The closing table of a sweep; `refused` are the reasons of jobs that came to no run."""
     rows = [
         (entry["status"], _shown(entry.get("last test")), entry["run"], " ".join(entry["reason"].split())[:100])
         for entry in entries
     ]
-    failed = sum(entry["status"] != DONE for entry in entries)
+    rows += [("FAILED", "-", "-", reason[:100]) for reason in refused]
+    done = sum(entry["status"] == DONE for entry in entries)
     lines = [table(("status", "last test", "run", "reason"), rows)] if rows else []
-    return "\n".join([*lines, f"{len(entries) - failed} runs done, {failed} not; listed in {sweep}"])
+    return "\n".join([*lines, f"{done} runs done, {len(rows) - done} not; listed in {sweep}"])
 
 
 def _shown(value: float | None) -> str:

@@ -1,0 +1,68 @@
+"""What a run says about itself in numbers: a point of the curves, the line of an epoch, the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.state import TrainState
+
+
+def training_point(
+    state: TrainState, metrics: dict[str, float], expected: dict[str, float], images_per_s: float
+) -> dict[str, float]:
+    """The values of the window that ends here, by the names of the curves.
+
+    Args:
+        state: with the window not yet ended.
+        metrics: of training, over the window.
+        expected: closed-form drop per group at the mean keep_prob of the window; empty without layers.
+        images_per_s: training speed over the window.
+    """
+    values = {f"train/{name}": value for name, value in metrics.items()}
+    values["lr"] = state.optimizer.param_groups[0]["lr"]
+    if expected:
+        values["keep_prob/target"] = state.window_keep_prob / state.window_steps
+    for group, share in expected.items():
+        values[f"drop/measured/{group}"] = dropped(state.window_drops[group])
+        values[f"drop/expected/{group}"] = share
+    values["time/images_per_s"] = images_per_s
+    return values
+
+
+def epoch_line(epoch: int, epochs: int, values: dict[str, float]) -> str:
+    """The line at the terminal that an evaluation leaves."""
+    told = (f"{name} {value:.4f}" if "loss" in name else f"{name} {value:.2f}%" for name, value in values.items())
+    return f"epoch {epoch:>3}/{epochs}  {'  '.join(told)}"
+
+
+def result(state: TrainState, headline: str, expected: dict[str, float]) -> dict[str, Any]:
+    """What came of a run, each number under the name of the split it comes from.
+
+    `last`: the last epoch (the headline). `best`: the epoch chosen on val, None without one. `peak`: the maximum over
+    the epochs on test, the paper's convention, which chooses nothing.
+
+    Args:
+        state: at the end.
+        headline: name of the metric that chooses.
+        expected: closed-form drop per group over the last epoch.
+    """
+    return {
+        "last": state.last,
+        "best": state.best,
+        "peak": state.peak,
+        "headline": headline,
+        "drop_last_epoch": {
+            group: {"measured": dropped(state.last_drops[group]), "expected": share}
+            for group, share in expected.items()
+        },
+        "steps": state.step,
+        "skipped_steps": state.skipped,
+        "train_seconds": state.seconds,
+        "images_per_s": state.images / max(state.seconds, 1e-9),
+    }
+
+
+def dropped(kept_and_seen: list[int]) -> float:
+    """The share of units that were dropped."""
+    kept, seen = kept_and_seen
+    return 1.0 - kept / seen if seen else 0.0
