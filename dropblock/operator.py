@@ -80,7 +80,10 @@ class _Apply(torch.autograd.Function):
         else:
             kept, keep_prob, seed = ctx.saved_tensors
             mask = ctx.path.draw(gradient, keep_prob, ctx.block_size, seed)[1]
-        again = _Apply.apply(gradient, ctx.path, keep_prob, ctx.block_size, seed, kept, mask)
+        if torch.is_grad_enabled():  # create_graph: this gradient will be differentiated in its turn
+            again = _Apply.apply(gradient, ctx.path, keep_prob, ctx.block_size, seed, kept, mask)
+        else:
+            again = ctx.path.apply(gradient, kept, mask, ctx.block_size)
         return again, None, None, None, None, None, None
 
 
