@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any
 
-from configs.plan import choices
-from configs.schema import UserError, all_keys, nearest
+from configs.plan import CONFIGS, LAYER_KNOBS, choices
+from configs.schema import UserError, all_keys, load_yaml, nearest
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
@@ -40,6 +41,24 @@ def check_words(words: list[str]) -> None:
             value_of_flag = word in ("-c", "--cfg")
         else:
             _check_override(word, keys)
+    _check_sweep(words)
+
+
+def _check_sweep(words: list[str]) -> None:
+    """What a sweep varies is not set from outside: it would hold for every row, whatever the row is called."""
+    given = [word.lstrip("+~").partition("=") for word in words if "=" in word]
+    names = [value for key, _, value in given if key == "sweep"]
+    if not names:
+        return
+    if len(names) > 1 or "," in names[0]:
+        raise UserError(f"sweep={','.join(names)}: one sweep at a time, each has a folder of its own")
+    params: dict[str, Any] = load_yaml(CONFIGS / "sweep" / f"{names[0]}.yaml")["hydra"]["sweeper"]["params"]
+    varied = {*params}
+    if "experiment" in varied:  # which choose the regularizer and its knobs
+        varied |= {"regularizer", "paper", "label_smoothing", *LAYER_KNOBS}
+    for key, _, value in given:
+        if key.split(".")[0] in varied:
+            raise UserError(f"{key}={value}: +sweep={names[0]} sets this itself, run by run; leave it out")
 
 
 def _check_override(word: str, keys: list[str]) -> None:
@@ -77,10 +96,17 @@ def is_sweep(words: list[str]) -> bool:
 
 
 def sweep_name(words: list[str]) -> str:
-    """The folder of a sweep: its name and data set, or for a grid a hash of its words but the seeds."""
+    """The folder of a sweep: its name, its data set, and what else was chosen but the seeds; a hash of it for a grid.
+
+    So that runs of different scale, which no table may mix, have different folders.
+    """
     given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
     data = given.get("data", "digits").replace(",", "+")
-    if "sweep" in given:
-        return f"{given['sweep'].replace(',', '+')}-{data}"
-    kept = sorted(f"{key}={value}" for key, value in given.items() if key != "seed" and key not in RUN_ONLY)
-    return f"grid-{data}-{hashlib.sha256(' '.join(kept).encode()).hexdigest()[:6]}"
+    aside = RUN_ONLY | {"seed", "run_dir", "data.root", "data.download"}
+    kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}
+    if "sweep" not in given:
+        text = " ".join(sorted(f"{key}={value}" for key, value in kept.items()))
+        return f"grid-{data}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    named = {key: value for key, value in kept.items() if key not in ("sweep", "data")}
+    labels = [value if key in GROUPS else f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(named.items())]
+    return "-".join(re.sub(r"[^\w.+-]+", "_", label).strip("_") for label in (given["sweep"], data, *labels))
