@@ -234,6 +234,7 @@ def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.dev
     from engine.attempt import attempt
     from engine.checkpoint import write_aside
     from engine.console import result_text
+    from engine.loggers import add_to_hparams_table
     from engine.records import DONE, environment
     from engine.signals import StopRequest
 
@@ -248,10 +249,51 @@ def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.dev
         parameters = sum(p.numel() for p in fit.state.model.parameters())
         summary = {**fit.result(), "parameters": parameters, "environment": started, "plan": asdict(plan)}
         if ranks.is_main:
+            add_to_hparams_table(folder.path, table_row(plan), [name for name in summary["last"] if name != "epoch"])
             folder.write("summary.json", summary)
             folder.set_status(DONE, commit=started["commit"])
             print(result_text(summary, folder.path))
     return summary
+
+
+def table_row(plan: Plan) -> dict[str, Any]:
+    """What sets a run apart from others, for a table of many: one level of names, plain values."""
+    layer, recipe = plan.layer, plan.recipe
+    row: dict[str, Any] = {"data": plan.data.name, "model": plan.model.name, "width": plan.model.width}
+    row |= {"regularizer": "+".join(plan.regularizer), "cutout": plan.cutout, "autoaugment": plan.autoaugment}
+    row |= {"label_smoothing": plan.label_smoothing, "train_subset": plan.data.train_subset, "seed": plan.seed}
+    row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
+    if layer is not None:
+        row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}
+        row["groups"] = ",".join(map(str, layer.groups))
+    return row
+
+
+def estimate(jobs: list[Job]) -> int:
+    """The price of the runs that a command asks for, from some real steps of each kind; see `engine.prices`."""
+    from engine.distributed import Ranks, find_device
+    from engine.estimate import timed_batch
+    from engine.prices import price
+    from engine.records import RunFolder
+    from engine.signals import StopRequest
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("estimate=true: prices a run on one device; leave torchrun away")
+    opened: dict[str, Data] = {}
+
+    def build(plan: Plan) -> Fit:
+        device = find_device(plan.runtime.device)
+        # Weights that hardly move cannot go wrong, however often they see the same batch.
+        recipe = replace(plan.recipe, batch_size=timed_batch(plan, device.type == "cpu"), lr=1e-6)
+        timed = replace(plan, recipe=recipe)
+        key = repr((timed.data, recipe.augment, recipe.batch_size, timed.cutout, timed.autoaugment, timed.runtime))
+        if key not in opened:
+            opened[key] = open_data(timed, device, Ranks())
+        return assemble(timed, opened[key], RunFolder(plan.run_dir()), device, Ranks(), StopRequest())[0]
+
+    answer, complete = price(jobs, build, lambda line: print(line, flush=True))
+    print(f"\n{answer}\n\nnothing was trained; leave estimate=true away to start")
+    return 0 if complete else 2
 
 
 @dataclass(frozen=True)
@@ -266,18 +308,19 @@ class Outcome:
 
 def job(config: DictConfig, words: list[str], sweep: Path | None, number: int, wait: bool = False) -> Outcome:
     """One run of this command, or one of many; never raises, so that a grid goes on."""
-    run, reason, outcome, shown = None, "", Outcome(), {}
+    run, reason, outcome = None, "", Outcome()
+    shown: dict[str, Any] = {}
     try:
         if sweep is not None:
             print(f"\n=== run {number + 1}: {' '.join(words)}", flush=True)
         plan, remarks = resolve(check(config, Config), grid=sweep is not None)
         if sweep is not None and plan.runtime.run_dir:
             raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
-        run = plan.run_dir()
+        run, shown = plan.run_dir(), {"experiment": plan.experiment, "paper": asdict(plan.paper)}
         for remark in remarks:
             print(f"note: {remark}")
         summary = train(plan, words, wait)
-        shown = {"last test": summary["last"].get(f"test/{summary['headline']}"), "experiment": plan.experiment}
+        shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
     except BaseException as error:
         if sweep is not None and not wait and in_use(error):
             print(f"{error}; left for the end", flush=True)

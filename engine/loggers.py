@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -74,18 +74,6 @@ class Curves:
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
 
-    def hparams(self, hparams: dict[str, Any], metrics: dict[str, float]) -> None:
-        """The row of this run in TensorBoard's HParams table, written into the run's own event file."""
-        if not self.writes:
-            return
-        from torch.utils.tensorboard.summary import hparams as summary
-
-        assert self.writer.file_writer is not None
-        for event in summary(hparams, metrics):
-            self.writer.file_writer.add_summary(event)
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value)
-
     def flush(self) -> None:
         """To the disk: called before a checkpoint, so that no checkpoint is ahead of its curves."""
         if self.writes:
@@ -100,6 +88,27 @@ class Curves:
             with self._named():
                 self.writer.close()
                 self.file.close()
+
+
+def add_to_hparams_table(folder: Path, hparams: dict[str, Any], metrics: Sequence[str]) -> None:
+    """Give a finished run its row in TensorBoard's HParams table.
+
+    torch's `add_hparams` would make a second run of it, in a folder of its own. Here the row lies in the run's folder,
+    and its metrics are the last values of the run's own curves.
+
+    Args:
+        folder: the run folder.
+        hparams: numbers, words and booleans by name; None stands for what the run does not have.
+        metrics: names of curves.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams as summaries
+
+    with SummaryWriter(str(folder), filename_suffix=".hparams") as writer:
+        assert writer.file_writer is not None
+        present = {name: value for name, value in hparams.items() if value is not None}
+        for event in summaries(present, dict.fromkeys(metrics, 0.0)):  # the values do not enter the summaries
+            writer.file_writer.add_summary(event)
 
 
 class Progress:
