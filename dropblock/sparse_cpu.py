@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dropblock.law import effective_block, seed_rate
 
+PIECE = 1 << 21  # bytes, about what a second-level cache holds
+
 
 def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     """Which of `trials` independent trials succeed: sorted positions, as whole numbers in float64.
@@ -32,8 +34,7 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     while True:
         u = torch.rand(batch, dtype=torch.float64, generator=generator)
         gaps = u.log_().mul_(1 / math.log1p(-rate)).floor_().add_(1.0)
-        gaps[0] += last
-        found = gaps.cumsum_(0)
+        found = gaps.cumsum_(0).add_(last)
         position, last = torch.cat((position, found)) if len(position) else found, found[-1]
         inside = int(torch.searchsorted(position, float(trials)))
         if inside < len(position):  # nearly always in the first round
@@ -72,29 +73,39 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     left = int(kept)
     if left == 0:
         return torch.zeros_like(x)
-    y = x * (x.numel() / left)
     if len(blocks) == 0:
-        return y
-    _, c, height, width = x.shape
+        return x.clone()
+    n, c, height, width = x.shape
     block = effective_block(block_size, height, width)
-    if block == (height, width):
-        zero_maps(y, blocks)
-    else:
-        windows(y, block, (width * c, c) if channels_last(x) else (width, 1)).index_fill_(0, blocks, 0)
+    # Large tensors go piece by piece, so that the blocks of a piece are zeroed while it is in the cache.
+    samples = n if x.nbytes <= 4 * PIECE else max(1, n * PIECE // x.nbytes)
+    apart = c if block == (height, width) else c * height * width
+    ends = [len(blocks)]
+    if samples < n:  # blocks stand in the order of the samples
+        ends = torch.searchsorted(blocks, torch.arange(samples, n + samples, samples) * apart).tolist()
+    y, begin = torch.empty_like(x), 0
+    for first, end in zip(range(0, n, samples), ends, strict=True):
+        piece = y[first : first + samples]
+        torch.mul(x[first : first + samples], x.numel() / left, out=piece)
+        if begin < end:
+            zero(piece, blocks[begin:end] - first * apart, block)
+        begin = end
     return y
 
 
-def zero_maps(y: Tensor, maps: Tensor) -> None:
-    """Zero whole maps in place, given by sample * channels + channel."""
+def zero(y: Tensor, blocks: Tensor, block: tuple[int, int]) -> None:
+    """Zero blocks in place, given as `draw` gives them."""
     n, c, height, width = y.shape
-    if not channels_last(y):
-        y.view(n * c, height * width).index_fill_(0, maps, 0)
-        return
-    # The units of a map lie c apart: one pass over all of them is faster than visiting those. A pass over their bits,
-    # because NaN * 0 is NaN.
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[y.element_size()]
-    keep = torch.full((n * c,), -1, dtype=bits).index_fill_(0, maps, 0)
-    y.view(bits).bitwise_and_(keep.view(n, c, 1, 1))
+    if block != (height, width):
+        windows(y, block, (width * c, c) if channels_last(y) else (width, 1)).index_fill_(0, blocks, 0)
+    elif not channels_last(y):
+        y.view(n * c, height * width).index_fill_(0, blocks, 0)
+    else:
+        # The units of a map lie c apart: one pass over all of them is faster than visiting those. A pass over their
+        # bits, because NaN * 0 is NaN.
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[y.element_size()]
+        keep = torch.full((n * c,), -1, dtype=bits).index_fill_(0, blocks, 0)
+        y.view(bits).bitwise_and_(keep.view(n, c, 1, 1))
 
 
 def channels_last(x: Tensor) -> bool:
