@@ -150,15 +150,16 @@ def _same_file(file: IO[str], path: Path) -> bool:
 
 def environment() -> dict[str, Any]:
     """What a reviewer asks of a number: the code it came from, the versions, the machine."""
+    from importlib.metadata import version  # importing torchvision for its number would take seconds
+
     import torch
-    import torchvision
 
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": version("torchvision"),
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
     }
