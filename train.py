@@ -10,17 +10,19 @@ the same command goes on from there; 1 anything else.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.command_line import check_words, is_sweep, sweep_name
+from configs.command_line import asks_for_prices, check_words, is_sweep, sweep_name
 from configs.plan import Plan, plan_from, resolve
 from configs.schema import Config, UserError, check, load_yaml
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered befor
     from dropblock import LayerControl
     from engine.distributed import Ranks
     from engine.loop import Fit
+    from engine.prices import Job
     from engine.records import RunFolder
     from engine.signals import StopRequest
     from engine.state import TrainState
@@ -104,6 +107,29 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     from engine import checkpoint
     from engine.attempt import agree
     from engine.console import plan_text
+
+    data = open_data(plan, device, ranks)
+    agree("data set", {"fingerprint": data.fingerprint, "batches per epoch": len(data.train)}, ranks)
+    fit, layers = assemble(plan, data, folder, device, ranks, stop)
+    found = checkpoint.load_latest(folder.checkpoints)
+    agree("checkpoint", {"step": found and found[0].get("step")}, ranks)
+    if found is not None:
+        resume(fit.state, *found, plan, data, ranks)
+    if ranks.is_main:
+        print(plan_text(plan, data, fit.state.model, device))
+        if layers.table:
+            print(table_text(layers.table))
+        if found is not None:
+            print(f"resuming after step {fit.state.step}, from {found[1]}")
+            checkpoint.set_damaged_aside(found[1])
+        folder.write("sites.json", [asdict(row) for row in layers.table])
+    return fit
+
+
+def assemble(
+    plan: Plan, data: Data, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest
+) -> tuple[Fit, LayerControl]:
+    """A run at its first step, and its layers; writes nothing."""
     from engine.distributed import wrap
     from engine.loop import Fit
     from engine.optim import LearningRate, build_optimizer
@@ -112,8 +138,6 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     from engine.tasks import Classification
 
     recipe = plan.recipe
-    data = open_data(plan, device, ranks)
-    agree("data set", {"fingerprint": data.fingerprint, "batches per epoch": len(data.train)}, ranks)
     seed_everything(plan.seed)
     model, layers = build_network(plan, data, device)
     optimizer = build_optimizer(
@@ -125,19 +149,7 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
         weight_decay=recipe.weight_decay,
     )
     state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
-    found = checkpoint.load_latest(folder.checkpoints)
-    agree("checkpoint", {"step": found and found[0].get("step")}, ranks)
-    if found is not None:
-        resume(state, *found, plan, data, ranks)
-    if ranks.is_main:
-        print(plan_text(plan, data, model, device))
-        if layers.table:
-            print(table_text(layers.table))
-        if found is not None:
-            print(f"resuming after step {state.step}, from {found[1]}")
-            checkpoint.set_damaged_aside(found[1])
-        folder.write("sites.json", [asdict(row) for row in layers.table])
-    return Fit(
+    fit = Fit(
         task=Classification(data.num_classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
         state=state,
         network=wrap(model, ranks, device, plan.runtime.compile),
@@ -168,6 +180,7 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
         stop=stop,
         progress=plan.runtime.progress,
     )
+    return fit, layers
 
 
 def resume(state: TrainState, saved: dict[str, Any], path: Path, plan: Plan, data: Data, ranks: Ranks) -> None:
@@ -337,6 +350,19 @@ def job(config: DictConfig, words: list[str], sweep: Path | None, number: int, w
     return outcome
 
 
+def asked(config: DictConfig, words: list[str], grid: bool) -> Job:
+    """One run of a command that asks for prices."""
+    from engine.prices import Job
+
+    try:
+        plan, remarks = resolve(check(config, Config), grid)
+        if grid and plan.runtime.run_dir:
+            raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
+    except UserError as error:
+        return Job(words, refused=str(error))
+    return Job(words, plan, remarks)
+
+
 def in_use(error: BaseException) -> bool:
     """Whether another process has the run."""
     if isinstance(error, UserError):  # before torch is imported
@@ -372,6 +398,8 @@ def main(words: list[str]) -> int:
     started, sweep = time.time(), None
     outcomes: list[Outcome] = []
     later: list[tuple[DictConfig, list[str], Path, int]] = []
+    to_price: list[Job] = []
+    pricing = asks_for_prices(words)
     try:
         check_words(words)
         given = dict(word.split("=", 1) for word in words if "=" in word)
@@ -386,6 +414,9 @@ def main(words: list[str]) -> int:
                 return
             state = HydraConfig.get()
             overrides, number = list(state.overrides.task), state.job.num if sweep is not None else 0
+            if pricing:
+                to_price.append(asked(config, overrides, grid=sweep is not None))
+                return
             outcomes.append(job(config, overrides, sweep, number))
             if outcomes[-1].in_use and sweep is not None:
                 later.append((config, overrides, sweep, number))
@@ -393,11 +424,19 @@ def main(words: list[str]) -> int:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are told in one line
         flags = [word for word in words if word in ("-m", "--multirun")]  # anywhere for us, in front for argparse
         rest = [word for word in words if word not in flags]
-        sys.argv[1:] = [*flags, *rest, f"hydra.sweep.dir={sweep}"] if sweep else words
+        if pricing:  # here, whatever launcher the runs will have
+            rest = [word for word in rest if not word.startswith(("hydra/launcher", "hydra.launcher"))]
+        place = tempfile.mkdtemp() if pricing else sweep  # Hydra makes the folder of a sweep, and prices leave none
+        sys.argv[1:] = [*flags, *rest, f"hydra.sweep.dir={place}"] if sweep else rest
         try:
             hydra.main(version_base="1.3", config_path="configs", config_name="config")(one)()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(plain(str(error), words)) from error
+        finally:
+            if pricing:
+                shutil.rmtree(str(place), ignore_errors=True)
+        if to_price:
+            return estimate(to_price)
         for left in later:  # what other processes had: done by now, or waited for, or taken over if they died
             if not any(outcome.ends_all for outcome in outcomes):
                 outcomes.append(job(*left, wait=True))

@@ -18,7 +18,7 @@ FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
 RUN_ONLY = {
-    *("fresh", "device", "workers", "compile", "log_every", "checkpoint_every", "progress", "rank_timeout"),
+    *("estimate", "fresh", "device", "workers", "compile", "log_every", "checkpoint_every", "progress", "rank_timeout"),
     "output_root",
 }
 
@@ -93,6 +93,12 @@ def _check_override(word: str, keys: list[str]) -> None:
 def is_sweep(words: list[str]) -> bool:
     """Whether these words start many runs: `-m`, or a sweep file."""
     return any(word in ("-m", "--multirun") or word.lstrip("+").startswith("sweep=") for word in words)
+
+
+def asks_for_prices(words: list[str]) -> bool:
+    """Whether these words ask what runs would cost, and not for the runs; a value that is neither is refused later."""
+    values = [word.partition("=")[2].lower() for word in words if word.startswith("estimate=")]
+    return bool(values) and values[-1] not in ("false", "no", "off", "0", "null")
 
 
 def sweep_name(words: list[str]) -> str:

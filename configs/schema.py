@@ -152,6 +152,7 @@ class Config:
     output_root: str = "outputs"
     run_dir: str | None = None
     fresh: bool = False
+    estimate: bool = False
 
 
 T = TypeVar("T")

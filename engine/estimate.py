@@ -1,0 +1,228 @@
+"""What a run will cost, from some of its real steps: nothing is trained to an end, nothing is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.loggers import Progress
+from engine.loop import Fit
+
+WARM_UP, MOST_STEPS = 3, 20
+SECONDS = 4.0  # of steps that count, for each kind of run; less where there are many kinds
+HALF_WAY = 0.5  # of training: a linear schedule drops half as much then, which is its mean
+# On a CPU a batch of more is timed by a part of it: the step of a thousand photographs would take minutes and 100 GB.
+PIXELS = 3_000_000
+NOT_OF_A_STEP = (  # what of a plan changes no step's cost
+    *("epochs", "eval_every", "eval_batch_size", "lr", "lr_schedule", "lr_decay", "decay_epochs", "warmup_epochs"),
+    *("milestones", "momentum", "weight_decay", "name"),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Measured on one device.
+
+    Args:
+        step: seconds of an optimizer step, its batch at hand.
+        loading: seconds until the next batch is made.
+        overlap: batches are made beside the steps (worker processes, steps on a GPU), not between them.
+        evaluation: seconds per image of a forward pass.
+        steps_per_epoch, train_images, eval_images: of the data set.
+        batch, timed_batch: images of a step, and of the steps that were timed.
+        memory: peak in bytes; of the device, or on a CPU of the process.
+        last, best: bytes of those checkpoints; best 0 without val.
+    """
+
+    step: float
+    loading: float
+    overlap: bool
+    evaluation: float
+    steps_per_epoch: int
+    train_images: int
+    eval_images: int
+    batch: int
+    timed_batch: int
+    memory: int
+    last: int
+    best: int
+
+    @property
+    def step_and_batch(self) -> float:
+        """Seconds between one step and the next."""
+        return max(self.step, self.loading) if self.overlap else self.step + self.loading
+
+    @property
+    def images_per_s(self) -> float:
+        return self.batch / self.step_and_batch
+
+    @property
+    def disk(self) -> int:
+        """Bytes of a run folder when all three checkpoints stand."""
+        return 2 * self.last + self.best
+
+    def seconds(self, epochs: int, eval_every: int, done: float = 0.0) -> float:
+        """Of training and evaluating, of what is left when a share of it is done."""
+        evaluations = -(-epochs // eval_every)
+        loading = self.loading / self.batch
+        image = max(self.evaluation, loading) if self.overlap else self.evaluation + loading
+        whole = epochs * self.steps_per_epoch * self.step_and_batch + evaluations * self.eval_images * image
+        return whole * (1.0 - done)
+
+
+def cost_class(plan: Any) -> str:
+    """Equal for plans whose steps cost the same: everything of a plan but its length, its rates and its seed."""
+    identity = plan.identity()
+    recipe = {key: value for key, value in identity["recipe"].items() if key not in NOT_OF_A_STEP}
+    kept = {key: value for key, value in identity.items() if key not in ("seed", "label_smoothing", "regularizer")}
+    return json.dumps({**kept, "recipe": recipe}, sort_keys=True)
+
+
+def timed_batch(plan: Any, on_cpu: bool) -> int:
+    """Images of the batch that is timed in the place of the plan's."""
+    batch = plan.recipe.batch_size
+    most = max(2, PIXELS // plan.data.image_size**2) if on_cpu else batch
+    part = min(batch, most)
+    return max(plan.recipe.accumulate, part - part % plan.recipe.accumulate)
+
+
+def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
+    """Time the parts of a run: making batches, steps on one of them, a forward pass.
+
+    Args:
+        fit: with its own loader, perhaps of smaller batches; its state is spoilt.
+        batch_size: of the plan; all times are scaled to it.
+        seconds: to spend on each part.
+
+    Raises:
+        ValueError: if the plan's batch is larger than the training set.
+    """
+    fit.bar = Progress(0, 0, shown=False)
+    reset_peak(fit.device)
+    batch, loading = _time_loading(fit.data.train, seconds / 2, fit.device)
+    step = _time(lambda: fit._step(batch, HALF_WAY), seconds, fit.device)
+    # The state of a step belongs to a checkpoint: momentum, averages.
+    last = _size({**fit.state.state_dict(), **fit.identity})
+    best = _size({"model": fit.state.evaluated.state_dict(), **fit.identity}) if fit.data.val else 0
+    network = fit.state.evaluated.eval()
+    with torch.no_grad():
+        forward = _time(lambda: fit.task.measure(network, batch), seconds / 4, fit.device)
+    timed, train_images = len(batch.labels), fit.data.train.num_samples
+    if batch_size > train_images:
+        raise ValueError(f"batch_size {batch_size} is larger than the {train_images} training samples")
+    scale = batch_size / timed
+    return Cost(
+        step=step * scale,
+        loading=loading * scale,
+        overlap=fit.device.type == "cuda" and getattr(fit.data.train, "workers", 0) > 0,
+        evaluation=forward / timed,
+        steps_per_epoch=train_images // batch_size,
+        train_images=train_images,
+        eval_images=fit.data.test.num_samples + (fit.data.val.num_samples if fit.data.val else 0),
+        batch=batch_size,
+        timed_batch=timed,
+        memory=peak(fit.device),
+        last=last,
+        best=best,
+    )
+
+
+def _time(run: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """Median seconds of a call: a few that do not count, then up to 20 or until the time is spent."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    for number in range(WARM_UP + MOST_STEPS):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        taken.append(time.perf_counter() - start)
+        if number == WARM_UP - 1:
+            end = max(end, time.perf_counter() + seconds / 2)
+        if time.perf_counter() > end and number:
+            break
+    counted = sorted(taken[WARM_UP:] or taken[1:])
+    return counted[len(counted) // 2]
+
+
+def _time_loading(loader: Any, seconds: float, device: torch.device) -> tuple[Any, float]:
+    """A batch, and the seconds from one to the next when nothing else is done meanwhile.
+
+    With worker processes the first batches of all come at the same time: what is counted begins with the first and
+    ends after at least as many more as there are workers, so that no queue filled before it is taken for speed.
+    """
+    workers = getattr(loader, "workers", 0)
+    batches: Iterator[Any] = loader.epoch(0)
+    batch = next(batches)
+    _wait(device)
+    start = time.perf_counter()
+    count = 0
+    for batch in batches:  # noqa: B007 - the last one is handed back
+        count += 1
+        if count > workers and (count >= MOST_STEPS or time.perf_counter() - start > seconds):
+            break
+    _wait(device)
+    spent = time.perf_counter() - start
+    if hasattr(batches, "close"):
+        batches.close()  # ends the workers
+    return batch, spent / max(1, count)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the largest use of memory be counted from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with suppress(OSError):  # else the peak of the whole process is told
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> int:
+    """The largest use of memory in bytes: of the device, or of this process without its loader workers."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _Counter(io.BytesIO):
+    """A file that only counts."""
+
+    written = 0
+
+    def write(self, data: Any) -> int:
+        size = len(memoryview(data).cast("B"))
+        self.written += size
+        return size
+
+
+def _size(payload: dict[str, Any]) -> int:
+    counter = _Counter()
+    torch.save(payload, counter)
+    return counter.written
+
+
+def finish(hours: Sequence[float], devices: int) -> float:
+    """Hours until whole runs, one a device, are all done: the longest first, each to the device that is free first."""
+    free = [0.0] * devices
+    for run in sorted(hours, reverse=True):
+        free[free.index(min(free))] += run
+    return max(free)

@@ -1,0 +1,111 @@
+"""Prices: the arithmetic, and the answer through the user's door, which leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from configs.command_line import asks_for_prices
+from engine.estimate import Cost, cost_class, finish
+
+Train = Callable[..., int]
+
+COST = Cost(
+    step=0.2,
+    loading=0.05,
+    overlap=False,
+    evaluation=0.001,
+    steps_per_epoch=100,
+    train_images=3_210,
+    eval_images=1_000,
+    batch=32,
+    timed_batch=32,
+    memory=0,
+    last=10,
+    best=4,
+)
+
+
+def test_seconds_add_up_training_and_evaluation() -> None:
+    image = 0.001 + 0.05 / 32
+    assert COST.seconds(epochs=5, eval_every=2) == pytest.approx(5 * 100 * 0.25 + 3 * 1_000 * image)
+    assert COST.seconds(5, 2, done=0.75) == pytest.approx(COST.seconds(5, 2) / 4)
+    assert COST.images_per_s == pytest.approx(32 / 0.25)
+    assert COST.disk == 24
+
+
+def test_what_overlaps_costs_the_slower_of_the_two() -> None:
+    beside = replace(COST, overlap=True)
+    assert beside.step_and_batch == 0.2
+    assert replace(beside, loading=0.5).step_and_batch == 0.5
+    assert replace(beside, loading=0.5).images_per_s == 64
+
+
+def test_whole_runs_on_several_devices() -> None:
+    assert finish([4.0, 3.0, 3.0, 2.0], 1) == 12.0
+    assert finish([4.0, 3.0, 3.0, 2.0], 2) == 6.0
+    assert finish([4.0, 3.0, 3.0, 2.0], 64) == 4.0
+    assert finish([], 8) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["estimate=true"], True), (["seed=1", "estimate=True"], True), (["estimate=false"], False), (["seed=1"], False)],
+)
+def test_who_asks_for_prices(words: list[str], expected: bool) -> None:
+    assert asks_for_prices(words) is expected
+
+
+def test_a_single_run_is_priced_and_leaves_nothing(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("regularizer=dropblock", "estimate=true") == 0
+    printed = capsys.readouterr().out
+    for word in ("images/s", "memory, GB", "on 64 devices", "dropblock-b7-kp0.9", "1 of 1 runs are not done"):
+        assert word in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_names_duplicates_ignored_knobs_what_is_done_and_what_is_refused(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("regularizer=none", "epochs=1") == 0
+    files = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    words = ("-m", "regularizer=none,dropblock", "block_size=3,7", "seed=1,2", "epochs=1", "estimate=true")
+    assert train(*words) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("timing") == 3  # kinds, not runs
+    assert printed.count("2 jobs meet in") == 2
+    assert "block_size=3 does not apply to regularizer=none (2 jobs)" in printed
+    assert "already done:" in printed
+    assert "5 of 6 runs are not done" in printed
+    assert sorted(tmp_path.rglob("*")) == files
+
+    assert train("-m", "groups=[9],[4]", "lr=-1,0.1", "estimate=true") == 2
+    printed = capsys.readouterr().out
+    assert "refused: " in printed
+    assert "lr=-1" in printed
+    assert "cannot be run: dropblock-b7-kp0.9" in printed
+    assert "1 of 1 runs are not done" in printed
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_a_sweep_is_priced(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("+sweep=fig5_inference", "estimate=true", "epochs=1") == 0
+    assert "3 of 3 runs are not done" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_length_and_rates_make_no_kind_of_their_own() -> None:
+    from configs.plan import Plan
+    from configs.schema import DataConfig, ModelConfig, RecipeConfig
+
+    plan = Plan(ModelConfig("resnet18", 4, "small"), DataConfig("fake"), RecipeConfig("quick"), ["none"])
+    longer = replace(plan, seed=7, label_smoothing=0.1, recipe=replace(plan.recipe, epochs=9, lr=0.3))
+    assert cost_class(plan) == cost_class(longer)
+    assert cost_class(plan) != cost_class(replace(plan, recipe=replace(plan.recipe, batch_size=64)))
+    assert cost_class(plan) != cost_class(replace(plan, cutout=8))
