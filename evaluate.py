@@ -5,6 +5,7 @@
     split=test          test or val
     keep_prob=0.9       leave the layers on while evaluating (paper, Figure 5); block_size=1 changes their blocks,
                         and both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
+    column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
     json=FILE           write the result as JSON
     device, workers, data_root, download: as in train.py
 
@@ -26,7 +27,7 @@ from configs.plan import LayerPlan, Plan, plan_from
 from configs.schema import UserError, check, load_yaml, one_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Request:
     split: str = "test"
     keep_prob: list[float] = field(default_factory=list)
     block_size: list[int] = field(default_factory=list)
+    column: list[int] = field(default_factory=list)
     seed: int = 0
     json: str | None = None
     device: str = "auto"
@@ -56,7 +58,7 @@ def read_request(words: list[str]) -> Request:
         config = OmegaConf.from_dotlist(words)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
-    for key in ("keep_prob", "block_size"):
+    for key in ("keep_prob", "block_size", "column"):
         if key in config and not OmegaConf.is_list(config[key]):
             config[key] = [config[key]]
     request = check(config, Request)
@@ -95,7 +97,7 @@ def load(request: Request) -> tuple[Plan, dict[str, Any]]:
         plan = plan_from(payload["plan"])
     data_root = request.data_root or plan.runtime.data_root
     runtime = replace(plan.runtime, data_root=data_root, download=request.download, workers=request.workers)
-    return replace(plan, runtime=runtime, layer=None), payload
+    return replace(plan, runtime=runtime, layer=None, companions=[]), payload
 
 
 def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:
@@ -124,7 +126,7 @@ def evaluate(request: Request) -> dict[str, Any]:
         raise UserError(f"split={request.split}: {plan.data.name} was used without one")
     task = Classification(data.num_classes)
 
-    def measure(layer: LayerPlan | None) -> dict[str, Any]:
+    def measure(layer: LayerPlan | None, column: int | None = None) -> dict[str, Any]:
         model, layers = build_network(replace(plan, layer=layer), data, device)
         model.load_state_dict(weights_of(payload))
         model.eval()
@@ -132,17 +134,34 @@ def evaluate(request: Request) -> dict[str, Any]:
         for installed in installed_layers(model):
             installed.train()
         torch.manual_seed(request.seed)
-        sums = pass_over(task, model, loader, ranks, device, plan.recipe.precision)
+        sums = pass_over(
+            task, model if column is None else column_of(model, column), loader, ranks, device, plan.recipe.precision
+        )
         return {**task.metrics(sums), **task.details(sums)}
 
     under_drop = []
     for block_size in request.block_size or ([7] if request.keep_prob else []):
         for keep_prob in request.keep_prob or [0.9]:
             layer = LayerPlan("dropblock", keep_prob, block_size, [3, 4], True, "constant", 4.0)
-            metrics = {name: value for name, value in measure(layer).items() if not name.endswith("_class")}
+            metrics = without_classes(measure(layer))
             under_drop.append({"keep_prob": keep_prob, "block_size": block_size, **metrics})
+    columns = [{"column": k, **without_classes(measure(None, k))} for k in request.column]
     result = {"split": request.split, "samples": loader.num_samples, **measure(None)}
-    return {**result, "classes": list(data.classes), "under_drop": under_drop}
+    return {**result, "classes": list(data.classes), "under_drop": under_drop, "columns": columns}
+
+
+def without_classes(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a whole split."""
+    return {name: value for name, value in metrics.items() if not name.endswith("_class")}
+
+
+def column_of(model: Any, column: int) -> nn.Module:
+    """One column of a fractal network, on the same weights."""
+    if not hasattr(model, "column"):
+        raise UserError(f"column={column}: only a FractalNet has columns")
+    if not 1 <= column <= model.depth:
+        raise UserError(f"column={column}: this network has the columns 1 to {model.depth}")
+    return model.column(column).eval()
 
 
 def result_text(result: dict[str, Any]) -> str:
@@ -162,6 +181,9 @@ def result_text(result: dict[str, Any]) -> str:
             for row in result["under_drop"]
         ]
         parts.append(table(("block_size", "keep_prob", "top1 under drop", "loss"), drops))
+    if result["columns"]:
+        alone = [(row["column"], f"{row['top1']:.2f}%", f"{row['loss']:.4f}") for row in result["columns"]]
+        parts.append(table(("column alone", "top1", "loss"), alone))
     return "\n\n".join(parts)
 
 

@@ -74,20 +74,24 @@ def build_network(plan: Plan, data: Data, device: torch.device) -> tuple[nn.Modu
     from models import build_model
 
     channels, height, width = data.image_shape
-    asked, layer = plan.model, plan.layer
+    asked = plan.model
+    foreign: dict[str, Any] = {"architecture": asked.name} if asked.library else {}
     model = build_model(
-        asked.name,
+        asked.library or asked.name,
         num_classes=data.num_classes,
         in_channels=channels,
         width=asked.width or 64,
         stem=asked.stem or "imagenet",
         zero_gamma=asked.zero_gamma,
         pretrained=asked.pretrained,
+        **foreign,
         **asked.options,
     )
-    schedule = None
-    if layer is not None:
-        install_layers(
+    last_group: Any = model.last_group
+    schedules: dict[str, KeepProbSchedule] = {}
+    taken: dict[str, str] = {}
+    for layer in ([plan.layer] if plan.layer else []) + plan.companions:
+        sites = install_layers(
             model,
             layer.name,
             keep_prob=layer.keep_prob,
@@ -95,10 +99,20 @@ def build_network(plan: Plan, data: Data, device: torch.device) -> tuple[nn.Modu
             groups=layer.groups,
             skip=bool(layer.skip),
         )
-        last_group: Any = model.last_group
-        schedule = KeepProbSchedule(model, layer.keep_prob, layer.schedule, layer.group_divisor, last_group)
+        for path in sites.keys() & taken.keys():
+            raise UserError(f"{taken[path]} and {layer.name} both want the site {path}: choose one of them")
+        taken |= dict.fromkeys(sites, layer.name)
+        schedules[layer.name] = KeepProbSchedule(
+            model,
+            layer.keep_prob,
+            layer.schedule,
+            layer.group_divisor,
+            last_group,
+            layer.group_shares,
+            [site.layer for site in sites.values() if site.layer is not None],
+        )
     model = model.to(device).to(memory_format=torch.channels_last)
-    return model, LayerControl(model, torch.zeros(1, channels, height, width, device=device), schedule)
+    return model, LayerControl(model, torch.zeros(1, channels, height, width, device=device), schedules)
 
 
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:

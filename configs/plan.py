@@ -43,6 +43,7 @@ class LayerPlan:
     skip: bool | None
     schedule: str
     group_divisor: float
+    group_shares: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Plan:
     recipe: RecipeConfig
     regularizer: list[str]
     layer: LayerPlan | None = None
+    companions: list[LayerPlan] = field(default_factory=list)  # layers of further regularizers, without knobs
     cutout: int = 0
     autoaugment: str | None = None
     label_smoothing: float = 0.0
@@ -108,7 +110,8 @@ class Plan:
         """The folder of this run: a function of the plan, so equal plans meet in one folder."""
         if self.runtime.run_dir:
             return Path(self.runtime.run_dir)
-        place = f"{self.data.name}-{self.model.name}"
+        network = f"{self.model.library}-{self.model.name}" if self.model.library else self.model.name
+        place = f"{self.data.name}-{network}"
         return Path(self.runtime.output_root, place, f"{self.variant}-{self.hash()}", f"seed-{self.seed}")
 
 
@@ -122,6 +125,7 @@ def plan_from(values: dict[str, Any]) -> Plan:
     parts |= {"paper": PaperConfig, "runtime": Runtime}
     try:
         built = {k: check(v, parts[k]) if k in parts and v is not None else v for k, v in values.items()}
+        built["companions"] = [check(layer, LayerPlan) for layer in values.get("companions", [])]
         return Plan(**built)
     except TypeError as error:
         raise UserError(f"not a plan of this version: {error}") from error
@@ -146,12 +150,14 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     Raises:
         UserError: one line that names the key.
     """
-    layer_config, autoaugment, cutout, smoothing = _slots(config.regularizer)
-    layer, remarks = _layer(layer_config, config, grid)
+    autoaugment, cutout, smoothing = _slots(config.regularizer)
+    layers = [regularizer.layer for regularizer in config.regularizer.values() if regularizer.layer is not None]
+    layer, remarks = _layer(layers[0] if layers else None, config, grid)
+    small = config.data.image_size <= 64
     model = replace(
         config.model,
-        width=config.model.width or config.data.model_width,
-        stem=config.model.stem or ("small" if config.data.image_size <= 64 else "imagenet"),
+        width=None if config.model.library else config.model.width or config.data.model_width,
+        stem=None if config.model.library else config.model.stem or ("small" if small else "imagenet"),
     )
     plan = Plan(
         model=model,
@@ -159,6 +165,7 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
         recipe=_recipe(config, remarks),
         regularizer=list(config.regularizer),
         layer=layer,
+        companions=[_complete(companion) for companion in layers[1:]],
         cutout=_pixels(cutout, config.data.image_size),
         autoaugment=_policy(autoaugment, config.data.image_size),
         label_smoothing=smoothing if config.label_smoothing is None else config.label_smoothing,
@@ -207,8 +214,8 @@ def _policy(name: str | None, image_size: int) -> str | None:
     return name
 
 
-def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[LayerConfig | None, str | None, float, float]:
-    """What the chosen regularizers fill; two may not fill the same slot."""
+def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[str | None, float, float]:
+    """What the chosen regularizers change besides layers; two may not fill the same slot."""
     filled: dict[str, tuple[str, Any]] = {}
 
     def fill(slot: str, regularizer: str, value: Any) -> None:
@@ -223,19 +230,18 @@ def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[LayerConfig | No
     if "none" in regularizers and len(regularizers) > 1:
         raise UserError(f"regularizer=[{','.join(regularizers)}]: 'none' stands alone")
     for name, regularizer in regularizers.items():
-        fill("layer", name, regularizer.layer)
         if regularizer.input is not None:
             fill("cutout", name, regularizer.input.cutout)
             fill("autoaugment", name, regularizer.input.autoaugment)
         if regularizer.loss is not None:
             fill("label_smoothing", name, regularizer.loss.label_smoothing)
-    values: dict[str, Any] = {"layer": None, "autoaugment": None, "cutout": 0.0, "label_smoothing": 0.0}
+    values: dict[str, Any] = {"autoaugment": None, "cutout": 0.0, "label_smoothing": 0.0}
     values |= {slot: value for slot, (_, value) in filled.items()}
-    return values["layer"], values["autoaugment"], values["cutout"], values["label_smoothing"]
+    return values["autoaugment"], values["cutout"], values["label_smoothing"]
 
 
 def _layer(layer: LayerConfig | None, config: Config, grid: bool) -> tuple[LayerPlan | None, list[str]]:
-    """The layer with the user's knobs applied; knobs it does not have are refused (single run) or reported (grid)."""
+    """The first layer, with the user's knobs; knobs it does not have are refused (single run) or reported (grid)."""
     asked = {knob: getattr(config, knob) for knob in LAYER_KNOBS if getattr(config, knob) is not None}
     ignored = [knob for knob in asked if layer is None or getattr(layer, knob) is None]
     names = ",".join(config.regularizer)
@@ -244,27 +250,43 @@ def _layer(layer: LayerConfig | None, config: Config, grid: bool) -> tuple[Layer
         raise UserError(remarks[0])
     if layer is None:
         return None, remarks
-    chosen = replace(layer, **{knob: value for knob, value in asked.items() if knob not in ignored})
-    if chosen.keep_prob is None or chosen.groups is None or chosen.schedule is None:
-        raise UserError(f"regularizer={names}: its layer needs keep_prob, groups and schedule")
-    plan = LayerPlan(
-        name=chosen.name,
-        keep_prob=chosen.keep_prob,
-        block_size=chosen.block_size,
-        groups=sorted(set(chosen.groups)),
-        skip=chosen.skip,
-        schedule=chosen.schedule,
-        group_divisor=chosen.group_divisor,
+    return _complete(replace(layer, **{knob: value for knob, value in asked.items() if knob not in ignored})), remarks
+
+
+def _complete(layer: LayerConfig) -> LayerPlan:
+    """A layer with every value decided and in its range."""
+    if layer.keep_prob is None or layer.groups is None or layer.schedule is None:
+        raise UserError(f"regularizer {layer.name}: its layer needs keep_prob, groups and schedule")
+    if not 0.0 <= layer.keep_prob <= 1.0:
+        raise UserError(f"keep_prob={layer.keep_prob}: must lie between 0 and 1")
+    if layer.block_size is not None and layer.block_size < 1:
+        raise UserError(f"block_size={layer.block_size}: must be at least 1")
+    if not layer.group_divisor >= 1:
+        raise UserError(f"group_divisor={layer.group_divisor}: must be at least 1")
+    if not layer.groups or min(layer.groups) < 0:
+        raise UserError(f"groups={layer.groups}: name at least one group of the network")
+    one_of("schedule", layer.schedule, SCHEDULES)
+    return LayerPlan(
+        name=layer.name,
+        keep_prob=layer.keep_prob,
+        block_size=layer.block_size,
+        groups=sorted(set(layer.groups)),
+        skip=layer.skip,
+        schedule=layer.schedule,
+        group_divisor=layer.group_divisor,
+        group_shares=layer.group_shares,
     )
-    return plan, remarks
 
 
 def _check_values(plan: Plan) -> None:
     """Ranges and names, before any data is touched or any network is built."""
-    recipe, layer = plan.recipe, plan.layer
-    one_of("model.name", plan.model.name, choices("model"))
+    recipe = plan.recipe
+    if plan.model.library is None:
+        one_of("model.name", plan.model.name, choices("model"))
+        one_of("model.stem", str(plan.model.stem), ("small", "imagenet"))
+    else:
+        one_of("model.library", plan.model.library, ("torchvision", "timm"))
     one_of("data.name", plan.data.name, choices("data"))
-    one_of("model.stem", str(plan.model.stem), ("small", "imagenet"))
     one_of("lr_schedule", recipe.lr_schedule, LR_SCHEDULES)
     one_of("recipe.optimizer", recipe.optimizer, OPTIMIZERS)
     one_of("recipe.precision", recipe.precision, PRECISIONS)
@@ -288,13 +310,10 @@ def _check_values(plan: Plan) -> None:
         ("log_every", plan.runtime.log_every, 1),
         ("checkpoint_every", plan.runtime.checkpoint_every, 0),
         ("rank_timeout", plan.runtime.rank_timeout, 1),
-        ("block_size", layer.block_size if layer else None, 1),
-        ("group_divisor", layer.group_divisor if layer else None, 1),
     ):
         if value is not None and not value >= least:
             raise UserError(f"{key}={value}: must be at least {least}")
     for key, share, top in (
-        ("keep_prob", layer.keep_prob if layer else None, 1.0),
         ("label_smoothing", plan.label_smoothing, 0.99),
         ("data.val_fraction", plan.data.val_fraction, 0.5),
         ("recipe.momentum", recipe.momentum, 0.9999),
@@ -306,7 +325,3 @@ def _check_values(plan: Plan) -> None:
         raise UserError(f"lr={recipe.lr}: must be above 0")
     if recipe.batch_size % recipe.accumulate:
         raise UserError(f"recipe.accumulate={recipe.accumulate}: must divide batch_size={recipe.batch_size}")
-    if layer is not None:
-        one_of("schedule", layer.schedule, SCHEDULES)
-        if not layer.groups or min(layer.groups) < 1:
-            raise UserError(f"groups={layer.groups}: name at least one group of the network, counted from 1")

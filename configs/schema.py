@@ -25,6 +25,7 @@ class UserError(ValueError):
 @dataclass(frozen=True)
 class ModelConfig:
     name: str = "???"
+    library: str | None = None  # torchvision | timm: `name` is an architecture there
     width: int | None = None  # channels of the first group; null: as the data set says
     stem: str | None = None  # imagenet | small; null: small up to 64 pixels
     zero_gamma: bool = True  # last BatchNorm of each block starts at 0 (PAPER: released code)
@@ -88,6 +89,7 @@ class LayerConfig:
     skip: bool | None = None  # on the shortcut as well as on the conv branch
     schedule: str | None = None
     group_divisor: float = 1.0  # the drop rate is divided by this once per group before the last
+    group_shares: list[float] | None = None  # instead: the share of the drop rate that groups 1, 2, ... get
 
 
 @dataclass

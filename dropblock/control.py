@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dropblock.layers import DropLayer, installed_layers
+from dropblock.layers import DropLayer
 from dropblock.schedule import KeepProbSchedule
 from dropblock.sites import declared_sites, site_table
 
@@ -16,27 +16,42 @@ from dropblock.sites import declared_sites, site_table
 class LayerControl:
     """One handle for all layers of a network; of a network without layers it does nothing.
 
+    Results are named after groups, "group3"; with several kinds of layers the kind comes first, "drop_path/group3".
+
     Args:
         model: the network, layers installed.
         example: (1, channels, height, width), an input like those of training, on the device of the model.
-        schedule: sets keep_prob; None where there is nothing to schedule.
+        schedules: by the name of a kind of layer, what sets its keep_prob. Together they hold every layer.
     """
 
-    def __init__(self, model: nn.Module, example: torch.Tensor, schedule: KeepProbSchedule | None) -> None:
-        self.layers: list[DropLayer] = installed_layers(model)
-        self.schedule = schedule
-        self.table = site_table(model, example, schedule) if schedule is not None else []
+    def __init__(self, model: nn.Module, example: Tensor, schedules: Mapping[str, KeepProbSchedule]) -> None:
+        self.schedules = dict(schedules)
+        self.table = site_table(model, example, *schedules.values())
+        self.layers: list[DropLayer] = [layer for schedule in schedules.values() for layer in schedule.layers]
+        several = len(self.schedules) > 1
+        self._names = {
+            layer: f"{kind}/group{layer.group}" if several else f"group{layer.group}"
+            for kind, schedule in self.schedules.items()
+            for layer in schedule.layers
+        }
         sites = declared_sites(model)
         self._at_rows = [(row, layer) for row in self.table if (layer := sites[row.site].layer) is not None]
 
-    def set_progress(self, progress: float) -> float:
-        """Fill every layer's keep_prob for this share of training; returns the last group's (1 without layers)."""
-        return 1.0 if self.schedule is None else self.schedule.set(progress)
+    def set_progress(self, progress: float) -> None:
+        """Fill every layer's keep_prob for this share of training."""
+        for schedule in self.schedules.values():
+            schedule.set(progress)
 
     def set_seeds(self, seed_of: Callable[[int], int]) -> None:
         """Fix the next masks: layer i draws from `seed_of(i)`."""
         for i, layer in enumerate(self.layers):
             layer.set_mask_seed(seed_of(i))
+
+    def keep_probs(self, progress: float) -> dict[str, float]:
+        """keep_prob of the last group: "keep_prob/target", or one "keep_prob/KIND" for each of several kinds."""
+        several = len(self.schedules) > 1
+        now = ((kind if several else "target", schedule.at(progress)) for kind, schedule in self.schedules.items())
+        return {f"keep_prob/{name}": keep_prob for name, keep_prob in now}
 
     def take_counts(self) -> dict[str, tuple[int, int]]:
         """Units (kept, seen) per group since the last call, in one transfer from the device."""
@@ -46,19 +61,20 @@ class LayerControl:
         numbers = torch.stack(counters).tolist()
         sums: dict[str, tuple[int, int]] = {}
         for layer, kept, seen in zip(self.layers, numbers[0::2], numbers[1::2], strict=True):
-            before = sums.get(f"group{layer.group}", (0, 0))
-            sums[f"group{layer.group}"] = (before[0] + kept, before[1] + seen)
+            before = sums.get(self._names[layer], (0, 0))
+            sums[self._names[layer]] = (before[0] + kept, before[1] + seen)
         torch._foreach_zero_(counters)
         return sums
 
-    def expected_drop(self, keep_prob: float) -> dict[str, float]:
-        """The closed form per group when the last group has this keep_prob: what `take_counts` should show."""
+    def expected_drop(self, progress: float) -> dict[str, float]:
+        """The closed form per group at this share of training: what `take_counts` should show."""
         dropped: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
+        schedules = {layer: schedule for schedule in self.schedules.values() for layer in schedule.layers}
         for row, layer in self._at_rows:
-            assert self.schedule is not None
             channels, height, width = row.map_size
-            here = layer.expected_drop(self.schedule.in_group(keep_prob, row.group), height, width)
-            dropped[f"group{row.group}"] += here * channels * height * width
-            units[f"group{row.group}"] += channels * height * width
-        return {group: dropped[group] / units[group] for group in sorted(units)}
+            schedule, name = schedules[layer], self._names[layer]
+            kept = schedule.in_group(schedule.at(progress), row.group)
+            dropped[name] += layer.expected_drop(kept, height, width) * channels * height * width
+            units[name] += channels * height * width
+        return {name: dropped[name] / units[name] for name in sorted(units)}

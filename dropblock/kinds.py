@@ -17,6 +17,7 @@ from dropblock.baselines import (
     declare_weight_sites,
     set_depths,
 )
+from dropblock.fractal import FractalDropPath, JoinSite
 from dropblock.layers import DropBlock2d, DropLayer
 from dropblock.sites import Site, declared_sites, install
 
@@ -26,22 +27,27 @@ class Kind:
     """A layer that a configuration can name.
 
     Args:
-        make: (keep_prob, block_size) -> layer; block_size is None for a layer without blocks.
+        make: (site, keep_prob, block_size) -> layer; block_size is None for a layer without blocks.
         sits_at: whether the layer belongs at a site, whatever groups and branches were chosen.
         before: called with the model before installation, for a layer that needs sites of its own.
         after: called with the model after installation, for layers that depend on one another's place.
     """
 
-    make: Callable[[float, int | None], DropLayer]
+    make: Callable[[Site, float, int | None], DropLayer]
     sits_at: Callable[[Site], bool]
     before: Callable[[nn.Module], None] = lambda model: None
     after: Callable[[nn.Module], None] = lambda model: None
 
 
-def _dropblock(keep_prob: float, block_size: int | None) -> DropLayer:
+def _dropblock(site: Site, keep_prob: float, block_size: int | None) -> DropLayer:
     if block_size is None:
         raise ValueError("dropblock needs a block_size")
     return DropBlock2d(block_size, keep_prob)
+
+
+def _fractal_drop_path(site: Site, keep_prob: float, block_size: int | None) -> DropLayer:
+    assert isinstance(site, JoinSite)
+    return FractalDropPath(site.joins, keep_prob)
 
 
 def on_maps(site: Site) -> bool:
@@ -56,15 +62,16 @@ def on_branches(site: Site) -> bool:
 
 LAYERS: dict[str, Kind] = {
     "dropblock": Kind(_dropblock, on_maps),
-    "dropout": Kind(lambda keep_prob, _: Dropout(keep_prob), on_maps),
-    "spatial_dropout": Kind(lambda keep_prob, _: SpatialDropout(keep_prob), on_maps),
-    "drop_path": Kind(lambda keep_prob, _: DropPath(keep_prob), on_branches),
-    "stochastic_depth": Kind(lambda keep_prob, _: StochasticDepth(keep_prob), on_branches, after=set_depths),
+    "dropout": Kind(lambda _, keep_prob, __: Dropout(keep_prob), on_maps),
+    "spatial_dropout": Kind(lambda _, keep_prob, __: SpatialDropout(keep_prob), on_maps),
+    "drop_path": Kind(lambda _, keep_prob, __: DropPath(keep_prob), on_branches),
+    "stochastic_depth": Kind(lambda _, keep_prob, __: StochasticDepth(keep_prob), on_branches, after=set_depths),
     "drop_connect": Kind(
-        lambda keep_prob, _: DropConnect(keep_prob),
+        lambda _, keep_prob, __: DropConnect(keep_prob),
         lambda site: isinstance(site, WeightSite),
         before=declare_weight_sites,
     ),
+    "fractal_drop_path": Kind(_fractal_drop_path, lambda site: isinstance(site, JoinSite)),
 }
 
 
@@ -104,6 +111,6 @@ def install_layers(
     def chosen(site: Site) -> bool:
         return site.group in groups and (skip or site.branch == "conv") and kind.sits_at(site)
 
-    filled = install(model, lambda site: kind.make(keep_prob, block_size), chosen)
+    filled = install(model, lambda site: kind.make(site, keep_prob, block_size), chosen)
     kind.after(model)
     return filled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -53,9 +53,11 @@ class KeepProbSchedule:
         schedule: `linear` or `constant`.
         group_divisor: see `keep_prob_in_group`.
         last_group: the group that gets `keep_prob` itself.
+        group_shares: instead of a divisor, the share of the drop rate that groups 1, 2, ... get, each in [0, 1].
+        layers: the layers to schedule, where a model holds several kinds; None means all.
 
     Raises:
-        ValueError: if the model holds no layer, or a value is out of range.
+        ValueError: if there is no layer, or a value is out of range.
     """
 
     def __init__(
@@ -65,21 +67,34 @@ class KeepProbSchedule:
         schedule: str = "linear",
         group_divisor: float = 1.0,
         last_group: int = 4,
+        group_shares: Sequence[float] | None = None,
+        layers: Sequence[DropLayer] | None = None,
     ) -> None:
         keep_prob_at(keep_prob, 0.0, schedule)
-        self.layers: list[DropLayer] = installed_layers(model)
+        self.layers: list[DropLayer] = installed_layers(model) if layers is None else list(layers)
         if not self.layers:
             raise ValueError("no layer to schedule: install one first")
         self.keep_prob, self.schedule = keep_prob, schedule
-        self.group_divisor, self.last_group = group_divisor, last_group
+        self.group_divisor, self.last_group, self.group_shares = group_divisor, last_group, group_shares
+        for share in group_shares or ():
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"group_shares must lie in [0, 1], not {share}")
+        if group_shares is not None and max(layer.group for layer in self.layers) > len(group_shares):
+            raise ValueError(f"group_shares={list(group_shares)}: there are layers in more groups than that")
 
     def set(self, progress: float) -> float:
         """Fill the keep_prob buffer of every layer; returns the value of the last group."""
-        now = keep_prob_at(self.keep_prob, progress, self.schedule)
+        now = self.at(progress)
         for layer in self.layers:
             layer.keep_prob.fill_(self.in_group(now, layer.group))
         return now
 
+    def at(self, progress: float) -> float:
+        """keep_prob of the last group at this share of training."""
+        return keep_prob_at(self.keep_prob, progress, self.schedule)
+
     def in_group(self, keep_prob: float, group: int) -> float:
         """What a group keeps when the last group keeps `keep_prob`."""
+        if self.group_shares is not None:
+            return 1.0 - (1.0 - keep_prob) * self.group_shares[group - 1]
         return keep_prob_in_group(keep_prob, group, self.last_group, self.group_divisor)

@@ -104,7 +104,7 @@ def install(
     return chosen
 
 
-def site_table(model: nn.Module, example: Tensor, schedule: KeepProbSchedule) -> list[SiteRow]:
+def site_table(model: nn.Module, example: Tensor, *schedules: KeepProbSchedule) -> list[SiteRow]:
     """What is installed where, with map sizes found by one forward pass in evaluation mode.
 
     A place of a foreign network where a layer was wanted but cannot be has a row too, with sizes of 0 and the layer
@@ -113,13 +113,20 @@ def site_table(model: nn.Module, example: Tensor, schedule: KeepProbSchedule) ->
     Args:
         model: a network with installed layers; left as it was.
         example: (1, channels, height, width), the input the network will see.
-        schedule: says what each group keeps at the end of training.
+        schedules: say what each group keeps at the end of training, each for its own layers.
+
+    Raises:
+        ValueError: if a layer has no schedule.
     """
+    scheduled = {layer: schedule for schedule in schedules for layer in schedule.layers}
     rows, declared = [], declared_sites(model)
     sizes = map_sizes(model, example, {name: site for name, site in declared.items() if site.layer is not None})
     for name, site in declared.items():
-        kept = schedule.in_group(schedule.keep_prob, site.group)
         if site.layer is not None:
+            if site.layer not in scheduled:
+                raise ValueError(f"the layer at {name} has no keep_prob schedule")
+            schedule = scheduled[site.layer]
+            kept = schedule.in_group(schedule.keep_prob, site.group)
             channels, height, width = sizes[name]
             row = SiteRow(
                 site=name,

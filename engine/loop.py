@@ -29,10 +29,11 @@ MASKS = 1  # the stream of seeds that the layers draw from
 class Layers(Protocol):
     """What the loop does with the installed layers (`dropblock.LayerControl`)."""
 
-    def set_progress(self, progress: float) -> float: ...
+    def set_progress(self, progress: float) -> None: ...
     def set_seeds(self, seed_of: Callable[[int], int]) -> None: ...
     def take_counts(self) -> dict[str, tuple[int, int]]: ...
-    def expected_drop(self, keep_prob: float) -> dict[str, float]: ...
+    def keep_probs(self, progress: float) -> dict[str, float]: ...
+    def expected_drop(self, progress: float) -> dict[str, float]: ...
 
 
 @dataclass
@@ -114,8 +115,8 @@ class Fit:
 
     def result(self) -> dict[str, Any]:
         """What came of the run: see `points.result`."""
-        keep_prob = self.state.last_keep_prob / len(self.data.train)
-        return points.result(self.state, self.task.headline, self.layers.expected_drop(keep_prob))
+        progress = self.state.last_progress / len(self.data.train)
+        return points.result(self.state, self.task.headline, self.layers.expected_drop(progress))
 
     def _step(self, batch: Any, progress: float) -> None:
         """One optimizer step."""
@@ -123,7 +124,7 @@ class Fit:
         self.network.train()
         set_lr(state.optimizer, self.lr.at(state.step))
         # The keep_prob decay of the paper: set before step t from t / T, so the first step drops nothing.
-        keep_prob = self.layers.set_progress(progress)
+        self.layers.set_progress(progress)
         micro_batches = [batch] if self.accumulate == 1 else split(batch, self.accumulate)
         for i, micro in enumerate(micro_batches):
             # Masks are a function of where in the run they are used: a resumed run draws the same ones.
@@ -140,7 +141,7 @@ class Fit:
         if state.ema is not None:
             state.ema.update_parameters(state.model)
         state.step += 1
-        state.add_keep_prob(keep_prob)
+        state.add_progress(progress)
         self.bar.advance((state.step - 1) // len(self.data.train), self.epochs)
 
     def _move_weights(self, batch: Any) -> None:
@@ -183,8 +184,10 @@ class Fit:
         state.seconds += elapsed
         state.images += images
         self._count_drops()
-        expected = self.layers.expected_drop(state.window_keep_prob / state.window_steps)
-        values = points.training_point(state, metrics, expected, images / max(elapsed, 1e-9))
+        # keep_prob is linear in the progress, or constant: its mean is that of the mean progress.
+        progress = state.window_progress / state.window_steps
+        keep_probs, expected = self.layers.keep_probs(progress), self.layers.expected_drop(progress)
+        values = points.training_point(state, metrics, keep_probs, expected, images / max(elapsed, 1e-9))
         self.curves.add(state.step, state.step / len(self.data.train), values)
         self.bar.show(
             loss=f"{metrics['loss']:.3f}",

@@ -8,20 +8,24 @@ from engine.state import TrainState
 
 
 def training_point(
-    state: TrainState, metrics: dict[str, float], expected: dict[str, float], images_per_s: float
+    state: TrainState,
+    metrics: dict[str, float],
+    keep_probs: dict[str, float],
+    expected: dict[str, float],
+    images_per_s: float,
 ) -> dict[str, float]:
     """The values of the window that ends here, by the names of the curves.
 
     Args:
         state: with the window not yet ended.
         metrics: of training, over the window.
-        expected: closed-form drop per group at the mean keep_prob of the window; empty without layers.
+        keep_probs: mean targets over the window, by the names of their curves; empty without layers.
+        expected: closed-form drop per group at those; empty without layers.
         images_per_s: training speed over the window.
     """
     values = {f"train/{name}": value for name, value in metrics.items()}
     values["lr"] = state.optimizer.param_groups[0]["lr"]
-    if expected:
-        values["keep_prob/target"] = state.window_keep_prob / state.window_steps
+    values |= keep_probs
     for group, share in expected.items():
         values[f"drop/measured/{group}"] = dropped(state.window_drops[group])
         values[f"drop/expected/{group}"] = share

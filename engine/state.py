@@ -16,7 +16,7 @@ ALONE = Ranks()
 # What of the state is plain numbers and dictionaries of them.
 PLAIN = (
     *("step", "epochs_done", "best", "peak", "last", "seconds", "images", "skipped", "skipped_in_a_row"),
-    *("window_steps", "window_keep_prob", "epoch_keep_prob", "last_keep_prob"),
+    *("window_steps", "window_progress", "epoch_progress", "last_progress"),
     *("window_drops", "epoch_drops", "last_drops"),
 )
 
@@ -57,9 +57,9 @@ class TrainState:
         self.seconds = 0.0  # training time, restarts added up
         self.images = 0  # training images seen in that time
         self.window_steps = 0
-        self.window_keep_prob = 0.0  # sums over the steps of the window, of the current and of the last whole epoch
-        self.epoch_keep_prob = 0.0
-        self.last_keep_prob = 0.0
+        self.window_progress = 0.0  # sums over the steps of the window, of the current and of the last whole epoch
+        self.epoch_progress = 0.0
+        self.last_progress = 0.0
         # Units [kept, seen] per group: of the window, of the current epoch, of the last whole epoch.
         self.window_drops: dict[str, list[int]] = {}
         self.epoch_drops: dict[str, list[int]] = {}
@@ -77,15 +77,15 @@ class TrainState:
                 before = drops.get(group, [0, 0])
                 drops[group] = [before[0] + kept, before[1] + seen]
 
-    def add_keep_prob(self, keep_prob: float) -> None:
-        """The target of a step that was done."""
+    def add_progress(self, progress: float) -> None:
+        """A step was done at this share of the training; keep_prob follows from it."""
         self.window_steps += 1
-        self.window_keep_prob += keep_prob
-        self.epoch_keep_prob += keep_prob
+        self.window_progress += progress
+        self.epoch_progress += progress
 
     def end_window(self) -> None:
         """Start counting for the next point of the curves."""
-        self.window, self.window_steps, self.window_keep_prob, self.window_drops = None, 0, 0.0, {}
+        self.window, self.window_steps, self.window_progress, self.window_drops = None, 0, 0.0, {}
 
     def end_epoch(self, values: dict[str, float], headline: str) -> bool:
         """An epoch is over, with these metrics if it was evaluated.
@@ -95,7 +95,7 @@ class TrainState:
         """
         self.epochs_done += 1
         self.last_drops, self.epoch_drops = self.epoch_drops, {}
-        self.last_keep_prob, self.epoch_keep_prob = self.epoch_keep_prob, 0.0
+        self.last_progress, self.epoch_progress = self.epoch_progress, 0.0
         if not values:
             return False
         self.last = {"epoch": self.epochs_done, **values}

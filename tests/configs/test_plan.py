@@ -40,7 +40,7 @@ def test_a_knob_wins() -> None:
     assert plan.layer is not None
     assert asdict(plan.layer) == {
         **{"name": "dropblock", "keep_prob": 0.8, "block_size": 3, "groups": [4], "skip": False},
-        **{"schedule": "constant", "group_divisor": 4.0},
+        **{"schedule": "constant", "group_divisor": 4.0, "group_shares": None},
     }
     assert plan.recipe.lr == 0.2
 
@@ -61,6 +61,19 @@ def test_regularizers_compose_unless_they_fill_the_same_slot() -> None:
         plan_of("none", "dropblock")
 
 
+def test_a_second_layer_comes_along_as_it_is() -> None:
+    plan = plan_of("dropblock", "drop_path", keep_prob=0.8)
+    assert plan.layer is not None
+    assert (plan.layer.name, plan.layer.keep_prob) == ("dropblock", 0.8)  # knobs are for the first
+    assert [(layer.name, layer.keep_prob) for layer in plan.companions] == [("drop_path", 0.9)]
+    assert plan_from(asdict(plan)) == plan
+    with pytest.raises(UserError, match="both set the label_smoothing"):
+        resolve(check(OmegaConf.merge(asdict(compose("label_smoothing")), TWO_SMOOTHINGS), Config))
+
+
+TWO_SMOOTHINGS = {"regularizer": {"another": {"loss": {"label_smoothing": 0.2}}}}
+
+
 def test_a_shorter_run_keeps_the_shape_of_the_learning_rate() -> None:
     recipe = plan_of("none", data="imagenet", recipe="imagenet_270", epochs=27).recipe
     assert recipe.milestones == pytest.approx([12.5, 20.0, 25.0])
@@ -79,7 +92,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"keep_prob": -0.1}, "keep_prob=-0.1"),
     ({"block_size": 0}, "block_size=0"),
     ({"groups": []}, r"groups=\[\]"),
-    ({"groups": [0, 4]}, "groups="),
+    ({"groups": [-1, 4]}, "groups="),
     ({"schedule": "linaer"}, "did you mean 'linear'"),
     ({"lr": 0.0}, "lr=0.0"),
     ({"lr": float("nan")}, "lr=nan"),
@@ -141,7 +154,7 @@ def test_every_yaml_is_valid_and_named_after_its_file(group: str) -> None:
             compose(name)
         else:
             values = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
-            assert values.name == name
+            assert name in (values.name, values.get("library"))
             compose("none", **({group: name} if group != "model" else {}))
 
 
