@@ -56,7 +56,7 @@ def cell(
     x.requires_grad_()
     layers = contestants(keep_prob, BLOCK, device)
     runs = {name: forward_and_backward(layer, x, gradient) for name, layer in layers.items()}
-    times = interleaved(runs, arguments.rounds, arguments.least_ms / 1000, device)
+    times, shares = interleaved(runs, arguments.rounds, arguments.least_ms / 1000, device, arguments.patience)
     rows = []
     for name, layer in layers.items():
         row: dict[str, Any] = {
@@ -69,6 +69,7 @@ def cell(
             "milliseconds": spread([1000 * seconds for seconds in times[name]]),
             "to_floor": spread(ratios(times, name, FLOOR)),
             "expected_drop": expected_drop(keep_prob, BLOCK, *shape[2:]),
+            "share_of_others": max(shares),
             "measured_drop": None if name == FLOOR else measured_drop(layer, shape, device),
         }
         if name == OURS:
@@ -117,4 +118,6 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {row['shape']}, {row['keep_prob']} | {row['dtype']}, {row['layout']} | {row['name']} | {time} "
             f"| {row['to_floor']['median']:.2f} | {100 * row['expected_drop']:.2f} % | {got} |"
         )
+    disturbed = max(row["share_of_others"] for row in result["rows"])
+    lines += ["", f"In no counted round did other processes take more than {100 * disturbed:.0f} % of the processors."]
     return "\n".join(lines)

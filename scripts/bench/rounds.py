@@ -11,8 +11,16 @@ from typing import Any
 
 import torch
 
+Times = dict[str, list[float]]
 
-def interleaved(contestants: dict[str, Callable[[], object]], rounds: int, least_s: float, device: str) -> Times:
+# Share of the processor time that other processes may take in a round. Threads that wait for each other make a
+# two-core measurement useless long before the load looks high.
+BUSY = 0.05
+
+
+def interleaved(
+    contestants: dict[str, Callable[[], object]], rounds: int, least_s: float, device: str, patience_s: float = 0.0
+) -> tuple[Times, list[float]]:
     """Time every contestant once a round, in an order that rotates.
 
     Args:
@@ -20,22 +28,42 @@ def interleaved(contestants: dict[str, Callable[[], object]], rounds: int, least
         rounds: rounds that count; one more goes before them.
         least_s: a measurement repeats its contestant until about this many seconds.
         device: `cpu` or `cuda`; on a GPU the clock stops when the work is done.
+        patience_s: for so long a round that other processes disturbed is thrown away and done again.
 
     Returns:
-        seconds per call, by name, one for each round.
+        seconds per call, by name, one for each round; and the share of the processors that others took, one for each
+        round (0 where the system does not tell).
     """
     repeats = {name: max(1, round(least_s / max(1e-7, clock(run, 2, device)))) for name, run in contestants.items()}
     names = list(contestants)
     times: Times = {name: [] for name in names}
-    for number in range(rounds + 1):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds = clock(contestants[name], repeats[name], device)
-            if number > 0:
-                times[name].append(seconds)
-    return times
+    shares: list[float] = []
+    deadline, number = time.monotonic() + patience_s, 0
+    while number <= rounds:
+        others, start = seconds_of_others(), time.perf_counter()
+        order = names[number % len(names) :] + names[: number % len(names)]
+        seconds = {name: clock(contestants[name], repeats[name], device) for name in order}
+        share = (seconds_of_others() - others) / (time.perf_counter() - start) / (os.cpu_count() or 1)
+        if share > BUSY and time.monotonic() < deadline:
+            time.sleep(1.0)
+            continue
+        number += 1
+        if number > 1:
+            shares.append(round(max(0.0, share), 3))
+            for name in names:
+                times[name].append(seconds[name])
+    return times, shares
 
 
-Times = dict[str, list[float]]
+def seconds_of_others() -> float:
+    """Processor seconds that everything but this process has used since the start of the system."""
+    try:
+        with open("/proc/stat") as lines:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, lines.readline().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:2])
 
 
 def clock(run: Callable[[], object], repeats: int, device: str) -> float:

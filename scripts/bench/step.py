@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     names = [PLAIN, *(list(contestants(KEEP_PROB, BLOCK, device)) if arguments.peers else [OURS])]
     runs = {name: training_step(network(name, device), images, labels, dtype) for name in names}
     runs |= {f"36 calls of {name}": calls_alone(name, arguments.batch, dtype, device) for name in names[1:]}
-    times = interleaved(runs, arguments.rounds, 0.0, device)
+    times, shares = interleaved(runs, arguments.rounds, 0.0, device, arguments.patience)
     rows = []
     for name in names:
         row: dict[str, Any] = {"name": name, "milliseconds": spread([1000 * seconds for seconds in times[name]])}
@@ -112,6 +112,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "side": SIDE,
         "dtype": dtype,
         "rounds": arguments.rounds,
+        "share_of_others": shares,
         "before": before,
         "after": surroundings(device),
         "rows": rows,
@@ -135,4 +136,6 @@ def markdown(result: dict[str, Any]) -> str:
             overhead = f"{100 * row['overhead']['median']:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
             alone = f"{100 * row['calls_alone']['median']:.1f} %"
         lines.append(f"| {row['name']} | {time} | {overhead} | {alone} |")
+    disturbed = max(result["share_of_others"])
+    lines += ["", f"In no counted round did other processes take more than {100 * disturbed:.0f} % of the processors."]
     return "\n".join(lines)

@@ -2,11 +2,13 @@
 
 import argparse
 import math
+import subprocess
+import sys
 import time
 
 import pytest
 
-from scripts.bench import op
+from scripts.bench import op, rounds
 from scripts.bench.contestants import FLOOR, OURS, contestants, measured_drop
 from scripts.bench.rounds import interleaved, interval_of_median, ratios, spread
 
@@ -28,14 +30,29 @@ def test_spread_and_ratios() -> None:
 def test_every_contestant_runs_in_every_round() -> None:
     calls: list[str] = []
     runs = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b") or time.sleep(0.002)}
-    times = interleaved(runs, rounds=3, least_s=0.0, device="cpu")
+    times, shares = interleaved(runs, rounds=3, least_s=0.0, device="cpu")
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
     assert min(times["b"]) >= 0.002
+    assert len(shares) == 3
     assert calls[-8:] == ["a", "b", "b", "a", "a", "b", "b", "a"]  # after two calls each to choose the repeats
 
 
+def test_a_disturbed_round_is_done_again_while_patience_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([0.0, 0.0, 0.0, 1e6, 0.0, 0.0])  # before and after: a round ahead, a disturbed one, a quiet one
+    monkeypatch.setattr(rounds, "seconds_of_others", lambda: next(readings))
+    monkeypatch.setattr(rounds.time, "sleep", lambda _: None)
+    times, shares = interleaved({"a": lambda: None}, rounds=1, least_s=0.0, device="cpu", patience_s=60.0)
+    assert (len(times["a"]), shares) == (1, [0.0])
+
+
+def test_other_processes_are_seen() -> None:
+    before = rounds.seconds_of_others()
+    subprocess.run([sys.executable, "-c", "sum(range(30_000_000))"], check=True)
+    assert sys.platform != "linux" or rounds.seconds_of_others() - before > 0.1
+
+
 def test_a_small_cell_becomes_a_table() -> None:
-    arguments = argparse.Namespace(device="cpu", rounds=2, least_ms=0.1)
+    arguments = argparse.Namespace(device="cpu", rounds=2, least_ms=0.1, patience=0.0)
     rows = op.cell(arguments, "small", (4, 8, 7, 7), 0.9, "bfloat16", "channels_last")
     assert {OURS, FLOOR, "torchvision", "nn.Dropout"} <= {row["name"] for row in rows}
     table = op.markdown({"rows": rows})
