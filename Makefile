@@ -9,7 +9,7 @@ train: setup
 	$(RUN) train.py $(ARGS)
 
 test: setup
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n auto $(ARGS)
 
 # Lint, format and types.
 check: setup
