@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.plan import LayerPlan, Plan, plan_from
 from configs.schema import UserError, check, load_yaml, one_of
+from engine import cpu
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -191,6 +192,7 @@ def main(words: list[str]) -> int:
     """The process: words in, exit code out."""
     from train import told
 
+    cpu.settle()
     if not words or {"-h", "--help"} & set(words):
         print(__doc__)
         return 0

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.command_line import asks_for_prices, check_words, is_sweep, sweep_name
 from configs.plan import Plan, plan_from, resolve
 from configs.schema import Config, UserError, check, load_yaml
+from engine import cpu
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered before that
     import torch
@@ -409,6 +410,7 @@ def told(error: BaseException) -> tuple[int, str]:
 
 def main(words: list[str]) -> int:
     """The process: words in, exit code out."""
+    cpu.settle()
     started, sweep = time.time(), None
     outcomes: list[Outcome] = []
     later: list[tuple[DictConfig, list[str], Path, int]] = []

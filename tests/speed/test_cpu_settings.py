@@ -1,0 +1,66 @@
+"""The settings of the process: made before torch is there, never against the user's own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("OMP_WAIT_POLICY", "GLIBC_TUNABLES")
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is another one")
+
+
+def answer(code: str, **environment: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if name not in OURS and not name.startswith("MALLOC_")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
+def test_threads_wait_asleep_unless_the_user_says_otherwise() -> None:
+    code = "import os; from engine import cpu; cpu.settle(); print(os.environ['OMP_WAIT_POLICY'])"
+    assert answer(code) == "PASSIVE"
+    assert answer(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+
+
+@GLIBC
+def test_the_allocator_is_told_unless_the_user_told_it() -> None:
+    code = "from engine import cpu; print(cpu.settle())"
+    assert answer(code) == "True"
+    assert answer(code, MALLOC_TRIM_THRESHOLD_="131072") == "False"
+    assert answer(code, GLIBC_TUNABLES="glibc.malloc.top_pad=131072") == "False"
+
+
+@GLIBC
+def test_memory_that_was_freed_is_not_paged_in_again() -> None:
+    code = """
+import resource
+from engine import cpu
+cpu.settle()
+import numpy as np
+def round():
+    for size in (40_000_000, 90_000_000):
+        np.full(size, 1, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+round()
+print(round() - round())
+"""
+    assert abs(int(answer(code))) < 100  # 130 MB are 31,000 pages of 4 KB
+
+
+@pytest.mark.parametrize("door", ["train", "evaluate"])
+def test_both_doors_make_the_settings_before_torch_is_imported(door: str) -> None:
+    code = f"""
+import sys
+from engine import cpu
+cpu.settle = lambda: print("settled", "torch" in sys.modules)
+import {door}
+{door}.main(["typo=1"])
+"""
+    assert answer(code) == "settled False"
