@@ -136,8 +136,7 @@ def draw(image: Tensor, maps: Tensor, keep_prob: float, out: Path) -> None:
 
 def show(axes: Axes, values: Tensor, kept: Tensor | None = None) -> None:
     """One channel, colours from its dark to its bright end; dropped units in grey."""
-    colours = plt.get_cmap(MAPS).copy()
-    colours.set_bad(DROPPED)
+    colours = plt.get_cmap(MAPS).with_extremes(bad=DROPPED)
     low, high = values.quantile(0.02), values.quantile(0.995)
     dropped = False if kept is None else ~kept.numpy()
     bare(axes).imshow(np.ma.masked_array(values.numpy(), dropped), cmap=colours, vmin=float(low), vmax=float(high))

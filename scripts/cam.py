@@ -1,0 +1,152 @@
+"""Class-activation maps of runs: python scripts/cam.py RUN [RUN ...] [--images 8] [--out cam.png]
+
+Where the last group of a network sees the class of an image (Zhou et al. 2016), one row a run, as in Figure 6 of the
+paper: give a run without and one with DropBlock, of the same data. The number at each row is the share of the map that
+exceeds half of its maximum, averaged over the whole test set: larger where several regions are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from configs.schema import UserError
+from data import Augment, Data, build_data
+from engine import checkpoint
+from engine.records import RunFolder
+from models import build_model
+
+
+def open_run(path: Path) -> dict[str, Any]:
+    """The last checkpoint of a run; its plan is in it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = checkpoint.load_latest(RunFolder(path).checkpoints)
+    if found is None:
+        raise UserError(f"{path}: no run with a checkpoint")
+    return found[0]
+
+
+def open_data(plan: dict[str, Any], root: str | None) -> Data:
+    part = plan["data"]
+    return build_data(
+        part["name"],
+        root=root,
+        image_size=part["image_size"],
+        batch_size=plan["recipe"]["eval_batch_size"],
+        val_fraction=part["val_fraction"],
+        train_subset=part["train_subset"],
+        augment=Augment(),
+        seed=plan["seed"],
+        device="cpu",
+        channels_last=False,
+    )
+
+
+def open_network(saved: dict[str, Any], data: Data) -> nn.Module:
+    """The network that was evaluated at the end of the run; layers that drop have no part in it."""
+    asked = saved["plan"]["model"]
+    model = build_model(
+        asked["name"],
+        num_classes=data.num_classes,
+        in_channels=data.image_shape[0],
+        width=asked["width"],
+        stem=asked["stem"],
+        **asked["options"],
+    )
+    model.load_state_dict(saved["model"] if saved.get("ema") is None else saved["ema"]["module"])
+    return model.eval()
+
+
+@torch.no_grad()
+def activation_maps(model: Any, images: Tensor, labels: Tensor) -> Tensor:
+    """(N, h, w): the evidence for the class of each image at every position of the last group, from 0 to 1."""
+    maps = model.features(images)
+    evidence = torch.einsum("nchw,nc->nhw", maps, model.fc.weight[labels]).clamp(min=0)
+    return evidence / evidence.amax((1, 2), keepdim=True).clamp(min=1e-12)
+
+
+def spread(model: nn.Module, data: Data) -> float:
+    """Mean share of a map above half of its maximum, over the test set."""
+    shares = [(activation_maps(model, b.images, b.labels) > 0.5).float().mean((1, 2)) for b in data.test.epoch(0)]
+    return float(torch.cat(shares).mean())
+
+
+def one_of_each_class(data: Data, number: int) -> tuple[Tensor, Tensor]:
+    """The first test image of each of the first classes."""
+    chosen: dict[int, Tensor] = {}
+    for batch in data.test.epoch(0):
+        for image, label in zip(batch.images, batch.labels.tolist(), strict=True):
+            chosen.setdefault(label, image)
+        if len(chosen) == data.num_classes:
+            break
+    labels = sorted(chosen)[:number]
+    return torch.stack([chosen[label] for label in labels]), torch.tensor(labels)
+
+
+def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
+    """The images, and below them a row for every run."""
+    runs = [open_run(path) for path in paths]
+    if len({run["fingerprint"] for run in runs}) > 1:
+        raise UserError("these runs have seen different data: their maps cannot stand side by side")
+    data = open_data(runs[0]["plan"], root)
+    images, labels = one_of_each_class(data, number)
+    figure, grid = plt.subplots(
+        len(runs) + 1, len(labels), figsize=(1.35 * len(labels) + 1.6, 1.4 * (len(runs) + 1) + 0.2), squeeze=False,
+        gridspec_kw={"wspace": 0.06, "hspace": 0.06, "left": 1.6 / (1.35 * len(labels) + 1.6), "right": 0.99},
+    )  # fmt: skip
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    shown = ((images - low) / (high - low)).permute(0, 2, 3, 1)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, axes in enumerate(grid[0]):
+        axes.imshow(shown[i].squeeze(-1).numpy(), cmap="gray")
+        axes.set_title(data.classes[int(labels[i])], fontsize=9)
+    for path, run, row in zip(paths, runs, grid[1:], strict=True):
+        model = open_network(run, data)
+        size = images.shape[2:]
+        maps = F.interpolate(activation_maps(model, images, labels)[:, None], size=size, mode="bilinear")[:, 0]
+        for i, axes in enumerate(row):
+            axes.imshow(shown[i].mean(-1).numpy(), cmap="gray")
+            axes.imshow(maps[i].numpy(), cmap="inferno", alpha=0.62, vmin=0, vmax=1)
+        name = path.resolve().parent.name.rpartition("-")[0].replace("-", "\n")
+        told = f"{name}\n{100 * spread(model, data):.1f} % of the map"
+        row[0].text(-0.08, 0.5, told, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=130)
+    plt.close(figure)
+
+
+def main(words: list[str]) -> int:
+    """Words in, exit code out: 0, or 2 with one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
+    parser.add_argument("--images", type=int, default=8, help="how many, each of another class")
+    parser.add_argument("--data-root", help="where the data are")
+    parser.add_argument("--out", type=Path, default=Path("cam.png"))
+    given = parser.parse_args(words)
+    try:
+        draw(given.runs, given.data_root, given.images, given.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"written to {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""Accuracy over a knob: Figures 3, 4 and 5 of the paper with our numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from scripts.reporting.style import COLOURS, INK, OTHER, colour, drawing, setting, whisker
+from scripts.reporting.sweep import Row, Sweep
+from scripts.reporting.tables import best_on_val, under_drop
+
+
+def baseline_band(axes: Axes, sweep: Sweep) -> None:
+    spread = sweep.baseline.spread("last") if sweep.baseline else None
+    if spread is not None:
+        axes.axhline(spread.mean, color=COLOURS["none"], linewidth=1.3, linestyle=(0, (5, 3)), label="no regularizer")
+        axes.axhspan(
+            spread.mean - (spread.std or 0), spread.mean + (spread.std or 0), color=COLOURS["none"], alpha=0.13
+        )
+
+
+def over_keep_prob(sweep: Sweep, out: Path) -> None:
+    """Accuracy over keep_prob, in the axes of the paper's Figure 3, with its own curves beside ours."""
+    lines = sweep.lines("keep_prob")
+    with drawing(out, 2, 10.0, 4.9) as (figure, (paper, ours)):
+        used: list[str] = []
+        for rows in lines:
+            tint = colour(rows[0], used)
+            used.append(tint)
+            label = sweep.label(rows[0], without="keep_prob")
+            seen = [(row.knob("keep_prob"), spread) for row in rows if (spread := row.spread("last"))]
+            whisker(
+                ours,
+                [x for x, _ in seen],
+                [s for _, s in seen],
+                color=tint,
+                marker="o",
+                ms=5,
+                label=label,
+                linewidth=1.6,
+            )
+            best = best_on_val(rows)
+            if best is not None and (spread := best.spread("last")):
+                ours.plot(best.knob("keep_prob"), spread.mean, "o", ms=12, mfc="none", mec=tint, mew=1.4)
+            curve = sorted((float(k), v) for k, v in rows[0].paper.get("curve", {}).items())
+            if curve:
+                paper.plot(*zip(*curve, strict=True), color=tint, marker="o", ms=5, linewidth=1.6)
+        base = sweep.baseline.paper_top1() if sweep.baseline else None
+        if base is not None:
+            paper.axhline(base, color=COLOURS["none"], linewidth=1.3, linestyle=(0, (5, 3)))
+        baseline_band(ours, sweep)
+        paper.set_title("paper", loc="left")
+        ours.set_title("here", loc="left")
+        paper.set_xlabel("keep_prob\nImageNet, ResNet-50, peak")
+        ours.set_xlabel(f"keep_prob\n{setting(sweep)}, last epoch")
+        for axes in (paper, ours):
+            axes.set_ylabel("top-1 (%)")
+            axes.set_xlim(0.47, 1.0)
+        ours.plot([], [], "o", ms=9, mfc="none", mec=INK, label="chosen on val")
+        figure.legend(*ours.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def over_block_size(sweep: Sweep, out: Path) -> None:
+    """Accuracy over the block size, a line for every choice of groups and branches, as in the paper's Figure 4."""
+    lines = sweep.lines("block_size")
+    sizes = sorted({row.knob("block_size") for rows in lines for row in rows})
+    with drawing(out, 1, 8.0, 4.8) as (figure, (axes,)):
+        for i, rows in enumerate(lines):
+            late_only = rows[0].knob("groups") == [4]
+            tint = (COLOURS["dropblock"], OTHER[0])[late_only] if len(lines) > 1 else colour(rows[0])
+            seen = [(sizes.index(row.knob("block_size")), spread) for row in rows if (spread := row.spread("last"))]
+            whisker(
+                axes, [x + 0.04 * (i - (len(lines) - 1) / 2) for x, _ in seen], [s for _, s in seen], color=tint,
+                marker="o" if rows[0].knob("skip") else "s", ms=5, linewidth=1.6,
+                linestyle="-" if rows[0].knob("skip") else "--", label=line_name(sweep, rows[0]),
+            )  # fmt: skip
+        baseline_band(axes, sweep)
+        axes.set_xticks(range(len(sizes)), [block_name(sweep, size) for size in sizes])
+        axes.set_xlabel(f"block size\n{setting(sweep)}, last epoch")
+        axes.set_ylabel("top-1 (%)")
+        shared = {rows[0].method("keep_prob") for rows in lines}
+        axes.set_title(shared.pop() if len(shared) == 1 else "", loc="left")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def line_name(sweep: Sweep, row: Row) -> str:
+    """What sets a line apart from those with the same method and keep_prob."""
+    return sweep.label(row, without="block_size").removeprefix(row.method("keep_prob")).lstrip(", ") or row.method()
+
+
+def block_name(sweep: Sweep, size: int) -> str:
+    """A block size, and which groups' maps it covers whole, from the sites tables of the runs."""
+    covered = set()
+    for run in sweep.runs:
+        if (run.plan["layer"] or {}).get("block_size") == size:
+            for site in run.folder.read("sites.json") or []:
+                if site["block"] == site["map_size"][1:]:
+                    covered.add(site["group"])
+    whole = "+".join(str(group) for group in sorted(covered))
+    return f"{size}\nwhole map,\ngroup {whole}" if covered else str(size)
+
+
+def under_drop_lines(sweep: Sweep, out: Path) -> None:
+    """Accuracy with DropBlock on at inference, as in the paper's Figure 5: a panel for each block size tested with."""
+    found = under_drop(sweep)
+    blocks = sorted({block for _, block in found})
+    trained = list(dict.fromkeys(label for label, _ in found))
+    rows = {sweep.label(row): row for row in sweep.rows}
+    with drawing(out, len(blocks), max(6.5, 4.6 * len(blocks)), 4.7, share=True) as (figure, panels):
+        for axes, block in zip(panels, blocks, strict=True):
+            used: list[str] = []
+            for label in trained:
+                tint = colour(rows[label], used)
+                used.append(tint)
+                line = found.get((label, block), {})
+                whisker(axes, list(line), list(line.values()), color=tint, marker="o", ms=5, label=label, linewidth=1.6)
+            axes.invert_xaxis()
+            axes.set_xlabel("keep_prob at inference")
+            axes.set_title(f"tested with block {block}", loc="left")
+        panels[0].set_ylabel("top-1 (%)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title="trained with")

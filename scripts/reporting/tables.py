@@ -1,0 +1,236 @@
+"""The numbers of a report as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from scripts.reporting.setting import deviations
+from scripts.reporting.sweep import Row, Spread, Sweep
+from scripts.reporting.words import KNOBS
+
+
+def gain(row: Row, baseline: Row | None, which: str) -> Spread | None:
+    """The difference to the baseline on test, seed by seed where both have the seed, else of the means."""
+    if baseline is None or row is baseline:
+        return None
+    ours = {run.seed: run.value(which, "test") for run in row.runs}
+    theirs = {run.seed: run.value(which, "test") for run in baseline.runs}
+    paired = [a - b for seed, a in ours.items() if a is not None and (b := theirs.get(seed)) is not None]
+    if paired:
+        return Spread(tuple(paired))
+    ours_mean, theirs_mean = row.spread(which), baseline.spread(which)
+    return Spread((ours_mean.mean - theirs_mean.mean,)) if ours_mean and theirs_mean else None
+
+
+def paper_gain(row: Row, baseline: Row | None) -> float | None:
+    """The paper's difference to its baseline."""
+    ours, theirs = row.paper_top1(), baseline.paper_top1() if baseline else None
+    return None if ours is None or theirs is None or row is baseline else ours - theirs
+
+
+def signed(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.mean:+.2f}" if spread.std is None else f"{spread.mean:+.2f} ± {spread.std:.2f}"
+
+
+def paper_number(row: Row) -> str:
+    value, std = row.paper_top1(), row.paper.get("top1_std")
+    return "" if value is None else f"{value:.2f}" if std is None else f"{value:.2f} ± {std:.2f}"
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
+    """Columns after the first `left` ones are numbers, set to the right."""
+    rule = [":--"] * left + ["--:"] * (len(headers) - left)
+    lines = [headers, rule, *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def results(sweep: Sweep) -> str:
+    """One line a row: last epoch and peak beside the paper's number, each with its difference to the baseline."""
+    headers = ["", "n", "last epoch", "to baseline", "peak", "to baseline", "paper (peak)", "to baseline", "dropped"]
+    lines = []
+    for row in sweep.rows:
+        theirs = paper_gain(row, sweep.baseline)
+        lines.append(
+            [
+                *(sweep.label(row), len(row.runs)),
+                *(row.spread("last") or "", signed(gain(row, sweep.baseline, "last"))),
+                *(row.spread("peak") or "", signed(gain(row, sweep.baseline, "peak"))),
+                *(paper_number(row), "" if theirs is None else f"{theirs:+.2f}", drop_text(row)),
+            ]
+        )
+    return markdown_table(headers, lines)
+
+
+def drop_text(row: Row) -> str:
+    """Measured drop in the last group at the last epoch, beside the closed form."""
+    groups = row.runs[0].summary["drop_last_epoch"]
+    if not groups:
+        return ""
+    last = max(groups)
+    measured = Spread(tuple(run.summary["drop_last_epoch"][last]["measured"] for run in row.runs)).mean
+    return f"{100 * measured:.2f} % ({100 * groups[last]['expected']:.2f})"
+
+
+def best_on_val(rows: Sequence[Row]) -> Row | None:
+    """The row with the best mean accuracy on val at the last epoch; test is not looked at."""
+    judged = [(spread.mean, -i, row) for i, row in enumerate(rows) if (spread := row.spread("last", "val"))]
+    return max(judged)[2] if judged else None
+
+
+def chosen(sweep: Sweep, knob: str) -> str:
+    """What val chooses among the values of a knob, for every line of a figure; '' where nothing is varied."""
+    lines = []
+    for rows in sweep.lines(knob):
+        best = best_on_val(rows)
+        if best is None:
+            continue
+        numbers = [(value, row.knob(knob)) for row in rows if (value := row.paper_top1()) is not None]
+        curve = {float(k): v for k, v in best.paper.get("curve", {}).items()}
+        paper = max(curve, key=lambda k: curve[k]) if curve and numbers and knob == "keep_prob" else None
+        lines.append(
+            [
+                *(sweep.label(best, without=knob), f"{best.knob(knob):g}", best.spread("last", "val") or ""),
+                *(best.spread("last") or "", signed(gain(best, sweep.baseline, "last")), best.spread("peak") or ""),
+                "" if paper is None else f"{paper:g} ({curve[paper]:.2f})",
+            ]
+        )
+    if not lines:
+        return ""
+    headers = ["", knob, "val", "test, last epoch", "to baseline", "test, peak", f"paper's best {knob}"]
+    return markdown_table(headers, lines)
+
+
+def under_drop(sweep: Sweep) -> dict[tuple[str, int], dict[float, Spread]]:
+    """Accuracy on test with DropBlock on: by (trained how, block size tested with), by keep_prob."""
+    found: dict[tuple[str, int], dict[float, list[float]]] = {}
+    for row in sweep.rows:
+        for run in row.runs:
+            for point in (run.folder.read("under_drop.json") or {}).get("under_drop", []):
+                line = found.setdefault((sweep.label(row), point["block_size"]), {})
+                line.setdefault(point["keep_prob"], []).append(point["top1"])
+    return {
+        key: {keep_prob: Spread(tuple(values)) for keep_prob, values in sorted(line.items(), reverse=True)}
+        for key, line in found.items()
+    }
+
+
+def under_drop_table(sweep: Sweep) -> str:
+    lines = under_drop(sweep)
+    keep_probs = sorted({keep_prob for line in lines.values() for keep_prob in line}, reverse=True)
+    rows = [[trained, block, *(line.get(kp, "") for kp in keep_probs)] for (trained, block), line in lines.items()]
+    return markdown_table(["trained with", "tested with block", *(f"keep_prob {kp:g}" for kp in keep_probs)], rows)
+
+
+def told_of_sweep(sweep: Sweep) -> str:
+    """What was run, on what, by which code; and what is missing."""
+    runs = sweep.runs
+    plan, environments = runs[0].plan, [run.summary["environment"] for run in runs]
+    commits = sorted({str(e["commit"])[:9] + ("+" if e["dirty"] else "") for e in environments})
+    devices = sorted({e["device"] for e in environments})
+    subset = plan["data"]["train_subset"]
+    images = f"{subset:,} training images" if subset else "all training images"
+    evaluations = len(runs[0].curve(f"test/{runs[0].summary['headline']}"))
+    hours = sum(run.summary["train_seconds"] for run in runs) / 3600
+    lines = [
+        f"{len(runs)} runs done{f', {len(sweep.lost)} not (listed below)' if sweep.lost else ''}. "
+        f"{plan['model']['name']} of width {plan['model']['width']} on {plan['data']['name']}, {images}, "
+        f"{plan['recipe']['epochs']} epochs of recipe `{plan['recipe']['name']}`; {', '.join(devices)}, "
+        f"{hours:.1f} hours of training in all; commit {', '.join(commits)} (+: with changes).",
+        "",
+        "Top-1 accuracy on the official test set in percent, mean ± sample standard deviation over n seeds (none for "
+        "n = 1). *Last epoch* is the headline. *Peak* is the maximum over the evaluations of a run on test "
+        f"({evaluations} of them), the paper's convention; nothing is chosen by it. Differences to the baseline are "
+        "taken seed by seed. *Dropped*: share of units in the last group, measured in the last epoch (and expected).",
+    ]
+    if sweep.lost:
+        lost = [(what, status, reason.replace("|", "/")[:120]) for what, status, reason in sweep.lost]
+        lines += ["", "## Not in the numbers", "", markdown_table(["job", "status", "reason"], lost, left=3)]
+    return "\n".join(lines)
+
+
+def report_text(sweep: Sweep, figures: Sequence[tuple[str, str]]) -> str:
+    """The whole report. `figures` are (caption, file name)."""
+    parts = [f"# {sweep.name}", told_of_sweep(sweep), "## Results", results(sweep)]
+    for knob in ("keep_prob", "block_size"):
+        table = chosen(sweep, knob)
+        if table:
+            parts += [f"## {knob} chosen on the validation split", table]
+    if under_drop(sweep):
+        parts += ["## Under drop at inference", under_drop_table(sweep)]
+    for caption, name in figures:
+        parts.append(f"![{caption}]({name})\n\n*{caption}*")
+    differences = markdown_table(["", "here", "paper"], deviations(sweep), left=3)
+    told = "Where the paper is silent (warm-up) its column has the released code: `configs/recipe/imagenet_270.yaml`."
+    return "\n\n".join([*parts, "## Deviations from the paper's setting", differences, told]) + "\n"
+
+
+def rows_csv(sweep: Sweep) -> str:
+    """One line a row of the results."""
+    lines = []
+    for row in sweep.rows:
+        line: dict[str, Any] = {"experiment": row.experiment, "label": sweep.label(row), "n": len(row.runs)}
+        line |= {"seeds": " ".join(map(str, row.seeds)), **knobs(row)}
+        for which, split in (("last", "test"), ("peak", "test"), ("last", "val"), ("best", "test")):
+            spread = row.spread(which, split)
+            line[f"{which}_{split}_mean"] = None if spread is None else round(spread.mean, 4)
+            line[f"{which}_{split}_std"] = None if spread is None or spread.std is None else round(spread.std, 4)
+        line |= {"paper_place": row.paper.get("place"), "paper_top1": row.paper_top1()}
+        line["paper_top1_std"] = row.paper.get("top1_std")
+        lines.append(line)
+    return csv_text(lines)
+
+
+def runs_csv(sweep: Sweep) -> str:
+    """One line a run: what the rows are made of."""
+    lines = []
+    for row in sweep.rows:
+        for run in row.runs:
+            plan, environment = run.plan, run.summary["environment"]
+            line = {"experiment": row.experiment, "regularizer": "+".join(plan["regularizer"]), **knobs(row)}
+            line |= {"seed": run.seed, "data": plan["data"]["name"], "train_subset": plan["data"]["train_subset"]}
+            line |= {
+                "model": plan["model"]["name"],
+                "width": plan["model"]["width"],
+                "epochs": plan["recipe"]["epochs"],
+            }
+            for which, split in (
+                ("last", "test"),
+                ("peak", "test"),
+                ("last", "val"),
+                ("best", "val"),
+                ("best", "test"),
+            ):
+                line[f"{which}_{split}"] = run.value(which, split)
+            line |= {"train_seconds": round(run.summary["train_seconds"], 1), "device": environment["device"]}
+            lines.append({**line, "commit": environment["commit"], "dirty": environment["dirty"]})
+    return csv_text(lines)
+
+
+def under_drop_csv(sweep: Sweep) -> str:
+    """One line for every run, keep_prob and block size tested with."""
+    lines = []
+    for row in sweep.rows:
+        for run in row.runs:
+            for point in (run.folder.read("under_drop.json") or {}).get("under_drop", []):
+                line = {"experiment": row.experiment, "trained_with": sweep.label(row), "seed": run.seed}
+                lines.append({**line, **{k: point[k] for k in ("block_size", "keep_prob", "top1", "loss")}})
+    return csv_text(lines)
+
+
+def knobs(row: Row) -> dict[str, Any]:
+    values = {name: row.knob(name) for name in KNOBS}
+    return {**values, "groups": None if values["groups"] is None else "+".join(map(str, values["groups"]))}
+
+
+def csv_text(lines: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return out.getvalue()

@@ -1,0 +1,95 @@
+"""Sweep folders as train.py leaves them, with made-up numbers: what the report is tested on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from configs.plan import CONFIGS, Plan, resolve
+from configs.schema import Config, check, load_yaml
+
+ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "threads": 1}
+
+
+def plan_of(*words: str) -> Plan:
+    """The plan that train.py would make of these words."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("config", list(words))
+    return resolve(check(config, Config), grid=True)[0]
+
+
+def jobs(sweep: str) -> list[list[str]]:
+    """The words of every job of a sweep's file, a seed aside."""
+    params = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["hydra"]["sweeper"]["params"]
+    found: list[list[str]] = [[]]
+    for key, values in params.items():
+        found = [[*words, f"{key}={value.strip()}"] for words in found for value in str(values).split(",")]
+    return found
+
+
+def write_run(root: Path, plan: Plan, top1: float, epochs: int = 40) -> Path:
+    """A finished run whose accuracy rises to `top1`; val lies 0.5 above test."""
+    path = root / "place" / f"{plan.variant}-{plan.hash()}" / f"seed-{plan.seed}"
+    path.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(plan.seed)
+    lines, points = [], []
+    for epoch in range(1, epochs + 1):
+        done = 1 - float(np.exp(-epoch / (0.2 * epochs)))
+        lines.append({"step": 10 * epoch, "epoch": epoch, "train/top1": 60 + 40 * done + float(noise.normal(0, 1))})
+        if epoch % 5 == 0:
+            value = top1 - 30 * (1 - done) + (float(noise.normal(0, 0.2)) if epoch < epochs else 0.0)
+            points.append({"epoch": epoch, "val/top1": value + 0.5, "test/top1": value})
+            lines.append({"step": 10 * epoch, **points[-1]})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drops = {"group4": {"measured": 0.0967, "expected": 0.0968}} if plan.layer else {}
+    summary = {
+        "last": points[-1],
+        "best": max(points, key=lambda point: point["val/top1"]),
+        "peak": max(points, key=lambda point: point["test/top1"]),
+        "headline": "top1",
+        "drop_last_epoch": drops,
+        "train_seconds": 100.0,
+        "environment": ENVIRONMENT,
+        "plan": asdict(plan),
+    }
+    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "status.json").write_text(json.dumps({"status": "DONE"}))
+    (path / "sites.json").write_text(json.dumps([asdict_of_site(plan, group) for group in (3, 4)]))
+    return path
+
+
+def asdict_of_site(plan: Plan, group: int) -> dict[str, Any]:
+    side, block = {3: 8, 4: 4}[group], (plan.layer.block_size if plan.layer else None) or 1
+    return {"group": group, "map_size": [16, side, side], "block": [min(block, side)] * 2}
+
+
+def note(root: Path, plan: Plan, run: Path, status: str = "DONE", reason: str = "") -> Path:
+    """What a sweep notes of a job; returns the sweep's folder."""
+    runs = root / "sweeps" / "made-up" / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    entry = {"run": str(run), "status": status, "overrides": [], "reason": reason, "time": 0.0}
+    entry |= {"experiment": plan.experiment, "paper": asdict(plan.paper)}
+    (runs / ("_".join(run.parts[-3:]) + ".json")).write_text(json.dumps(entry))
+    return runs.parent
+
+
+def made_up(root: Path, sweep: str, seeds: int = 3, spread: float = 0.3) -> Path:
+    """A whole sweep, accuracies near 84 plus a tenth of what the paper gains; returns its folder."""
+    folder = root
+    for i, words in enumerate(jobs(sweep)):
+        first = plan_of(*words, "data=fashion_mnist", "model=resnet18", "data.train_subset=2000")
+        for seed in range(1, seeds + 1):
+            plan = replace(first, seed=seed)
+            curve = plan.paper.curve.get(plan.layer.keep_prob) if plan.layer else None
+            gain = ((plan.paper.top1 or curve or 76.0) - 76.51) / 2
+            top1 = 84.0 + gain + float(np.random.default_rng([seed, i]).normal(0, spread))
+            folder = note(root, plan, write_run(root, plan, top1))
+    params = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["hydra"]["sweeper"]["params"]
+    OmegaConf.save(OmegaConf.create({"hydra": {"sweeper": {"params": params}}}), folder / "multirun.yaml")
+    return folder

@@ -1,0 +1,71 @@
+"""The pictures of masks and of class-activation maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dropblock import DropPath, SpatialDropout
+from scripts import cam, masks
+
+
+def test_masks_show_every_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    maps, image = torch.rand(1, 16, 14, 14), torch.rand(1, 3, 32, 32)
+    masks.draw(image, maps, 0.75, tmp_path / "new" / "masks.png")
+    with Image.open(tmp_path / "new" / "masks.png") as picture:
+        assert picture.size[0] > picture.size[1] > 500
+
+
+def test_masks_drop_something_that_is_shown() -> None:
+    for layer in (SpatialDropout(0.9), DropPath(0.9)):
+        kept = masks.drop_visibly(layer, torch.Size((1, 8, 5, 5)), [2, 5])
+        gone = ~kept[0, [2, 5]].flatten(1)
+        assert gone.all(1).any()
+        assert gone.all() == isinstance(layer, DropPath)
+    with pytest.raises(ValueError, match="lower keep_prob"):
+        masks.drop_visibly(SpatialDropout(1.0), torch.Size((1, 8, 5, 5)), [2, 5])
+
+
+def test_channels_shown_are_unlike_each_other() -> None:
+    edge, bump = torch.eye(6), torch.zeros(6, 6)
+    bump[2:4, 2:4] = 1.0
+    maps = torch.stack([3 * edge, 2.9 * edge, bump])[None]
+    assert masks.distinct_channels(maps, 2) == [0, 2]
+
+
+def test_activation_maps_are_the_classifiers_weights_on_the_last_maps() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    model = Net()
+    with torch.no_grad():
+        model.fc.weight.copy_(torch.tensor([[1.0, 0.0], [2.0, -1.0]]))
+    images = torch.tensor([[[[1.0, 4.0]], [[6.0, 0.0]]]]).repeat(2, 1, 1, 1)
+    maps = cam.activation_maps(model, images, torch.tensor([0, 1]))
+    torch.testing.assert_close(maps, torch.tensor([[[0.25, 1.0]], [[0.0, 1.0]]]))
+
+
+def test_cam_of_two_runs(train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for regularizer in ("none", "dropblock"):
+        assert train(f"regularizer={regularizer}", "epochs=1", f"run_dir={tmp_path}/{regularizer}-x/seed-1") == 0
+    runs = [str(tmp_path / f"{name}-x" / "seed-1") for name in ("none", "dropblock")]
+    assert cam.main([*runs, "--images", "3", "--out", str(tmp_path / "cam.png")]) == 0
+    with Image.open(tmp_path / "cam.png") as picture:
+        assert min(picture.size) > 200
+    assert train("regularizer=none", "epochs=1", "data.image_size=16", f"run_dir={tmp_path}/other/seed-1") == 0
+    capsys.readouterr()
+    assert cam.main([runs[0], str(tmp_path / "other" / "seed-1")]) == 2
+    assert cam.main([str(tmp_path / "nothing")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert ["different data" in told[0], "no run with a checkpoint" in told[1]] == [True, True]

@@ -1,0 +1,198 @@
+"""The report: its numbers, its order, what it says of what is missing, and that its pictures are drawn."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_up_sweep import jobs, made_up, note, plan_of, write_run
+from PIL import Image
+
+from scripts.report import main
+from scripts.reporting.setting import deviations
+from scripts.reporting.sweep import read_sweep
+from scripts.reporting.tables import best_on_val
+
+
+def rows_of(folder: Path, name: str = "report.csv") -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / name).read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def table1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = made_up(tmp_path_factory.mktemp("table1"), "table1")
+    assert main([str(folder)]) == 0
+    return folder
+
+
+def test_rows_stand_in_the_papers_order_beside_its_numbers(table1: Path) -> None:
+    rows = rows_of(table1)
+    assert [row["paper_top1"] for row in rows] == (
+        ["76.51", "76.8", "77.1", "77.41", "76.52", "77.63", "77.17", "78.13", "78.35"]
+    )
+    assert [row["paper_place"] for row in rows] == [f"Table 1, row {i}" for i in range(1, 10)]
+    text = (table1 / "report.md").read_text()
+    assert "27 runs done." in text
+    dropblock = next(line for line in text.splitlines() if line.startswith("| DropBlock, keep_prob 0.9, block 7"))
+    assert "78.13 ± 0.05 | +1.62" in dropblock
+    assert "76.51 ± 0.07" in next(line for line in text.splitlines() if line.startswith("| no regularizer"))
+    assert "77.63 | +1.12" in text  # AutoAugment has no deviation in the paper
+
+
+def test_means_and_deviations_are_those_of_the_runs(table1: Path) -> None:
+    runs = rows_of(table1, "runs.csv")
+    assert len(runs) == 27
+    for row in rows_of(table1):
+        for which in ("last_test", "peak_test", "last_val"):
+            values = [float(run[which]) for run in runs if run["experiment"] == row["experiment"]]
+            assert len(values) == int(row["n"]) == 3
+            assert float(row[f"{which}_mean"]) == pytest.approx(statistics.fmean(values), abs=1e-3)
+            assert float(row[f"{which}_std"]) == pytest.approx(statistics.stdev(values), abs=1e-3)
+        assert float(row["peak_test_mean"]) >= float(row["last_test_mean"])
+
+
+def test_differences_to_the_baseline_are_taken_seed_by_seed(table1: Path) -> None:
+    runs = rows_of(table1, "runs.csv")
+    by = {(run["experiment"], run["seed"]): float(run["last_test"]) for run in runs}
+    gains = [by["table1/cutout", seed] - by["table1/baseline", seed] for seed in "123"]
+    expected = f"{statistics.fmean(gains):+.2f} ± {statistics.stdev(gains):.2f}"
+    assert expected in next(line for line in (table1 / "report.md").read_text().splitlines() if "| Cutout" in line)
+
+
+def test_deviations_come_from_the_configuration(table1: Path) -> None:
+    found = {what: (here, paper) for what, here, paper in deviations(read_sweep(table1))}
+    assert found["data"] == ("fashion_mnist", "imagenet")
+    assert found["training images"] == ("2000", "all")
+    assert found["recipe.epochs"] == ("40", "270")
+    assert found["recipe.milestones"] == ("none", "125, 200, 250")
+    assert "recipe.nesterov" not in found  # the same in both
+    assert "runs a row" not in found  # three, as in the paper
+
+
+def test_the_papers_own_setting_deviates_in_nothing(tmp_path: Path) -> None:
+    plan = plan_of("experiment=table1/dropblock", "data=imagenet", "recipe=imagenet_270")
+    folder = note(tmp_path, plan, write_run(tmp_path, plan, 78.0))
+    assert deviations(read_sweep(folder)) == [("runs a row", "1", "3")]
+
+
+def test_pictures_are_drawn(table1: Path) -> None:
+    for name in ("ranking.png", "curves.png"):
+        assert f"({name})" in (table1 / "report.md").read_text()
+        with Image.open(table1 / name) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").resize((80, 60)).getcolors(4800)) > 20
+
+
+def test_keep_prob_is_chosen_on_val_alone(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, "fig3_keep_prob", seeds=2)
+    sweep = read_sweep(folder)
+    lines = sweep.lines("keep_prob")
+    assert [rows[0].experiment for rows in lines] == [
+        f"fig3/{name}" for name in ("dropout", "spatial_dropout", "drop_path", "dropblock", "dropblock_constant")
+    ]
+    rows = lines[0]
+    for i, row in enumerate(rows):  # the best on test is the worst on val
+        for run in row.runs:
+            run.summary["last"]["test/top1"], run.summary["last"]["val/top1"] = 80.0 + i, 90.0 - i
+    assert best_on_val(rows) is rows[0]
+    assert main([str(folder)]) == 0
+    text = (folder / "report.md").read_text()
+    assert "## keep_prob chosen on the validation split" in text
+    assert "0.9 (78.08)" in text  # DropBlock's best in the paper's figure
+    assert "0.7 (76.80)" in text  # dropout's
+    assert (folder / "keep_prob.png").exists()
+    # The baseline has no keep_prob: its jobs meet in one run a seed.
+    assert [row["n"] for row in rows_of(folder) if row["experiment"] == "fig3/baseline"] == ["2"]
+
+
+def test_block_sizes_and_drop_at_inference_have_their_pictures(tmp_path: Path) -> None:
+    folder = made_up(tmp_path / "a", "fig4_block_size_small", seeds=1)
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "block_size.png").exists()
+    assert not (folder / "report.md").exists()
+    assert "±" not in text.split("## Results")[1].split("## block_size")[0].replace("76.51 ± 0.07", "")  # n = 1
+    assert "groups 3+4, conv+skip" in text
+
+    folder = made_up(tmp_path / "b", "fig5_inference", seeds=2)
+    for run in read_sweep(folder).runs:
+        points = [{"keep_prob": kp, "block_size": b, "top1": 80 * kp, "loss": 1.0} for b in (1, 7) for kp in (1.0, 0.5)]
+        run.folder.write("under_drop.json", {"under_drop": points})
+    assert main([str(folder)]) == 0
+    assert (
+        "| DropBlock, keep_prob 0.9, block 7 | 7 | 80.00 ± 0.00 | 40.00 ± 0.00 |" in (folder / "report.md").read_text()
+    )
+    assert len(rows_of(folder, "under_drop.csv")) == 3 * 2 * 4
+
+
+def test_what_is_missing_is_counted_and_named(tmp_path: Path) -> None:
+    for words, seed, status in (
+        (["experiment=table1/baseline"], 1, "DONE"),
+        (["experiment=table1/baseline"], 2, "DONE"),
+        (["experiment=table1/dropout"], 1, "DONE"),
+        (["experiment=table1/dropblock"], 1, "FAILED"),
+    ):
+        plan = plan_of(*words, f"seed={seed}")
+        run = write_run(tmp_path, plan, 80.0)
+        if status == "FAILED":
+            (run / "summary.json").unlink()
+            (run / "status.json").write_text(json.dumps({"status": status}))
+        folder = note(tmp_path, plan, run, status, "" if status == "DONE" else "the loss is not finite | step 3")
+    torn = folder / "runs" / "torn.json"
+    torn.write_text("{")
+    (folder / "multirun.yaml").write_text(
+        "hydra: {sweeper: {params: {experiment: 'table1/baseline,table1/dropout,table1/dropblock,table1/cutout'}}}\n"
+    )
+    sweep = read_sweep(folder)
+    assert [(status, what.split(" ")[0]) for what, status, _ in sweep.lost] == [
+        ("FAILED", "table1/dropblock"),
+        ("UNREADABLE", "torn.json"),
+        ("NOT RUN", "table1/cutout"),
+        ("NOT RUN", "table1/dropout"),  # seed 2, which the baseline has
+    ]
+    assert main([str(folder)]) == 0
+    text = (folder / "report.md").read_text()
+    assert "3 runs done, 4 not (listed below)." in text
+    assert "the loss is not finite / step 3" in text
+
+
+def test_a_folder_that_moved_is_still_read(tmp_path: Path) -> None:
+    plan = plan_of("experiment=table1/baseline")
+    note(tmp_path / "before", plan, write_run(tmp_path / "before", plan, 80.0))
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert len(read_sweep(tmp_path / "after" / "sweeps" / "made-up").runs) == 1
+
+
+def test_a_plain_grid_is_reported_too(tmp_path: Path) -> None:
+    for word in ("regularizer=none", "regularizer=drop_connect", "regularizer=[dropout,cutout]"):
+        plan = plan_of(word)
+        folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0))
+    assert main([str(folder)]) == 0
+    assert "| dropout + Cutout, keep_prob 0.7 | 1 |" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("make", [lambda folder: None, lambda folder: (folder / "runs").mkdir(parents=True)])
+def test_a_folder_that_is_no_sweep_gets_one_line(
+    tmp_path: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "x")
+    assert main([str(tmp_path / "x")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "no sweep" in told[0]
+
+
+def test_a_sweep_without_a_finished_run_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of("experiment=table1/baseline")
+    folder = note(tmp_path, plan, tmp_path / "place" / "x" / "seed-1", "FAILED")
+    assert main([str(folder)]) == 2
+    assert "none of its 1 runs is finished" in capsys.readouterr().err
+
+
+def test_jobs_are_those_of_the_sweeps_file() -> None:
+    assert len(jobs("table1")) == 9
+    assert len(jobs("fig3_keep_prob")) == 6 * 5

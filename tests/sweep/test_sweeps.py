@@ -1,0 +1,182 @@
+"""Each table and figure of the paper in one line: what it runs, at the smallest scale, through the user's door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from configs.command_line import check_words, is_sweep, sweep_name
+from configs.plan import CONFIGS, Plan, choices, resolve
+from configs.schema import Config, UserError, check, load_yaml
+from scripts import inference_drop, report
+
+SMALL, WHOLE = ("data=fake", "model=resnet18"), ("data=imagenet", "recipe=imagenet_270")
+
+
+@cache
+def plans(sweep: str, scale: tuple[str, ...]) -> list[Plan]:
+    """The plan of every job of a sweep, one seed."""
+    params = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["hydra"]["sweeper"]["params"]
+    jobs: list[list[str]] = [[]]
+    for key, values in params.items():
+        jobs = [[*words, f"{key}={value.strip()}"] for words in jobs for value in str(values).split(",")]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        configs = [compose("config", [f"+sweep={sweep}", *words, *scale]) for words in jobs]
+    return [resolve(check(config, Config), grid=True)[0] for config in configs]
+
+
+# Runs of one seed: jobs that a baseline ignores a knob of meet in one.
+RUNS = {"table1": 9, "fig3_keep_prob": 26, "fig4_block_size": 21, "fig4_block_size_small": 21, "fig5_inference": 3}
+
+
+def test_every_sweep_is_listed_here() -> None:
+    assert set(choices("sweep")) == set(RUNS)
+
+
+@pytest.mark.parametrize(("sweep", "scale"), [*((sweep, SMALL) for sweep in RUNS), ("table1", WHOLE)])
+def test_every_job_is_a_plan_at_any_scale(sweep: str, scale: tuple[str, ...]) -> None:
+    found = plans(sweep, scale)
+    assert len({plan.run_dir() for plan in found}) == RUNS[sweep]
+    assert {plan.data.name for plan in found} == {scale[0].removeprefix("data=")}
+    for plan in found:
+        assert plan.experiment is not None
+        assert plan.paper.place
+
+
+def test_rows_of_table_1_are_the_papers() -> None:
+    rows = {str(plan.experiment): plan for plan in plans("table1", WHOLE)}
+    assert [plan.paper.top1 for plan in rows.values()] == [
+        *(76.51, 76.80, 77.10, 77.41, 76.52, 77.63, 77.17, 78.13, 78.35)
+    ]
+    layers = {name: plan.layer for name, plan in rows.items() if plan.layer is not None}
+    assert {
+        name.removeprefix("table1/"): (layer.name, layer.keep_prob, layer.groups) for name, layer in layers.items()
+    } == {
+        "dropout": ("dropout", 0.7, [3, 4]),
+        "spatial_dropout": ("spatial_dropout", 0.9, [3, 4]),
+        "drop_path": ("drop_path", 0.9, [4]),
+        "dropblock": ("dropblock", 0.9, [3, 4]),
+        "dropblock_label_smoothing": ("dropblock", 0.9, [3, 4]),
+    }
+    assert [name for name, layer in layers.items() if layer.group_divisor != 1.0] == [
+        *("table1/dropblock", "table1/dropblock_label_smoothing")
+    ]
+    assert [rows[f"table1/{name}"].label_smoothing for name in ("dropblock", "label_smoothing")] == [0.0, 0.1]
+    assert rows["table1/cutout"].cutout == 112  # half of 224
+    assert rows["table1/autoaugment"].autoaugment == "imagenet"
+    assert plans("table1", SMALL)[5].autoaugment == "cifar10"  # 32 pixels
+
+
+def test_one_run_serves_several_tables() -> None:
+    dropblock = {plan.run_dir() for sweep in ("table1", "fig5_inference") for plan in plans(sweep, SMALL)}
+    assert len(dropblock) == 9 + 1  # only block 1 is new
+
+
+@pytest.mark.parametrize("name", [name for name in choices("experiment") if name.startswith(("table", "fig"))])
+def test_an_experiment_says_what_it_claims(name: str) -> None:
+    path = CONFIGS / "experiment" / f"{name}.yaml"
+    lines, values = path.read_text().splitlines(), OmegaConf.load(path)
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(("# Table ", "# Figure ", "# Beside Figure "))
+    assert any(line.startswith("# Cost: ") for line in lines)
+    assert values.experiment == name
+    assert not {"data", "recipe", "model", "epochs", "seed"} & set(values)  # it runs at any scale
+    for number in (value for key, value in values.paper.items() if key in ("top1", "top5")):
+        assert f"{number:.2f}" in path.read_text().split("defaults:")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["+sweep=table1", "keep_prob=0.8"], "keep_prob=0.8"),
+        (["+sweep=table1", "experiment=table1/dropout"], "experiment="),
+        (["+sweep=table1", "regularizer=none"], "regularizer=none"),
+        (["+sweep=fig4_block_size", "block_size=3"], "block_size=3"),
+        (["+sweep=fig3_keep_prob", "regularizer.dropblock.layer.keep_prob=1"], "regularizer.dropblock"),
+        (["+sweep=table1", "label_smoothing=0.2"], "label_smoothing=0.2"),
+        (["+sweep=table1,fig5_inference"], "one sweep at a time"),
+    ],
+)
+def test_what_a_sweep_varies_is_refused_in_one_line(words: list[str], culprit: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_words(words)
+    assert culprit in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_of_a_sweep_tells_its_scale() -> None:
+    words = [
+        "+sweep=table1",
+        "data=fashion_mnist",
+        "model=resnet18",
+        "data.train_subset=2000",
+        "seed=1,2",
+        "device=cpu",
+    ]
+    check_words(words)
+    assert is_sweep(words)
+    assert sweep_name(words) == "table1-fashion_mnist-train_subset-2000-resnet18"
+    assert sweep_name([*words, "data.root=/somewhere", "hydra/launcher=basic"]) == sweep_name(words)
+
+
+def hparams_rows(run: Path) -> list[dict[str, object]]:
+    """TensorBoard's view of one folder: the hyper-parameters of every session that starts in it."""
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    events = EventAccumulator(str(run)).Reload()
+    found = events.SummaryMetadata("_hparams_/session_start_info")
+    data = plugin_data_pb2.HParamsPluginData.FromString(found.plugin_data.content)
+    fields = {name: (value.WhichOneof("kind"), value) for name, value in data.session_start_info.hparams.items()}
+    return [{name: getattr(value, kind) for name, (kind, value) in fields.items() if kind}]
+
+
+def test_a_sweep_from_its_line_to_its_report(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("+sweep=fig5_inference", "epochs=1")
+    assert train(*words) == 0
+    assert "3 runs done, 0 not" in capsys.readouterr().out
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    assert folder.name.startswith("fig5_inference-fake")
+    notes = [json.loads(path.read_text()) for path in sorted((folder / "runs").iterdir())]
+    assert {entry["experiment"] for entry in notes} == {"fig5/baseline", "fig5/dropblock_b1", "fig5/dropblock_b7"}
+
+    runs = [path.parent for path in tmp_path.glob("fake-resnet18/*/seed-1/summary.json")]
+    for run in runs:  # one run of TensorBoard a training, with a row in its table of hyper-parameters
+        assert not [path for path in run.rglob("events*") if path.parent != run]
+        (row,) = hparams_rows(run)
+        plan = load_yaml(run / "plan.yaml")
+        assert row["regularizer"] == "+".join(plan["regularizer"])
+        assert row.get("block_size") == (plan["layer"] or {}).get("block_size")
+        points = EventAccumulator(str(run)).Reload().Scalars("test/top1")
+        assert [point.step for point in points] == [9]  # the table adds no point to a curve
+
+    assert train(*words) == 0
+    assert capsys.readouterr().out.count("already done") == 3
+
+    assert inference_drop.main([str(folder), "device=cpu"]) == 0
+    assert "3 runs measured, 0 not" in capsys.readouterr().out
+    assert inference_drop.main([str(folder), "device=cpu"]) == 0
+    assert capsys.readouterr().out.count("already measured") == 3
+    assert report.main([str(folder)]) == 0
+    assert (folder / "under_drop.png").exists()
+    assert "tested with block" in (folder / "report.md").read_text()
+
+
+def test_a_failing_job_is_told_and_the_others_go_on(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("+sweep=fig5_inference", "epochs=1", "lr=1e30,0.1") == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("not finite") == 3
+    assert "3 runs done, 3 not" in captured.out
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    assert report.main([str(folder)]) == 0
+    assert "3 runs done, 3 not (listed below)." in capsys.readouterr().out
