@@ -89,9 +89,8 @@ def chosen(sweep: Sweep, knob: str) -> str:
         best = best_on_val(rows)
         if best is None:
             continue
-        numbers = [(value, row.knob(knob)) for row in rows if (value := row.paper_top1()) is not None]
-        curve = {float(k): v for k, v in best.paper.get("curve", {}).items()}
-        paper = max(curve, key=lambda k: curve[k]) if curve and numbers and knob == "keep_prob" else None
+        curve = {float(k): v for k, v in best.paper.get("curve", {}).items()} if knob == "keep_prob" else {}
+        paper = max(curve, key=lambda k: curve[k], default=None)
         lines.append(
             [
                 *(sweep.label(best, without=knob), f"{best.knob(knob):g}", best.spread("last", "val") or ""),
@@ -102,6 +101,8 @@ def chosen(sweep: Sweep, knob: str) -> str:
     if not lines:
         return ""
     headers = ["", knob, "val", "test, last epoch", "to baseline", "test, peak", f"paper's best {knob}"]
+    if not any(line[-1] for line in lines):  # its figure is not known in numbers
+        headers, lines = headers[:-1], [line[:-1] for line in lines]
     return markdown_table(headers, lines)
 
 
