@@ -24,6 +24,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def small_run() -> tuple[str, ...]:
+    return SMALL_RUN
+
+
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., int]:
     """train.py in this process, on the smallest run, outputs under tmp_path; returns the exit code."""

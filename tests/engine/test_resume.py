@@ -55,12 +55,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    from conftest import SMALL_RUN
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, small_run: tuple[str, ...]) -> RunFolder:
     from train import main
 
     root = tmp_path_factory.mktemp("uninterrupted")
-    assert main([*SMALL_RUN, *WORDS, f"output_root={root}"]) == 0
+    assert main([*small_run, *WORDS, f"output_root={root}"]) == 0
     (path,) = root.glob("fake-resnet18/*/seed-1")
     return RunFolder(path)
 

@@ -1,0 +1,264 @@
+"""Several processes train one network: they hold one state, stop together, and none waits for a dead one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from trainer import (
+    STEPS_PER_EPOCH,
+    WORDS,
+    Process,
+    Starter,
+    assert_identical,
+    assert_same,
+    free_port,
+    only_run,
+    until,
+    written,
+)
+
+from data import build_data
+from engine.checkpoint import load
+from engine.guard import all_finite
+from engine.records import RunFolder
+
+Reference = Callable[..., RunFolder]
+
+
+def codes(processes: list[Process], timeout: float = 120) -> list[int]:
+    return [process.wait(timeout) for process in processes]
+
+
+def outputs(processes: list[Process]) -> str:
+    return "\n".join(process.output() for process in processes)
+
+
+@pytest.mark.parametrize("steps", [5])
+def test_two_ranks_stopped_again_and_again(
+    starter: Starter, tmp_path: Path, uninterrupted: Reference, steps: int
+) -> None:
+    words, stops = (*WORDS, f"output_root={tmp_path}"), 0
+    faults = {rank: {"stop_after": steps} for rank in range(2)}
+    while (ended := codes(processes := starter.ranks(*words, faults=faults))) == [143, 143]:
+        stops += 1
+    assert ended == [0, 0], outputs(processes)
+    assert stops == 2 * STEPS_PER_EPOCH // steps
+    assert_identical(only_run(tmp_path), uninterrupted(world_size=2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_stopped_after_each_step_of_two_epochs(
+    starter: Starter, tmp_path: Path, uninterrupted: Reference, world_size: int, precision: str
+) -> None:
+    kind = f"recipe.precision={precision}"
+    reference = uninterrupted(kind, world_size=world_size)
+    for k in range(1, 2 * STEPS_PER_EPOCH + 1):
+        words = (*WORDS, kind, f"output_root={tmp_path / str(k)}")
+        stop = {"stop_after": k}
+        if world_size == 1:
+            assert starter.run(*words, **stop)[0] == 143
+            assert starter.run(*words)[0] == 0
+        else:
+            assert codes(starter.ranks(*words, faults={1: stop})) == [143, 143]  # the signal met one rank
+            assert codes(starter.ranks(*words)) == [0, 0]
+        assert_identical(only_run(tmp_path / str(k)), reference)
+
+
+def test_all_ranks_hold_the_same_and_count_everything(
+    starter: Starter, tmp_path: Path, uninterrupted: Reference
+) -> None:
+    faults = {r: {"keep_state": str(tmp_path / f"{r}.pt"), "ledger": str(tmp_path / f"{r}")} for r in range(2)}
+    assert codes(starter.ranks(*WORDS, f"output_root={tmp_path / 'out'}", faults=faults)) == [0, 0]
+    states = [load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert_same(states[0], states[1])
+    run = only_run(tmp_path / "out")
+    assert_identical(run, uninterrupted(world_size=2))
+    single = load(uninterrupted().checkpoints / "last.pt")
+    for group, (_, seen) in states[0]["last_drops"].items():
+        assert seen == single["last_drops"][group][1]  # units of all ranks
+    ledgers = [[json.loads(line) for line in (tmp_path / f"{r}").read_text().splitlines()] for r in range(2)]
+    for ours, theirs in zip(*ledgers, strict=True):
+        if "step" in ours:
+            assert ours["mask"] != theirs["mask"]  # each rank drops other units
+            assert not set(ours["samples"]) & set(theirs["samples"])
+        else:
+            assert ours == theirs
+
+
+def test_statistics_are_the_mean_of_what_the_ranks_saw() -> None:
+    """Rank by rank in one process: the mean of running means is the running mean of both halves."""
+    from torch import nn
+
+    from engine.distributed import running_statistics
+
+    norm = nn.BatchNorm2d(3)
+    assert [tuple(b.shape) for b in running_statistics(norm)] == [(3,), (3,)]
+    images, halves = torch.randn(8, 3, 4, 4), []
+    for half in images.chunk(2):
+        one = nn.BatchNorm2d(3)
+        one(half)
+        halves.append(one.running_mean)
+    norm(images)
+    torch.testing.assert_close((halves[0] + halves[1]) / 2, norm.running_mean)
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_batches(starter: Starter, tmp_path: Path) -> None:
+    words = (*WORDS, f"output_root={tmp_path / 'out'}")
+    faults = {r: {"ledger": str(tmp_path / f"{r}"), "stop_after": 5} for r in range(2)}
+    assert codes(starter.ranks(*words, faults=faults)) == [143, 143]
+    code, output = starter.run(*words, ledger=str(tmp_path / "0"))
+    assert code == 0, output
+    samples: dict[int, list[int]] = {}
+    for rank in range(2):
+        for line in map(json.loads, (tmp_path / f"{rank}").read_text().splitlines()):
+            if "step" in line:
+                samples.setdefault(line["step"], []).extend(line["samples"])
+    data = build_data("fake", image_size=32, batch_size=48, seed=1)
+    expected = [b.indices.tolist() for epoch in range(2) for b in data.train.epoch(epoch)]
+    assert [sorted(samples[step]) for step in range(2 * STEPS_PER_EPOCH)] == [sorted(batch) for batch in expected]
+    assert only_run(tmp_path / "out").summary()["steps"] == 2 * STEPS_PER_EPOCH
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_by_all(starter: Starter, tmp_path: Path) -> None:
+    processes = starter.ranks(*WORDS, "batch_size=33", "recipe.accumulate=1", f"output_root={tmp_path}")
+    assert codes(processes) == [2, 2]
+    assert "batch_size 33 cannot be shared equally by 2 ranks" in outputs(processes)
+
+
+@pytest.mark.parametrize("step", [0, 11])
+def test_a_loss_that_goes_wrong_on_one_rank_stops_all(starter: Starter, tmp_path: Path, step: int) -> None:
+    words = (*WORDS, "recipe.accumulate=1", "checkpoint_every=2", f"output_root={tmp_path}")
+    processes = starter.ranks(*words, faults={1: {"bad_loss": {"step": step, "rank": 1}}})
+    assert codes(processes) == [1, 1]
+    run = only_run(tmp_path)
+    reason = run.status()["reason"]
+    assert f"the loss is not finite at step {step} on rank 1 (lr 0" in reason
+    assert "Traceback" not in outputs(processes)
+    kept = load(run.path / "nonfinite.pt")
+    assert kept["rank"] == 1
+    assert kept["step"] == step
+    assert ", ".join(map(str, kept["batch"]["indices"][:8].tolist())) in reason
+    if step:
+        last = load(run.checkpoints / "last.pt")
+        assert last["step"] == 10
+        assert all_finite(last["model"].values())
+
+
+def test_ranks_started_differently_all_say_so(starter: Starter, tmp_path: Path) -> None:
+    port = str(free_port())
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        starter.start(
+            *WORDS, f"lr={lr}", f"output_root={tmp_path}", environment={**common, "RANK": str(r), "LOCAL_RANK": str(r)}
+        )
+        for r, lr in enumerate((0.1, 0.2))
+    ]
+    assert codes(processes, 30) == [2, 2]
+    for process in processes:
+        assert "rank 1 has another configuration than rank 0: recipe.lr=0.2 (there: 0.1)" in process.output()
+    assert not list(tmp_path.glob("*/*/*"))
+
+
+def test_a_dead_rank_ends_the_others_in_seconds(starter: Starter, tmp_path: Path) -> None:
+    processes = starter.ranks(*WORDS, "epochs=50", "checkpoint_every=2", f"output_root={tmp_path}")
+    until(lambda: written(tmp_path), 60, lambda: outputs(processes))
+    processes[1].signal(signal.SIGKILL)
+    begin = time.monotonic()
+    assert processes[0].wait(15) == 1
+    assert time.monotonic() - begin < 10
+    assert "error: another rank has ended or does not answer" in processes[0].output()
+    assert processes[1].wait() == -signal.SIGKILL
+    assert only_run(tmp_path).status()["status"] == "FAILED"
+
+
+def test_a_silent_rank_is_given_up(starter: Starter, tmp_path: Path) -> None:
+    words = (*WORDS, "epochs=50", "checkpoint_every=2", "rank_timeout=3", f"output_root={tmp_path}")
+    processes = starter.ranks(*words)
+    until(lambda: written(tmp_path), 60, lambda: outputs(processes))
+    processes[1].signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    assert processes[0].wait(30) == 1
+    assert time.monotonic() - begin < 3 + 10
+    assert "error: another rank has ended or does not answer" in processes[0].output()
+    processes[1].signal(signal.SIGCONT)
+    assert processes[1].wait(30) == 1  # it finds the other one gone
+    assert (only_run(tmp_path).path / "error-rank1.txt").exists()
+
+
+def test_a_rank_that_leaves_out_a_step_of_all_does_not_go_on(starter: Starter, tmp_path: Path) -> None:
+    words = (*WORDS, "epochs=50", "rank_timeout=3", f"output_root={tmp_path}")
+    processes = starter.ranks(*words, faults={1: {"skip_a_collective": 4}})
+    assert all(code in (1, -signal.SIGABRT) for code in codes(processes, 60))  # gloo aborts where the sizes differ
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_given_up_within_its_timeout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from test_kills import torchrun, workers_of
+
+    words = (*WORDS, "epochs=200", "checkpoint_every=2", "rank_timeout=8", f"output_root={tmp_path}")
+    job = torchrun(*words, log=tmp_path / "log")
+    until(lambda: written(tmp_path), 120, job.output)
+    victim = workers_of(job)[1]
+    os.kill(victim, signal.SIGSTOP)
+    begin = time.monotonic()
+    assert job.wait(8 + 40 + 120) != 0
+    seconds = time.monotonic() - begin
+    assert "another rank has ended or does not answer" in job.output()
+    with capsys.disabled():
+        print(f"\na stopped rank ends the job after {seconds:.0f} s (rank_timeout 8 s)")
+    assert seconds < 48
+
+
+def rank_zero(port: int) -> dict[str, str]:
+    return {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def test_a_port_in_use_is_told_in_one_line(starter: Starter, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = starter.start(*WORDS, "rank_timeout=3", f"output_root={tmp_path}", environment=rank_zero(port))
+        assert process.wait(30) == 2
+    (line,) = [line for line in process.output().splitlines() if line.startswith("error:")]
+    assert f"MASTER_ADDR:MASTER_PORT=127.0.0.1:{port}" in line
+    assert "in use" in line
+    assert "Traceback" not in process.output()
+
+
+def test_peers_that_never_come_are_told_in_one_line(starter: Starter, tmp_path: Path) -> None:
+    environment = rank_zero(free_port())
+    process = starter.start(*WORDS, "rank_timeout=2", f"output_root={tmp_path}", environment=environment)
+    assert process.wait(30) == 2
+    assert "the ranks cannot meet" in process.output()
+    code, output = starter.run(*WORDS, environment={**environment, "RANK": "zero"})
+    assert code == 2, output
+
+
+def test_a_folder_in_use_is_refused_by_all_ranks(starter: Starter, tmp_path: Path) -> None:
+    first = starter.start(*WORDS, "epochs=50", f"run_dir={tmp_path}")
+    until(lambda: (tmp_path / "status.json").exists(), 60, first.output)
+    processes = starter.ranks(*WORDS, "epochs=50", f"run_dir={tmp_path}")
+    assert codes(processes, 30) == [2, 2]
+    for process in processes:
+        assert f"in use by process {first.pid}" in process.output()
+    first.signal(signal.SIGKILL)
+    first.wait()
+
+
+def test_a_fresh_start_is_not_repeated_by_the_launcher(starter: Starter, tmp_path: Path) -> None:
+    words = (*WORDS, "fresh=true", f"output_root={tmp_path}")
+    assert starter.run(*words, stop_after=3)[0] == 143
+    code, output = starter.run(*words, environment={"TORCHELASTIC_RESTART_COUNT": "1"})
+    assert code == 0
+    assert "resuming after step 3" in output
+    assert len(list(tmp_path.glob("*/*/*"))) == 1

@@ -1,0 +1,227 @@
+"""Training processes for the tests: started in a moment, killed at will, compared to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from engine.checkpoint import ASIDE, load
+from engine.records import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# Everything that a resume has to restore: layers with counters, an average, micro-batches, augmentation, val and test.
+WORDS = (
+    *("data=fake", "model=resnet18", "model.width=4", "progress=false", "log_every=3", "device=cpu"),
+    *("regularizer=dropblock", "block_size=3", "recipe.ema_decay=0.9", "recipe.accumulate=2"),
+    *("recipe.augment.flip=true", "epochs=2", "batch_size=48"),
+)
+STEPS_PER_EPOCH = 288 // 48
+
+
+@dataclass
+class Process:
+    """A running door."""
+
+    pid: int
+    log: Path
+    wait_for: Callable[[int], int]
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def ended(self) -> bool:
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        except OSError:
+            return True
+
+    def wait(self, timeout: float = 120.0) -> int:
+        """The exit code; negative for a signal. What the process said is shown if it does not end."""
+        until(self.ended, timeout, lambda: f"no end after {timeout} s:\n{self.output()}")
+        return self.wait_for(self.pid)
+
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+
+class Starter:
+    """Starts train.py by a fork of a process that has everything imported."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("starter.py"))],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        assert self._answer() == {"ready": True}
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.server.stdout is not None
+        return json.loads(self.server.stdout.readline())
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        return self._answer()
+
+    def start(self, *words: str, environment: dict[str, str] | None = None, **faults: Any) -> Process:
+        """train.py with these words; `faults` are the methods of `starter.Faults`."""
+        self.count += 1
+        log = self.folder / f"{self.count}.log"
+        request = {"words": words, "environment": environment or {}, "log": str(log), "faults": faults}
+        return Process(self._ask(request)["pid"], log, lambda pid: self._ask({"wait": pid})["code"])
+
+    def run(self, *words: str, environment: dict[str, str] | None = None, **faults: Any) -> tuple[int, str]:
+        """Start and wait: (exit code, output)."""
+        process = self.start(*words, environment=environment, **faults)
+        return process.wait(), process.output()
+
+    def ranks(self, *words: str, world_size: int = 2, faults: dict[int, Any] | None = None) -> list[Process]:
+        """One process per rank, as torchrun would start them; `faults` by rank."""
+        port = str(free_port())
+        common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            self.start(
+                *words, environment={**common, "RANK": str(r), "LOCAL_RANK": str(r)}, **(faults or {}).get(r, {})
+            )
+            for r in range(world_size)
+        ]
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait(10)
+
+
+def door(*words: str, log: Path, script: str = "train.py", **environment: str) -> Process:
+    """`python train.py WORDS` itself, in a session of its own."""
+    with open(log, "ab") as file:
+        popen = subprocess.Popen(
+            [sys.executable, script, *words],
+            cwd=ROOT,
+            env={**ENVIRONMENT, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    return Process(popen.pid, log, lambda _: popen.wait())
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def until(
+    condition: Callable[[], object],
+    timeout: float = 60.0,
+    told: Callable[[], str] = lambda: "",
+    pause: float = 0.01,
+) -> None:
+    """Wait for a condition, looked at every `pause` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, told()
+        time.sleep(pause)
+
+
+def kill_tree(pid: int, number: int = signal.SIGKILL) -> None:
+    """Signal a process and all that came from it."""
+    try:
+        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def only_run(root: Path) -> RunFolder:
+    (path,) = root.glob("*-*/*/seed-*")
+    return RunFolder(path)
+
+
+def written(root: Path) -> int:
+    """When a run last finished a checkpoint; 0 for never."""
+    try:
+        return only_run(root).checkpoints.joinpath("last.pt").stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
+
+
+def being_written(folder: Path) -> list[str]:
+    """Files of a checkpoint folder that are not whole yet, or never will be."""
+    return [name for name in os.listdir(folder) if ASIDE in name]
+
+
+def curves(run: RunFolder) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock measured."""
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in run.metrics()]
+
+
+def assert_same(ours: Any, theirs: Any, key: str = "") -> None:
+    """Deep equality, bit for bit; only the clock may differ."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), key
+        for name in ours:
+            if name != "seconds":
+                assert_same(ours[name], theirs[name], f"{key}.{name}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), key
+        for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(mine, other, f"{key}[{i}]")
+    elif isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype, key
+        assert torch.equal(ours, theirs), key
+    else:
+        assert ours == theirs, key
+
+
+def assert_identical(run: RunFolder, other: RunFolder) -> None:
+    """Weights, BatchNorm, average, optimizer, counters, curves and results of two finished runs."""
+    for name in ("last.pt", "best.pt"):
+        assert_same(load(run.checkpoints / name), load(other.checkpoints / name), name)
+    assert curves(run) == curves(other)
+    for key in ("last", "best", "peak", "drop_last_epoch", "steps"):
+        assert run.summary()[key] == other.summary()[key], key
+    assert run.status()["status"] == "DONE"
+
+
+def assert_no_scars(run: RunFolder) -> None:
+    """Every step stands once and in order in both histories, and both say the same."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = [line for line in run.metrics() if "train/loss" in line]
+    events = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
+    for name in ("train/loss", "test/loss"):
+        points = [(line["step"], line[name]) for line in run.metrics() if name in line]
+        steps = [step for step, _ in points]
+        assert steps == sorted(set(steps))
+        shown = [(e.step, e.value) for e in events.Scalars(name)]
+        assert [step for step, _ in shown] == steps, name
+        assert torch.equal(torch.tensor([v for _, v in shown]), torch.tensor([v for _, v in points])), name
+    total = run.summary()["steps"]
+    per_epoch = STEPS_PER_EPOCH
+    assert [line["step"] for line in lines] == [s for s in range(1, total + 1) if s % 3 == 0 or s % per_epoch == 0]
