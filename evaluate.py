@@ -190,7 +190,7 @@ def result_text(result: dict[str, Any]) -> str:
 
 def main(words: list[str]) -> int:
     """The process: words in, exit code out."""
-    from train import told
+    from engine.outcome import told
 
     cpu.settle()
     if not words or {"-h", "--help"} & set(words):

@@ -10,12 +10,11 @@ the same command goes on from there; 1 anything else.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 import time
-import traceback
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from configs.command_line import asks_for_prices, check_words, is_sweep, sweep_n
 from configs.plan import Plan, plan_from, resolve
 from configs.schema import Config, UserError, check, load_yaml
 from engine import cpu
+from engine.outcome import STOPPED_CODES, Outcome, exit_code, told
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered before that
     import torch
@@ -38,7 +38,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered befor
     from engine.prices import Job
     from engine.records import RunFolder
     from engine.signals import StopRequest
-    from engine.state import TrainState
 
 
 def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
@@ -64,6 +63,7 @@ def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
         download=plan.runtime.download,
         on_bad_image=plan.data.on_bad_image,
         decoder=plan.data.decoder,
+        prepared=plan.data.prepared,
     )
 
 
@@ -120,7 +120,7 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
     from dropblock import table_text
     from engine import checkpoint
-    from engine.attempt import agree
+    from engine.attempt import agree, resume
     from engine.console import plan_text
 
     data = open_data(plan, device, ranks)
@@ -129,7 +129,7 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     found = checkpoint.load_latest(folder.checkpoints)
     agree("checkpoint", {"step": found and found[0].get("step")}, ranks)
     if found is not None:
-        resume(fit.state, *found, plan, data, ranks)
+        resume(fit.state, *found, fit.identity, ranks)
     if ranks.is_main:
         print(plan_text(plan, data, fit.state.model, device))
         if layers.table:
@@ -198,21 +198,6 @@ def assemble(
     return fit, layers
 
 
-def resume(state: TrainState, saved: dict[str, Any], path: Path, plan: Plan, data: Data, ranks: Ranks) -> None:
-    """Put a checkpoint into the state of a run, if it is of this run."""
-    from engine.attempt import differences
-
-    if saved.get("fingerprint") != data.fingerprint:
-        raise UserError(f"{path}: written with other data; give the same data, or fresh=true to start over")
-    found = differences(plan.identity(), saved.get("plan"))
-    if found:
-        raise UserError(f"{path}: of another run, {', '.join(found[:4])}; fresh=true starts over")
-    try:
-        state.load_state_dict(saved, ranks)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; fresh=true starts over") from error
-
-
 def train(plan: Plan, words: list[str], wait: bool = False) -> dict[str, Any]:
     """Carry out a plan in its folder, from wherever an earlier attempt left it; returns the summary.
 
@@ -224,7 +209,7 @@ def train(plan: Plan, words: list[str], wait: bool = False) -> dict[str, Any]:
         ValueError, FileNotFoundError, RunLocked: for what the user can mend, in one line.
         Stopped: if a signal asked for it.
     """
-    from engine.attempt import agree, hold
+    from engine.attempt import agree, hold, refuse_another
     from engine.console import result_text
     from engine.distributed import find_device, join
     from engine.records import DONE, RunFolder
@@ -234,7 +219,9 @@ def train(plan: Plan, words: list[str], wait: bool = False) -> dict[str, Any]:
     agree("configuration", {**plan.identity(), "run folder": str(plan.run_dir())}, ranks)
     folder = RunFolder(plan.run_dir())
     with hold(folder, ranks, plan.runtime.fresh, wait):
-        refuse_another_run(plan, folder)
+        plan_file = folder.path / "plan.yaml"
+        if plan_file.exists():  # a folder given by run_dir= may hold another run
+            refuse_another(folder.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
         summary = folder.summary()
         done = folder.status().get("status") == DONE and bool(summary)
         ranks.barrier()  # every rank has read the status before the main rank writes a new one
@@ -246,19 +233,9 @@ def train(plan: Plan, words: list[str], wait: bool = False) -> dict[str, Any]:
     return summary
 
 
-def refuse_another_run(plan: Plan, folder: RunFolder) -> None:
-    """A folder given by run_dir= may hold another run."""
-    from engine.attempt import differences
-
-    plan_file = folder.path / "plan.yaml"
-    if plan_file.exists():
-        found = differences(plan.identity(), plan_from(load_yaml(plan_file)).identity())
-        if found:
-            raise UserError(f"{folder.path} holds another run: {', '.join(found[:4])}; fresh=true moves it aside")
-
-
 def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.device, ranks: Ranks) -> dict[str, Any]:
     """Train to the end in a folder that is held, and leave the record."""
+    from engine import points
     from engine.attempt import attempt
     from engine.checkpoint import write_aside
     from engine.console import result_text
@@ -277,24 +254,13 @@ def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.dev
         parameters = sum(p.numel() for p in fit.state.model.parameters())
         summary = {**fit.result(), "parameters": parameters, "environment": started, "plan": asdict(plan)}
         if ranks.is_main:
-            add_to_hparams_table(folder.path, table_row(plan), [name for name in summary["last"] if name != "epoch"])
+            add_to_hparams_table(
+                folder.path, points.table_row(plan), [name for name in summary["last"] if name != "epoch"]
+            )
             folder.write("summary.json", summary)
             folder.set_status(DONE, commit=started["commit"])
             print(result_text(summary, folder.path))
     return summary
-
-
-def table_row(plan: Plan) -> dict[str, Any]:
-    """What sets a run apart from others, for a table of many: one level of names, plain values."""
-    layer, recipe = plan.layer, plan.recipe
-    row: dict[str, Any] = {"data": plan.data.name, "model": plan.model.name, "width": plan.model.width}
-    row |= {"regularizer": "+".join(plan.regularizer), "cutout": plan.cutout, "autoaugment": plan.autoaugment}
-    row |= {"label_smoothing": plan.label_smoothing, "train_subset": plan.data.train_subset, "seed": plan.seed}
-    row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
-    if layer is not None:
-        row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}
-        row["groups"] = ",".join(map(str, layer.groups))
-    return row
 
 
 def estimate(jobs: list[Job]) -> int:
@@ -324,16 +290,6 @@ def estimate(jobs: list[Job]) -> int:
     return 0 if complete else 2
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job."""
-
-    code: int = 0  # as the exit code of a process
-    in_use: bool = False  # by another process: to be looked at again
-    refused: str = ""  # why it has no run folder
-    ends_all: bool = False  # no other job may follow in this process
-
-
 def job(config: DictConfig, words: list[str], sweep: Path | None, number: int, wait: bool = False) -> Outcome:
     """One run of this command, or one of many; never raises, so that a grid goes on."""
     run, reason, outcome = None, "", Outcome()
@@ -350,18 +306,17 @@ def job(config: DictConfig, words: list[str], sweep: Path | None, number: int, w
         summary = train(plan, words, wait)
         shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
     except BaseException as error:
-        if sweep is not None and not wait and in_use(error):
+        if sweep is not None and not wait and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
             return Outcome(in_use=True)
         code, reason = told(error)
         # Ranks that do not all know of a failure would wait for each other in different jobs.
         alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
-        outcome = Outcome(code, refused="" if run else reason, ends_all=alone or code in (130, 143))
+        outcome = Outcome(code, refused="" if run else reason, ends_all=alone or code in STOPPED_CODES)
     if sweep is not None and run is not None:
         from engine.sweep import note_run
 
-        status = {0: "DONE", 130: "STOPPED", 143: "STOPPED"}.get(outcome.code, "FAILED")
-        note_run(sweep, run, status, words, reason, **shown)
+        note_run(sweep, run, outcome.status, words, reason, **shown)
     return outcome
 
 
@@ -378,95 +333,28 @@ def asked(config: DictConfig, words: list[str], grid: bool) -> Job:
     return Job(words, plan, remarks)
 
 
-def in_use(error: BaseException) -> bool:
-    """Whether another process has the run."""
-    if isinstance(error, UserError):  # before torch is imported
-        return False
-    from engine.records import RunLocked
+def compose(words: list[str], sweep: Path | None, each: Callable[[DictConfig, list[str], int], None]) -> None:
+    """Have Hydra compose the configuration of every job and call `each` with it, its own words and its number.
 
-    return isinstance(error, RunLocked)
-
-
-def told(error: BaseException) -> tuple[int, str]:
-    """Tell the user what ended a run: one line for what can be mended, a traceback for what cannot.
-
-    An error that all ranks share, or that stands for a decision of this program, knows its `exit_code`.
+    Raises:
+        UserError: for what Hydra does not understand, in one line.
     """
-    line = " ".join(str(error).split())
-    code = getattr(error, "exit_code", None)
-    if code in (130, 143):
-        print(f"{line}; the same command goes on from there", file=sys.stderr)
-        return code, line
-    if isinstance(error, KeyboardInterrupt):
-        code, line = 130, "interrupted before the first step"
-    elif code is None:
-        # The rooms raise these for what a user can mend; the traceback is in the run's error.txt.
-        code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
-        if code == 1 and not isinstance(error, OSError):
-            traceback.print_exception(error)
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    return code, line
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
 
+    def one(config: DictConfig) -> None:
+        state = HydraConfig.get()
+        each(config, list(state.overrides.task), state.job.num if sweep is not None else 0)
 
-def main(words: list[str]) -> int:
-    """The process: words in, exit code out."""
-    cpu.settle()
-    started, sweep = time.time(), None
-    outcomes: list[Outcome] = []
-    later: list[tuple[DictConfig, list[str], Path, int]] = []
-    to_price: list[Job] = []
-    pricing = asks_for_prices(words)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are told in one line
+    flags = [word for word in words if word in ("-m", "--multirun")]  # anywhere for us, in front for argparse
+    rest = [word for word in words if word not in flags]
+    sys.argv[1:] = [*flags, *rest, f"hydra.sweep.dir={sweep}"] if sweep else rest
     try:
-        check_words(words)
-        given = dict(word.split("=", 1) for word in words if "=" in word)
-        if is_sweep(words):
-            sweep = Path(given.get("output_root", "outputs"), "sweeps", sweep_name(words))
-        import hydra
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.errors import HydraException
-
-        def one(config: DictConfig) -> None:
-            if any(outcome.ends_all for outcome in outcomes):
-                return
-            state = HydraConfig.get()
-            overrides, number = list(state.overrides.task), state.job.num if sweep is not None else 0
-            if pricing:
-                to_price.append(asked(config, overrides, grid=sweep is not None))
-                return
-            outcomes.append(job(config, overrides, sweep, number))
-            if outcomes[-1].in_use and sweep is not None:
-                later.append((config, overrides, sweep, number))
-
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are told in one line
-        flags = [word for word in words if word in ("-m", "--multirun")]  # anywhere for us, in front for argparse
-        rest = [word for word in words if word not in flags]
-        if pricing:  # here, whatever launcher the runs will have
-            rest = [word for word in rest if not word.startswith(("hydra/launcher", "hydra.launcher"))]
-        place = tempfile.mkdtemp() if pricing else sweep  # Hydra makes the folder of a sweep, and prices leave none
-        sys.argv[1:] = [*flags, *rest, f"hydra.sweep.dir={place}"] if sweep else rest
-        try:
-            hydra.main(version_base="1.3", config_path="configs", config_name="config")(one)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(plain(str(error), words)) from error
-        finally:
-            if pricing:
-                shutil.rmtree(str(place), ignore_errors=True)
-        if to_price:
-            return estimate(to_price)
-        for left in later:  # what other processes had: done by now, or waited for, or taken over if they died
-            if not any(outcome.ends_all for outcome in outcomes):
-                outcomes.append(job(*left, wait=True))
-    except (UserError, KeyboardInterrupt) as error:
-        return told(error)[0]
-    codes = [outcome.code for outcome in outcomes]
-    if sweep is not None:
-        from engine.sweep import read_runs, summary_text
-
-        refused = [outcome.refused for outcome in outcomes if outcome.refused]
-        print(f"\n{summary_text(read_runs(sweep, since=started), sweep, refused)}")
-        stopped = [code for code in codes if code in (130, 143)]
-        return stopped[0] if stopped else int(any(codes))
-    return codes[0] if codes else 0
+        hydra.main(version_base="1.3", config_path="configs", config_name="config")(one)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(plain(str(error), words)) from error
 
 
 def plain(message: str, words: list[str]) -> str:
@@ -475,6 +363,55 @@ def plain(message: str, words: list[str]) -> str:
         several = [word for word in words if "," in word]
         return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
     return " ".join(message.split())
+
+
+def run_all(words: list[str], sweep: Path | None) -> int:
+    """Carry out every job of a command; returns its exit code."""
+    started = time.time()
+    outcomes: list[Outcome] = []
+    later: list[tuple[DictConfig, list[str], int]] = []
+
+    def each(config: DictConfig, overrides: list[str], number: int) -> None:
+        if not any(outcome.ends_all for outcome in outcomes):
+            outcomes.append(job(config, overrides, sweep, number))
+            if outcomes[-1].in_use:
+                later.append((config, overrides, number))
+
+    compose(words, sweep, each)
+    for config, overrides, number in later:  # done by now, or waited for, or taken over if the other process died
+        if not any(outcome.ends_all for outcome in outcomes):
+            outcomes.append(job(config, overrides, sweep, number, wait=True))
+    if sweep is not None:
+        from engine.sweep import read_runs, summary_text
+
+        refused = [outcome.refused for outcome in outcomes if outcome.refused]
+        print(f"\n{summary_text(read_runs(sweep, since=started), sweep, refused)}")
+    return exit_code(outcomes, sweep is not None)
+
+
+def price_all(words: list[str], sweep: Path | None) -> int:
+    """Say what every job of a command would cost; returns its exit code."""
+    jobs: list[Job] = []
+    # Here, whatever launcher the runs will have; Hydra makes the folder of a sweep, and prices leave none.
+    here = [word for word in words if not word.startswith(("hydra/launcher", "hydra.launcher"))]
+    with tempfile.TemporaryDirectory() as folder:
+        grid = sweep is not None
+        place = Path(folder) if grid else None
+        compose(here, place, lambda config, overrides, _: jobs.append(asked(config, overrides, grid)))
+    return estimate(jobs)
+
+
+def main(words: list[str]) -> int:
+    """The process: words in, exit code out."""
+    cpu.settle()
+    try:
+        check_words(words)
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        root = given.get("output_root", "outputs")
+        sweep = Path(root, "sweeps", sweep_name(words)) if is_sweep(words) else None
+        return price_all(words, sweep) if asks_for_prices(words) else run_all(words, sweep)
+    except (UserError, KeyboardInterrupt) as error:
+        return told(error)[0]
 
 
 if __name__ == "__main__":

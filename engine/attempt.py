@@ -7,12 +7,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import remove_unfinished
 from engine.distributed import Ranks, lost_peer
 from engine.records import FAILED, RUNNING, STOPPED, RunFolder, RunLocked
 from engine.signals import Stopped
+from engine.state import TrainState
 
 WAIT_SECONDS = 1.0
 
@@ -112,3 +114,29 @@ def attempt(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
         if lost is not None:
             raise lost from error
         raise
+
+
+def refuse_another(place: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Two plans under one name.
+
+    Raises:
+        ValueError: if they differ; one line that names the keys.
+    """
+    found = differences(ours, theirs)
+    if found:
+        raise ValueError(f"{place} holds another run: {', '.join(found[:4])}; fresh=true moves it aside")
+
+
+def resume(state: TrainState, saved: dict[str, Any], path: Path, identity: dict[str, Any], ranks: Ranks) -> None:
+    """Put a checkpoint into the state of a run, if it is of this run.
+
+    Raises:
+        ValueError: if it was written by another run or with other data.
+    """
+    if saved.get("fingerprint") != identity["fingerprint"]:
+        raise ValueError(f"{path}: written with other data; give the same data, or fresh=true to start over")
+    refuse_another(path, identity["plan"], saved.get("plan") or {})
+    try:
+        state.load_state_dict(saved, ranks)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; fresh=true starts over") from error

@@ -30,6 +30,7 @@ class RunLocked(RuntimeError):
     """Another process works in this run folder."""
 
     exit_code = 2
+    in_use = True
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""How a command ends: what became of each of its jobs, and what is told of an error. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass
+
+STOPPED_CODES = (130, 143)  # by a signal; the same command goes on from there
+STATUS_OF = {0: "DONE", 130: "STOPPED", 143: "STOPPED"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    code: int = 0  # as the exit code of a process
+    in_use: bool = False  # by another process: to be looked at again
+    refused: str = ""  # why it has no run folder
+    ends_all: bool = False  # no other job may follow in this process
+
+    @property
+    def status(self) -> str:
+        return STATUS_OF.get(self.code, "FAILED")
+
+
+def exit_code(outcomes: list[Outcome], sweep: bool) -> int:
+    """Of a process: the code of its job; of a sweep 0 if all are done, that of a signal if one came, else 1."""
+    codes = [outcome.code for outcome in outcomes]
+    if not sweep:
+        return codes[0] if codes else 0
+    stopped = [code for code in codes if code in STOPPED_CODES]
+    return stopped[0] if stopped else int(any(codes))
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """Tell the user what ended a run: one line for what can be mended, a traceback for what cannot.
+
+    An error that all ranks share, or that stands for a decision of this program, knows its `exit_code`.
+
+    Returns:
+        the exit code, and the line.
+    """
+    line = " ".join(str(error).split())
+    code = getattr(error, "exit_code", None)
+    if code in STOPPED_CODES:
+        print(f"{line}; the same command goes on from there", file=sys.stderr)
+        return code, line
+    if isinstance(error, KeyboardInterrupt):
+        code, line = 130, "interrupted before the first step"
+    elif code is None:
+        # The rooms raise these for what a user can mend; the traceback is in the run's error.txt.
+        code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
+        if code == 1 and not isinstance(error, OSError):
+            traceback.print_exception(error)
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return code, line
