@@ -89,6 +89,8 @@ class Plan:
             del plan[name]
         for name in ("root", "download", "model_width"):
             del plan["data"][name]
+        if not self.data.prepared:
+            del plan["data"]["prepared"]
         return plan
 
     def hash(self) -> str:

@@ -44,6 +44,7 @@ class DataConfig:
     download: bool = True
     on_bad_image: str = "error"
     decoder: str = "auto"
+    prepared: bool = False  # root was written by scripts/prepare_shards.py: smaller photographs
 
 
 @dataclass(frozen=True)

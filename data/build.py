@@ -15,10 +15,11 @@ from data.cifar import cifar10, cifar100
 from data.decode import pick_decoder
 from data.fashion import fashion_mnist
 from data.fingerprint import fingerprint
-from data.folders import Files, open_folders
+from data.folders import Files, Folders, open_folders
 from data.images import ON_BAD_IMAGE, ImageLoader
 from data.interface import Augment, Data
 from data.pictures import Picture
+from data.shards import is_prepared, open_prepared
 from data.small import Request, Small, digits, fake
 from data.splits import Batches, Indices, subset, train_val
 from data.tensors import TensorLoader
@@ -53,6 +54,7 @@ def build_data(
     download: bool = True,
     on_bad_image: str = "error",
     decoder: str = "auto",
+    prepared: bool = False,
     num_classes: int | None = None,
 ) -> Data:
     """Open a data set.
@@ -76,6 +78,7 @@ def build_data(
         download: fetch missing data where that is possible.
         on_bad_image: `error` or `skip` (class folders only).
         decoder: `auto`, `simplejpeg`, `pillow` or `pil` (class folders only).
+        prepared: `root` is a folder that `scripts/prepare_shards.py` wrote (class folders only).
         num_classes: of `fake`.
 
     Raises:
@@ -86,6 +89,8 @@ def build_data(
         raise ValueError(f"unknown data '{name}', choose one of {', '.join(DATASETS)}")
     if num_classes is not None and name != "fake":
         raise ValueError(f"num_classes can be chosen for data 'fake' only, not for '{name}'")
+    if prepared and name in SMALL:
+        raise ValueError(f"prepared=true is for photographs, {name} is small as it comes")
     if on_bad_image not in ON_BAD_IMAGE:
         raise ValueError(f"unknown on_bad_image '{on_bad_image}', choose one of {', '.join(ON_BAD_IMAGE)}")
     pick_decoder(decoder)
@@ -100,7 +105,7 @@ def build_data(
         channels_last,
     )
     cut = Cut(val_fraction, train_subset)
-    reading = Reading(224 if image_size is None else image_size, decoder, workers, on_bad_image)
+    reading = Reading(224 if image_size is None else image_size, decoder, workers, on_bad_image, prepared)
     try:
         if name in SMALL:
             source = SMALL[name](Request(folder, image_size, num_classes, download))
@@ -155,6 +160,7 @@ class Reading:
     decoder: str
     workers: int
     on_bad_image: str
+    prepared: bool
 
     def __post_init__(self) -> None:
         if self.image_size < 8:
@@ -194,9 +200,9 @@ def _folders(
 ) -> Data:
     if augment.crop_padding:
         raise ValueError(f"crop_padding is for small images; {name} is cropped by random boxes: set it to 0")
-    found = open_folders(name, root, download)
+    found = _open(name, root, download, reading)
     train, val = cut(found.train.labels)
-    picture = Picture(reading.image_size, reading.decoder, augment)
+    picture = Picture(reading.image_size, reading.decoder, augment, found.decode)
     normalize = Normalize(*IMAGENET_STATISTICS, reading.image_size, how.device)
 
     def loader(files: Files, batches: Batches) -> ImageLoader:
@@ -221,10 +227,30 @@ def _folders(
         classes=found.classes,
         image_shape=(3, reading.image_size, reading.image_size),
         fingerprint=fingerprint(
-            name, found.classes, train, val, found.train.names, found.train.labels, found.test.names, found.test.labels
+            *(name, found.classes, train, val),
+            *(found.train.names, found.train.labels, found.test.names, found.test.labels),
+            *([found.version] if found.version else []),
         ),
         notes=found.notes + cut.notes,
     )
+
+
+def _open(name: str, root: Path | None, download: bool, reading: Reading) -> Folders:
+    """Class folders, or what was prepared from them; which of the two is said, since runs on them are not the same."""
+    if is_prepared(root) and not reading.prepared:
+        raise ValueError(
+            f"{name}: {root} holds prepared photographs, which are not the original ones: data.prepared=true"
+        )
+    if not reading.prepared:
+        return open_folders(name, root, download)
+    if root is None or not is_prepared(root):
+        raise FileNotFoundError(
+            f"{name}: no prepared photographs in data.root={root}, or not all; scripts/prepare_shards.py writes them"
+        )
+    found = open_prepared(name, root)
+    if found.decode is not None and reading.decoder == "pil":
+        raise ValueError(f"{name}: decoder pil reads image files, and {root} holds raw pixels; use decoder=auto")
+    return found
 
 
 def _statistics(images: Tensor, without: Indices) -> tuple[tuple[float, ...], tuple[float, ...]]:

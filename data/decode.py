@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
+Content = bytes | memoryview  # of an image file
+Part = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width
+Decode = Callable[[Content, Part], Pixels]
 MAX_PIXELS = 90_000_000  # a header that promises more is not believed: 65000x65000 would take 12.8 GB to decode
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow could open others, some of them by starting programs
 DECODERS = ("auto", "simplejpeg", "pillow", "pil")
@@ -26,7 +29,7 @@ def check_size(height: int, width: int) -> None:
         raise ValueError(f"its header says {width}x{height} pixels, more than {MAX_PIXELS:,}")
 
 
-def open_rgb(content: bytes) -> Image.Image:
+def open_rgb(content: Content) -> Image.Image:
     """Decode with Pillow to an RGB image: gray is repeated, CMYK converted, alpha dropped."""
     from PIL import Image
 
@@ -35,28 +38,43 @@ def open_rgb(content: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     with image:
         check_size(image.height, image.width)
+        if image.mode == "RGB":  # convert would copy it
+            image.load()
+            return image
         return image.convert("RGB")
 
 
-def with_pillow(content: bytes) -> Pixels:
-    """(H, W, 3) pixels of any known image file."""
-    return np.array(open_rgb(content))
+def whole(height: int, width: int) -> tuple[int, int, int, int]:
+    """The part of an image that is all of it."""
+    return 0, 0, height, width
 
 
-def with_simplejpeg(content: bytes) -> Pixels:
+def with_pillow(content: Content, part: Part = whole) -> Pixels:
+    """(H, W, 3) pixels of a part of any known image file.
+
+    The part is cut out before it becomes an array: that copy, of every pixel, is slow.
+    """
+    image = open_rgb(content)
+    top, left, height, width = part(image.height, image.width)
+    return np.array(image.crop((left, top, left + width, top + height)))
+
+
+def with_simplejpeg(content: Content, part: Part = whole) -> Pixels:
     """(H, W, 3) pixels; the same as `with_pillow`, sooner where the file is a three-component JPEG without a flaw."""
     import simplejpeg
 
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
         if colors == "YCbCr" and height * width <= MAX_PIXELS:
-            return simplejpeg.decode_jpeg(content, "RGB")
+            pixels = simplejpeg.decode_jpeg(content, "RGB")
+            top, left, height, width = part(height, width)
+            return pixels[top : top + height, left : left + width]
     except ValueError:
         pass  # not a JPEG, or a damaged one: Pillow decides
-    return with_pillow(content)
+    return with_pillow(content, part)
 
 
-def pick_decoder(name: str) -> Callable[[bytes], Pixels]:
+def pick_decoder(name: str) -> Decode:
     """The decoder of a name: `auto` is simplejpeg where it is installed, else Pillow.
 
     Raises:

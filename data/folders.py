@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.decode import Content, Decode
 from data.download import default_root, fetch
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
@@ -20,7 +21,7 @@ OFFICIAL = {"imagenet": (1_281_167, 50_000, 1000), "imagenette": (9_469, 3_925, 
 
 @dataclass(frozen=True)
 class Files:
-    """The image files of a split; another storage would offer the same `name`, `read` and `labels`.
+    """The image files of a split; another storage offers the same (`data.shards`).
 
     Args:
         folder: of the split.
@@ -39,7 +40,7 @@ class Files:
         """The path of an image, for messages."""
         return os.path.join(self.folder, os.fsdecode(self.names[index]))
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> Content:
         """The content of an image file."""
         with open(self.name(index), "rb") as file:
             return file.read()
@@ -51,12 +52,17 @@ class Files:
 
 @dataclass(frozen=True)
 class Folders:
-    """A data set of class folders: its two official parts and their common class map."""
+    """A data set of class folders: its two official parts and their common class map.
+
+    Prepared ones say in which `version` their pixels are, and, if they are no image files, how to `decode` them.
+    """
 
     train: Files
     test: Files
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    version: str = ""
+    decode: Decode | None = None
 
 
 def open_folders(name: str, root: Path | None, download: bool) -> Folders:

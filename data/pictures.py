@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.augment import Policy
 from data.crops import Box, center, eval_resize, random_box
-from data.decode import Pixels, check_size, open_rgb, pick_decoder
+from data.decode import Content, Decode, Pixels, check_size, open_rgb, pick_decoder, whole
 from data.draws import BOX, FLIP
 from data.interface import Augment
 
@@ -39,14 +39,15 @@ class Picture:
         size: side of the square.
         decoder: `auto`, `simplejpeg`, `pillow`, or `pil` for the reference recipe.
         augment: flip and AutoAugment of training images.
+        decode: in the place of the decoder's, for content that is no image file.
     """
 
-    def __init__(self, size: int, decoder: str, augment: Augment) -> None:
+    def __init__(self, size: int, decoder: str, augment: Augment, decode: Decode | None = None) -> None:
         self.size, self.reference = size, decoder == "pil"
-        self.decode, self.flip = pick_decoder(decoder), augment.flip
+        self.decode, self.flip = decode or pick_decoder(decoder), augment.flip
         self.policy = Policy(augment.autoaugment) if augment.autoaugment else None
 
-    def __call__(self, content: bytes, draws: Draws | None) -> Pixels:
+    def __call__(self, content: Content, draws: Draws | None) -> Pixels:
         """The training image for these draws; without draws the image of evaluation.
 
         Raises:
@@ -61,19 +62,18 @@ class Picture:
             picture = self.policy(np.ascontiguousarray(picture), draws.seed, draws.epoch, draws.index)
         return picture
 
-    def _box(self, content: bytes, draws: Draws) -> Pixels:
-        pixels = self.decode(content)
-        top, left, height, width = random_box(pixels.shape[0], pixels.shape[1], draws.uniforms[BOX:])
-        return _resize(pixels[top : top + height, left : left + width], self.size, self.size)
+    def _box(self, content: Content, draws: Draws) -> Pixels:
+        pixels = self.decode(content, lambda height, width: random_box(height, width, draws.uniforms[BOX:]))
+        return resized(pixels, self.size, self.size)
 
-    def _center(self, content: bytes) -> Pixels:
-        pixels = self.decode(content)
+    def _center(self, content: Content) -> Pixels:
+        pixels = self.decode(content, whole)
         height, width = eval_resize(pixels.shape[0], pixels.shape[1], self.size)
         check_size(height, width)
         top, left = center(height, width, self.size)
-        return _resize(pixels, height, width)[top : top + self.size, left : left + self.size]
+        return resized(pixels, height, width)[top : top + self.size, left : left + self.size]
 
-    def _reference_box(self, content: bytes, draws: Draws) -> Pixels:
+    def _reference_box(self, content: Content, draws: Draws) -> Pixels:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.functional import resized_crop
 
@@ -81,7 +81,7 @@ class Picture:
         box: Box = random_box(image.height, image.width, draws.uniforms[BOX:])
         return np.array(resized_crop(image, *box, [self.size, self.size], InterpolationMode.BICUBIC))
 
-    def _reference_center(self, content: bytes) -> Pixels:
+    def _reference_center(self, content: Content) -> Pixels:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.functional import center_crop, resize
 
@@ -91,6 +91,7 @@ class Picture:
         return np.array(center_crop(resize(image, min(height, width), InterpolationMode.BICUBIC), self.size))
 
 
-def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
+def resized(pixels: Pixels, height: int, width: int) -> Pixels:
+    """(H, W, 3) pixels to another height and width, antialiased bicubic."""
     image: Tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return F.interpolate(image, size=(height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,140 @@
+"""Prepared photographs: made smaller once, and kept in a few large files instead of a million small ones.
+
+`prepared.json`, written last, names the shards with their sizes and sums; `train.npz` and `val.npz` say where each
+image lies. An image is a JPEG, or raw: 4 bytes of height and width, then the pixels. The order is that of the class
+folders, and images are read one by one wherever they lie, so that an epoch is the same samples in the same order.
+What the network sees is not what it sees of the original files: `Data.notes` says so, and the fingerprint differs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.decode import Content, Part, Pixels, whole
+from data.folders import Files, Folders
+
+MANIFEST, VERSION = "prepared.json", 1
+KINDS = ("jpeg", "raw")
+SPLITS = ("train", "val")
+HEADER = struct.Struct("<HH")  # height, width of a raw image
+
+
+def is_prepared(root: Path | None) -> bool:
+    """Whether a folder holds prepared photographs, all of them."""
+    return root is not None and (root / MANIFEST).is_file()
+
+
+@dataclass(frozen=True)
+class ShardedFiles(Files):
+    """The images of a split, in shards.
+
+    Args:
+        shards: the paths of the shards.
+        shard, begins, ends: (N,) which of them holds an image, and the bytes where it lies.
+    """
+
+    shards: tuple[Path, ...]
+    shard: NDArray[np.int32]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def name(self, index: int) -> str:
+        """The name that the image file had, and its shard."""
+        return f"{self.names[index].decode(errors='replace')} in {self.shards[self.shard[index]]}"
+
+    def read(self, index: int) -> Content:
+        """The content of an image; nothing is copied before it is used."""
+        return _mapped(self.shards[self.shard[index]])[self.begins[index] : self.ends[index]]
+
+    def part(self, indices: NDArray[np.int64]) -> ShardedFiles:
+        """Some of the images, in the order given."""
+        arrays = (self.shard[indices], self.begins[indices], self.ends[indices])
+        return ShardedFiles(self.folder, self.names[indices], self.labels[indices], self.shards, *arrays)
+
+
+@functools.cache
+def _mapped(path: Path) -> memoryview:
+    """A shard as memory of this process; private, so that nobody can write into the file by mistake."""
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def with_nothing(content: Content, part: Part = whole) -> Pixels:
+    """(H, W, 3) pixels of a part of a raw image, as a view."""
+    height, width = HEADER.unpack_from(content)
+    pixels = np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(height, width, 3)
+    top, left, height, width = part(height, width)
+    return pixels[top : top + height, left : left + width]
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What `prepared.json` says.
+
+    Raises:
+        ValueError: if it is damaged or of another version.
+    """
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+    except ValueError as error:
+        raise ValueError(f"{root / MANIFEST}: not readable ({error}); prepare the folder again") from error
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+        raise ValueError(f"{root / MANIFEST}: not of this version ({VERSION}); prepare the folder again")
+    return manifest
+
+
+def open_prepared(name: str, root: Path) -> Folders:
+    """The data set in a prepared folder, as `open_folders` gives the original.
+
+    Raises:
+        ValueError: if it is of another data set, or a shard is missing or not of its size.
+    """
+    manifest = read_manifest(root)
+    if manifest["name"] != name:
+        raise ValueError(f"{root}: prepared from {manifest['name']}, not from {name}")
+    for entry in manifest["shards"]:
+        path = root / entry["file"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            found = "missing" if size is None else f"{size:,} bytes instead of {entry['bytes']:,}"
+            raise ValueError(f"{path}: {found}; run scripts/prepare_shards.py again, it makes what is missing")
+    train, test = (_open_split(root, manifest, split) for split in SPLITS)
+    raw, side, quality = manifest["kind"] == "raw", manifest["short_side"], manifest["quality"]
+    kind = "raw pixels" if raw else f"JPEG quality {quality}"
+    note = (
+        f"input prepared to short sides of {side} pixels ({kind}): not the paper's, which crops from the original files"
+    )
+    return Folders(
+        train,
+        test,
+        tuple(manifest["classes"]),
+        (*manifest["notes"], note),
+        version=f"prepared, {side} pixels, {kind}",
+        decode=with_nothing if raw else None,
+    )
+
+
+def _open_split(root: Path, manifest: dict[str, Any], split: str) -> ShardedFiles:
+    path = root / f"{split}.npz"
+    try:
+        with np.load(path) as arrays:
+            names, labels, lengths = arrays["names"], arrays["labels"], arrays["lengths"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not readable ({error}); run scripts/prepare_shards.py again") from error
+    entries = [entry for entry in manifest["shards"] if entry["split"] == split]
+    counts = [entry["images"] for entry in entries]
+    if not sum(counts) == len(names) == len(labels) == len(lengths):
+        raise ValueError(f"{path}: does not belong to {root / MANIFEST}; run scripts/prepare_shards.py again")
+    ends = np.concatenate([np.cumsum(part) for part in np.split(lengths, np.cumsum(counts)[:-1])])
+    shard = np.repeat(np.arange(len(entries), dtype=np.int32), counts)
+    return ShardedFiles(
+        root, names, labels, tuple(root / entry["file"] for entry in entries), shard, ends - lengths, ends
+    )
