@@ -157,7 +157,7 @@ def test_changing_keep_prob_and_seed_before_backward_does_not_change_the_mask(pa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("block", "keep_prob"), [(7, 0.9), (7, 0.975), (3, 0.9), (1, 0.5)])
+@pytest.mark.parametrize(("block", "keep_prob"), [(7, 0.9), (7, 0.975), (3, 0.9), (2, 0.5)])
 def test_memory_kept_for_backward(path: str, dtype: torch.dtype, block: int, keep_prob: float) -> None:
     saved: list[Tensor] = []
     x = maps(path, 4, 32, 14, 14, dtype=dtype)
@@ -172,7 +172,7 @@ def test_memory_kept_for_backward(path: str, dtype: torch.dtype, block: int, kee
 def test_how_triton_cuts_the_maps_changes_nothing(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     from dropblock import triton_kernel
 
-    x = maps("triton", 2, 5, 30, 35, layout=layout)
+    x = maps("triton", 1, 12, 18, 19, layout=layout)
     whole = run("triton", x, 0.8, 7, 9)
     monkeypatch.setattr(triton_kernel, "TILE", 64)  # several programs a map, a line, a row of channels
     in_pieces = run("triton", x, 0.8, 7, 9)
