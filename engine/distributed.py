@@ -113,14 +113,15 @@ def _short(error: BaseException) -> str:
 def wrap(model: nn.Module, ranks: Ranks, device: torch.device, compiled: bool) -> nn.Module:
     """What is called in training: the model, compiled if asked, and DistributedDataParallel where there are peers.
 
-    That broadcasts no buffer: running statistics are averaged by `share_statistics`, keep_prob, mask seeds and drop
+    That leaves the buffers alone: running statistics are averaged by `share_statistics`; keep_prob, mask seeds and drop
     counters are each rank's own.
     """
     network: Any = torch.compile(model) if compiled else model
     if ranks.world_size == 1:
         return network
-    devices = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    ddp._set_params_and_buffers_to_ignore_for_model(network, [name for name, _ in network.named_buffers()])
+    return ddp(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

@@ -116,12 +116,20 @@ class Fit:
     def result(self) -> dict[str, Any]:
         """What came of the run: see `points.result`."""
         progress = self.state.last_progress / len(self.data.train)
-        return points.result(self.state, self.task.headline, self.layers.expected_drop(progress))
+        result = points.result(self.state, self.task.headline, self.layers.expected_drop(progress))
+        return {**result, "bad_images": self._bad_images()}
+
+    def _bad_images(self) -> dict[str, str]:
+        """Path and reason of the images that all ranks' loaders left out."""
+        loaders = [loader for loader in (self.data.train, self.data.val, self.data.test) if loader is not None]
+        ours = {path: reason for loader in loaders for path, reason in loader.bad_images.items()}
+        return {path: reason for part in self.ranks.gather(ours) for path, reason in part.items()}
 
     def _step(self, batch: Any, progress: float) -> None:
         """One optimizer step."""
         state = self.state
-        self.network.train()
+        if not state.model.training:  # asked first: the walk over all modules takes half a millisecond
+            self.network.train()
         set_lr(state.optimizer, self.lr.at(state.step))
         # The keep_prob decay of the paper: set before step t from t / T, so the first step drops nothing.
         self.layers.set_progress(progress)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,7 @@ class Process:
         os.kill(self.pid, number)
 
     def ended(self) -> bool:
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-        except OSError:
-            return True
+        return gone(self.pid)
 
     def wait(self, timeout: float = 120.0) -> int:
         """The exit code; negative for a signal. What the process said is shown if it does not end."""
@@ -55,6 +52,14 @@ class Process:
 
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, looked after or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 class Starter:
@@ -145,17 +150,16 @@ def until(
         time.sleep(pause)
 
 
-def kill_tree(pid: int, number: int = signal.SIGKILL) -> None:
-    """Signal a process and all that came from it."""
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all that came from it, and see them dead."""
     try:
         tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return
     for process in tree:
-        try:
-            process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    until(lambda: all(gone(process.pid) for process in tree))
 
 
 def only_run(root: Path) -> RunFolder:
