@@ -1,6 +1,7 @@
-"""Measure: python scripts/benchmark.py op|step [--device cpu|cuda] [--json FILE] [--markdown FILE]
+"""Measure: python scripts/benchmark.py op|step|loop|loader|startup [--device cpu|cuda] [--json FILE] [--markdown FILE]
 
 op: the operator beside torchvision, timm, nn.Dropout and the memory limit. step: a ResNet-50 training step with it.
+loop: the training loop beside the barest one. loader: input pipelines beside torchvision's. startup: the command line.
 Prints a markdown table; reports ratios only from rounds in which all contestants took part.
 """
 
@@ -14,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench import op, step
+from scripts.bench import loader, loop, op, startup, step
 from scripts.bench.rounds import MALLOC
 
-SUBJECTS = {"op": op, "step": step}
+SUBJECTS = {"op": op, "step": step, "loop": loop, "loader": loader, "startup": startup}
 
 
 def main() -> None:
@@ -47,6 +48,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in MALLOC.items()):
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **MALLOC})
+    wanted = dict(MALLOC)
+    if {"loop", "loader"} & set(sys.argv[1:2]):
+        wanted["OMP_WAIT_POLICY"] = "PASSIVE"  # as train.py has it
+    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
     main()

@@ -1,0 +1,233 @@
+"""Input pipelines, from files or memory to normalized batches, beside torchvision's recipe through the DataLoader."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data import Augment, build_data
+from data.augment import Normalize
+from data.build import IMAGENET_STATISTICS
+from data.folders import open_folders
+from data.prepare import Preparation, prepare
+from data.splits import Batches
+from data.tensors import TensorLoader
+from scripts.bench.rounds import Times, ratios, spread, surroundings
+
+PHOTOS, SMALL = "torchvision, PIL, bicubic", "torchvision, PIL"  # what the others are compared with
+CLASSES, DISTINCT, SIDE = 10, 300, 224
+SMALL_IMAGES, SMALL_BATCH, SMALL_STATISTICS = 10_000, 128, ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+Epoch = Callable[[int], Iterator[Any]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default %(default)s)")
+    parser.add_argument("--images", type=int, default=1200, help="photographs of an epoch (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="photographs of a batch (default %(default)s)")
+    parser.add_argument("--family", choices=["photographs", "small"], help="images of one kind only")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Photographs and small images: images per second of each, and ratios within a round."""
+    before, rows = surroundings(arguments.device), []
+    if arguments.family != "small":
+        place = Path(tempfile.mkdtemp(prefix="photographs-"))
+        try:
+            made = make_photographs(place / "files", arguments.images)
+            print(f"{arguments.images} photographs, {made / 1000:.0f} KB in the mean", flush=True)
+            rows += compare("photographs", photograph_loaders(place, arguments), PHOTOS, arguments.rounds)
+        finally:
+            shutil.rmtree(place)
+    if arguments.family != "photographs":
+        rows += compare("small images", small_loaders(arguments), SMALL, arguments.rounds)
+    return {
+        "kind": "loader",
+        "workers": arguments.workers,
+        "rounds": arguments.rounds,
+        "before": before,
+        "after": surroundings(arguments.device),
+        "rows": rows,
+    }
+
+
+def make_photographs(root: Path, count: int) -> float:
+    """Class folders of JPEG files as ImageNet has them, about 500x375 pixels and 100 KB; returns their mean size.
+
+    Cut out of scikit-learn's two photographs at random places and scales, with a grain that makes them as large as
+    photographs are. Beyond some hundred files the same content gets further names.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photos, draws, sizes = load_sample_images().images, np.random.default_rng(0), []
+    for number in range(count):
+        folder = root / "train" / f"class{number % CLASSES}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{number}.JPEG"
+        if number >= DISTINCT:
+            os.link(root / "train" / f"class{number % DISTINCT % CLASSES}" / f"{number % DISTINCT}.JPEG", path)
+            continue
+        height, width = (375, 500) if number % 4 else (500, 375)
+        scale = draws.uniform(0.6, 0.85)
+        photo = Image.fromarray(photos[number % 2])
+        cut_width, cut_height = min(width, int(photo.width * scale)), min(height, int(photo.height * scale))
+        left = int(draws.integers(photo.width - cut_width + 1))
+        top = int(draws.integers(photo.height - cut_height + 1))
+        part = photo.crop((left, top, left + cut_width, top + cut_height)).resize((width, height))
+        grain = np.asarray(part) + draws.normal(0, 9, (height, width, 1)) + draws.normal(0, 3, (height, width, 3))
+        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+        sizes.append(path.stat().st_size)
+    for number in range(CLASSES):
+        folder = root / "val" / f"class{number}"
+        folder.mkdir(parents=True)
+        os.link(root / "train" / f"class{number}" / f"{number}.JPEG", folder / "0.JPEG")
+    return float(np.mean(sizes))
+
+
+def photograph_loaders(place: Path, arguments: argparse.Namespace) -> dict[str, Epoch]:
+    """Ours with each decoder and from shards, and torchvision's with the paper's interpolation and with its default."""
+    found = open_folders("imagenet", place / "files", False)
+    for kind in ("jpeg", "raw"):
+        prepare("imagenet", found, place / kind, Preparation(kind=kind), arguments.workers, lambda _: None)
+
+    def ours(root: str, decoder: str, prepared: bool = False) -> Epoch:
+        data = build_data(
+            "imagenet",
+            root=place / root,
+            batch_size=arguments.batch,
+            val_fraction=0.0,
+            augment=Augment(flip=True),
+            device=arguments.device,
+            channels_last=True,
+            workers=arguments.workers,
+            decoder=decoder,
+            prepared=prepared,
+        )
+        return data.train.epoch
+
+    def theirs(interpolation: str) -> Epoch:
+        from torchvision import transforms
+        from torchvision.datasets import ImageFolder
+
+        kernel = transforms.InterpolationMode(interpolation)
+        crop = transforms.RandomResizedCrop(SIDE, interpolation=kernel)
+        steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        recipe = transforms.Compose([*steps, transforms.Normalize(*IMAGENET_STATISTICS)])
+        return _through_loader(ImageFolder(place / "files" / "train", recipe), arguments.batch, arguments)
+
+    return {
+        PHOTOS: theirs("bicubic"),
+        "torchvision, PIL, bilinear": theirs("bilinear"),
+        "this, decoder=pil": ours("files", "pil"),
+        "this, decoder=pillow": ours("files", "pillow"),
+        "this, decoder=simplejpeg": ours("files", "simplejpeg"),
+        "this, JPEG shards of 256": ours("jpeg", "auto", prepared=True),
+        "this, raw shards of 256": ours("raw", "auto", prepared=True),
+    }
+
+
+class ImagesOfArray(Dataset[Any]):
+    """What torchvision's CIFAR10 does: one image of an array at a time, through PIL."""
+
+    def __init__(self, images: np.ndarray, labels: list[int], transform: Callable[[Any], Any]) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def small_loaders(arguments: argparse.Namespace) -> dict[str, Epoch]:
+    """32x32 colour images with pad-4 crop and flip: ours on the device, theirs without and with worker processes."""
+    from torchvision import transforms
+
+    draws = np.random.default_rng(0)
+    images = draws.integers(0, 256, (SMALL_IMAGES, 32, 32, 3), dtype=np.uint8)
+    labels = draws.integers(0, 10, SMALL_IMAGES)
+    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    recipe = transforms.Compose([*steps, transforms.Normalize(*SMALL_STATISTICS)])
+    files = ImagesOfArray(images, labels.tolist(), recipe)
+    device = torch.device(arguments.device)
+    ours = TensorLoader(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        torch.from_numpy(labels),
+        Batches(SMALL_IMAGES, SMALL_BATCH, shuffled=True),
+        Normalize(*SMALL_STATISTICS, 32, device),
+        Augment(crop_padding=4, flip=True),
+        device,
+        channels_last=True,
+    )
+    alone = argparse.Namespace(**{**vars(arguments), "workers": 0})
+    return {
+        SMALL: _through_loader(files, SMALL_BATCH, alone),
+        f"{SMALL}, {arguments.workers} workers": _through_loader(files, SMALL_BATCH, arguments),
+        "this": ours.epoch,
+    }
+
+
+def _through_loader(files: Any, batch: int, arguments: argparse.Namespace) -> Epoch:
+    device, pinned = torch.device(arguments.device), arguments.device == "cuda"
+    loader = DataLoader(files, batch, shuffle=True, num_workers=arguments.workers, drop_last=True, pin_memory=pinned)
+    return lambda _: ((a.to(device, non_blocking=True), b.to(device, non_blocking=True)) for a, b in loader)
+
+
+def compare(family: str, loaders: dict[str, Epoch], to: str, rounds: int) -> list[dict[str, Any]]:
+    """Every loader in every round, in an order that rotates; one row each."""
+    names, times = list(loaders), {name: list[float]() for name in loaders}
+    for number in range(rounds + 1):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds = seconds_per_image(loaders[name](number))
+            if number > 0:  # the first round fills caches
+                times[name].append(seconds)
+    return [row(family, name, times, to) for name in names]
+
+
+def seconds_per_image(batches: Iterator[Any]) -> float:
+    """From the first batch of an epoch to its last: what starting the workers takes is paid once an epoch."""
+    next(batches)
+    start, images = time.perf_counter(), 0
+    for batch in batches:
+        images += len(batch[0])
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / images
+
+
+def row(family: str, name: str, times: Times, to: str) -> dict[str, Any]:
+    return {
+        "family": family,
+        "name": name,
+        "images_per_s": spread([1 / seconds for seconds in times[name]]),
+        "faster": spread(ratios(times, to, name)),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """One row a loader."""
+    lines = [
+        f"{result['workers']} worker processes, {result['rounds']} interleaved rounds, {result['before']['device']}; "
+        f"median [quartiles]; times within a round beside '{PHOTOS}' and '{SMALL}'.",
+        "",
+        "| images | loader | images/s | times as fast |",
+        "|---" * 4 + "|",
+    ]
+    for line in result["rows"]:
+        speed = "{median:,.0f} [{quarter:,.0f}, {three_quarters:,.0f}]".format(**line["images_per_s"])
+        faster = "{median:.2f} [{quarter:.2f}, {three_quarters:.2f}]".format(**line["faster"])
+        lines.append(f"| {line['family']} | {line['name']} | {speed} | {faster} |")
+    return "\n".join(lines)

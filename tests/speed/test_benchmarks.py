@@ -1,0 +1,92 @@
+"""What the loop does in a step, and the benchmarks' smallest forms from measurement to table."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.guard import all_finite
+from scripts.bench import loader, loop, startup
+
+LARGE = 3e38
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_bad_entry_is_seen(bad: float, dtype: torch.dtype) -> None:
+    tensors = [torch.randn(7, 5).to(dtype), torch.randn(1000).to(dtype), torch.empty(0), torch.arange(3)]
+    assert all_finite(tensors)
+    tensors[1][617] = bad
+    assert not all_finite(tensors)
+    tensors[1][3] = -bad  # whose sum with the other is NaN, not a number that hides it
+    assert not all_finite(tensors)
+
+
+def test_a_sum_that_overflows_is_no_bad_entry() -> None:
+    assert all_finite([torch.full((4,), LARGE)])
+    assert all_finite([torch.full((4,), 6e4, dtype=torch.float16)])
+    assert not all_finite([torch.tensor([LARGE, LARGE, math.nan])])
+    assert all_finite([])
+
+
+def test_the_loop_costs_and_holds_nearly_what_the_barest_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loop.NETWORKS, "small", ("resnet18", 8, 32, 16))
+    arguments = argparse.Namespace(device="cpu", rounds=2, steps=2, precision="float32")
+    row = {"name": "small", **loop.one_network("small", tmp_path, arguments)}
+    assert 0 < row["outside_ms"][loop.BARE]["median"] < row["step_ms"][loop.BARE]["median"]
+    assert row["outside_ms"][loop.OURS]["median"] > row["outside_ms"][loop.BARE]["median"]
+    # A second copy of the activations or the gradients would be far more.
+    assert abs(row["more_memory"]) < 0.05
+    table = loop.markdown({"before": {"device": "cpu", "threads": 1}, "rounds": 2, "rows": [row]})
+    assert "| small |" in table
+
+
+def test_time_inside_is_not_counted_twice() -> None:
+    clock = loop.Clock(torch.device("cpu"))
+    inner = clock.within(lambda: None)
+
+    class Outer(nn.Module):
+        def forward(self) -> None:
+            inner()
+
+    now = iter(range(100))
+    clock.now = lambda: float(next(now))  # type: ignore[method-assign]
+    clock.within(Outer().forward)()  # from 0 to 2, and within it from 1 on
+    assert clock.inside == 2.0
+
+
+def test_loaders_become_a_table(tmp_path: Path) -> None:
+    mean = loader.make_photographs(tmp_path / "files", 24)
+    assert 50_000 < mean < 150_000  # ImageNet's are 110 KB
+    assert len(list(tmp_path.glob("files/train/*/*.JPEG"))) == 24
+    arguments = argparse.Namespace(device="cpu", workers=0, batch=4)
+    loaders = loader.photograph_loaders(tmp_path, arguments)
+    few = {name: loaders[name] for name in (loader.PHOTOS, "this, decoder=pillow", "this, raw shards of 256")}
+    rows = loader.compare("photographs", few, loader.PHOTOS, 1)
+    assert rows[0]["faster"]["median"] == 1.0
+    assert all(row["images_per_s"]["median"] > 0 for row in rows)
+    result = {"rows": rows, "workers": 0, "rounds": 1, "before": {"device": "cpu"}}
+    assert "| photographs | this, decoder=pillow |" in loader.markdown(result)
+
+
+def test_small_images_through_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SMALL_IMAGES", 384)
+    for name, epoch in loader.small_loaders(argparse.Namespace(device="cpu", workers=0)).items():
+        images, labels = next(iter(epoch(0)))[:2]
+        assert images.shape == (128, 3, 32, 32), name
+        assert images.dtype == torch.float32
+        assert labels.shape == (128,)
+        assert 0 < loader.seconds_per_image(iter(epoch(1))) < 1
+
+
+def test_every_command_of_the_startup_answers() -> None:
+    for name, words in startup.COMMANDS.items():
+        result = startup.started(words)()
+        expected = 2 if "=" in name else 0
+        if "torch" not in name:
+            assert result.returncode == expected, name  # type: ignore[attr-defined]
