@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from configs.command_line import check_words
 from evaluate import read_request
+from scripts.drop_rates import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
@@ -54,3 +56,11 @@ def test_the_example_runs() -> None:
     assert model.state_dict().keys() == keys  # type: ignore[attr-defined]
     last = max(schedule.layers, key=lambda layer: layer.group)  # type: ignore[attr-defined]
     assert last.keep_prob.item() == pytest.approx(1 - 0.1 * 2 / 3)
+
+
+def test_the_table_of_drop_rates_is_the_measured_one() -> None:
+    measured = json.loads((ROOT / "docs" / "results" / "drop_rates.json").read_text())
+    assert markdown(measured) in text("README.md")
+    for row in measured["sides"].values():  # and ours is within its error of the law: 4 deviations
+        mean, error = row["this project"]
+        assert abs(mean - row["closed form"]) < 4 * error
