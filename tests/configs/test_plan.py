@@ -39,8 +39,14 @@ def test_a_knob_wins() -> None:
     plan = plan_of("dropblock", block_size=3, keep_prob=0.8, groups=[4], skip=False, schedule="constant", lr=0.2)
     assert plan.layer is not None
     assert asdict(plan.layer) == {
-        **{"name": "dropblock", "keep_prob": 0.8, "block_size": 3, "groups": [4], "skip": False},
-        **{"schedule": "constant", "group_divisor": 4.0, "group_shares": None},
+        "name": "dropblock",
+        "keep_prob": 0.8,
+        "block_size": 3,
+        "groups": [4],
+        "skip": False,
+        "schedule": "constant",
+        "group_divisor": 4.0,
+        "group_shares": None,
     }
     assert plan.recipe.lr == 0.2
 
