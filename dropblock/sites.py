@@ -180,7 +180,8 @@ def table_text(rows: list[SiteRow]) -> str:
     """The sites table for people: sites that are alike share a line, with their number."""
     alike: dict[tuple[object, ...], list[SiteRow]] = {}
     for row in rows:
-        alike.setdefault((row.group, row.branch, row.after, row.layer, row.map_size, row.block), []).append(row)
+        key = (row.group, row.branch, row.after, row.layer, row.map_size, row.block, row.expected_drop)
+        alike.setdefault(key, []).append(row)
     lines = [("group", "branch", "after", "sites", "layer", "map", "block", "keep_prob", "gamma", "expected drop")]
     for same in alike.values():
         row = same[0]

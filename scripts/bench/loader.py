@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -189,31 +190,46 @@ def _through_loader(files: Any, batch: int, arguments: argparse.Namespace) -> Ep
 def compare(family: str, loaders: dict[str, Epoch], to: str, rounds: int) -> list[dict[str, Any]]:
     """Every loader in every round, in an order that rotates; one row each."""
     names, times = list(loaders), {name: list[float]() for name in loaders}
+    processors = {name: list[float]() for name in loaders}
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds = seconds_per_image(loaders[name](number))
+            seconds, processor = seconds_per_image(loaders[name](number))
             if number > 0:  # the first round fills caches
                 times[name].append(seconds)
-    return [row(family, name, times, to) for name in names]
+                processors[name].append(processor)
+    return [row(family, name, times, processors, to) for name in names]
 
 
-def seconds_per_image(batches: Iterator[Any]) -> float:
-    """From the first batch of an epoch to its last: what starting the workers takes is paid once an epoch."""
-    next(batches)
+def seconds_per_image(batches: Iterator[Any]) -> tuple[float, float]:
+    """Of the clock, from the first batch of an epoch to its last; and of all processors, with the workers' start.
+
+    The second is what other work on the machine changes least.
+    """
+    before = processor_seconds()
+    first = len(next(batches)[0])
     start, images = time.perf_counter(), 0
     for batch in batches:
         images += len(batch[0])
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / images
+    seconds = time.perf_counter() - start
+    return seconds / images, (processor_seconds() - before) / (first + images)
 
 
-def row(family: str, name: str, times: Times, to: str) -> dict[str, Any]:
+def processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def row(family: str, name: str, times: Times, processors: Times, to: str) -> dict[str, Any]:
     return {
         "family": family,
         "name": name,
         "images_per_s": spread([1 / seconds for seconds in times[name]]),
         "faster": spread(ratios(times, to, name)),
+        "processor_ms": spread([1000 * seconds for seconds in processors[name]]),
+        "less_work": spread(ratios(processors, to, name)),
     }
 
 
@@ -223,11 +239,12 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['workers']} worker processes, {result['rounds']} interleaved rounds, {result['before']['device']}; "
         f"median [quartiles]; times within a round beside '{PHOTOS}' and '{SMALL}'.",
         "",
-        "| images | loader | images/s | times as fast |",
-        "|---" * 4 + "|",
+        "| images | loader | images/s | times as fast | processor, ms an image | times less |",
+        "|---" * 6 + "|",
     ]
     for line in result["rows"]:
         speed = "{median:,.0f} [{quarter:,.0f}, {three_quarters:,.0f}]".format(**line["images_per_s"])
         faster = "{median:.2f} [{quarter:.2f}, {three_quarters:.2f}]".format(**line["faster"])
-        lines.append(f"| {line['family']} | {line['name']} | {speed} | {faster} |")
+        processor = f"{line['processor_ms']['median']:.2f} | {line['less_work']['median']:.2f}"
+        lines.append(f"| {line['family']} | {line['name']} | {speed} | {faster} | {processor} |")
     return "\n".join(lines)
