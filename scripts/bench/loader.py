@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
-import resource
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,25 +202,29 @@ def compare(family: str, loaders: dict[str, Epoch], to: str, rounds: int) -> lis
 
 
 def seconds_per_image(batches: Iterator[Any]) -> tuple[float, float]:
-    """Of the clock, from the first batch of an epoch to its last; and of all processors, with the workers' start.
+    """From the first batch of an epoch to its last: of the clock, and of the processors, here and in the workers.
 
-    The second is what other work on the machine changes least.
+    The second is what other work on the machine changes least. What starting the workers takes is in neither.
     """
-    before = processor_seconds()
-    first = len(next(batches)[0])
-    start, images = time.perf_counter(), 0
+    next(batches)
+    start, before = time.perf_counter(), processor_seconds()
+    images, after = 0, before
     for batch in batches:
         images += len(batch[0])
+        after = processor_seconds()  # before the workers of a last batch are gone
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    return seconds / images, (processor_seconds() - before) / (first + images)
+    return (time.perf_counter() - start) / images, (after - before) / images
 
 
 def processor_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+    """Of this process and its living children; 0 where the system does not tell."""
+    tick, total = os.sysconf("SC_CLK_TCK"), 0.0
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / tick  # user and system, after the name in brackets
+    return total
 
 
 def row(family: str, name: str, times: Times, processors: Times, to: str) -> dict[str, Any]:
@@ -229,7 +234,7 @@ def row(family: str, name: str, times: Times, processors: Times, to: str) -> dic
         "images_per_s": spread([1 / seconds for seconds in times[name]]),
         "faster": spread(ratios(times, to, name)),
         "processor_ms": spread([1000 * seconds for seconds in processors[name]]),
-        "less_work": spread(ratios(processors, to, name)),
+        "less_work": spread(ratios(processors, to, name)) if all(processors[name]) else None,
     }
 
 
@@ -245,6 +250,7 @@ def markdown(result: dict[str, Any]) -> str:
     for line in result["rows"]:
         speed = "{median:,.0f} [{quarter:,.0f}, {three_quarters:,.0f}]".format(**line["images_per_s"])
         faster = "{median:.2f} [{quarter:.2f}, {three_quarters:.2f}]".format(**line["faster"])
-        processor = f"{line['processor_ms']['median']:.2f} | {line['less_work']['median']:.2f}"
+        less = f"{line['less_work']['median']:.2f}" if line["less_work"] else ""
+        processor = f"{line['processor_ms']['median']:.2f} | {less}"
         lines.append(f"| {line['family']} | {line['name']} | {speed} | {faster} | {processor} |")
     return "\n".join(lines)
