@@ -145,7 +145,7 @@ def assemble(
     plan: Plan, data: Data, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest
 ) -> tuple[Fit, LayerControl]:
     """A run at its first step, and its layers; writes nothing."""
-    from engine.distributed import wrap
+    from engine.distributed import synchronized, wrap
     from engine.loop import Fit
     from engine.optim import LearningRate, build_optimizer
     from engine.seeding import seed_everything
@@ -155,6 +155,8 @@ def assemble(
     recipe = plan.recipe
     seed_everything(plan.seed)
     model, layers = build_network(plan, data, device)
+    if recipe.sync_batchnorm:
+        model = synchronized(model, device)
     optimizer = build_optimizer(
         recipe.optimizer,
         model,

@@ -89,8 +89,9 @@ class Plan:
             del plan[name]
         for name in ("root", "download", "model_width"):
             del plan["data"][name]
-        if not self.data.prepared:
-            del plan["data"]["prepared"]
+        for part, switch in (("data", "prepared"), ("recipe", "sync_batchnorm")):
+            if not plan[part][switch]:  # runs from before there was a choice keep their folders
+                del plan[part][switch]
         return plan
 
     def hash(self) -> str:

@@ -75,6 +75,7 @@ class RecipeConfig:
     grad_clip: float | None = None  # largest norm of all gradients together
     ema_decay: float | None = None  # evaluate an exponential moving average of the weights
     precision: str = "float32"
+    sync_batchnorm: bool = False  # over the batches of all ranks together; GPUs only
     eval_every: int = 1  # epochs between evaluations; the last epoch always is one
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

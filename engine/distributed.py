@@ -124,6 +124,17 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device, compiled: bool) -
     return ddp(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 
+def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with BatchNorm over the batches of all ranks together; its keys stay.
+
+    Raises:
+        ValueError: on a CPU, where torch has no such layer.
+    """
+    if device.type != "cuda":
+        raise ValueError("recipe.sync_batchnorm=true: torch has it for GPUs alone; leave it away on a CPU")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 def running_statistics(model: nn.Module) -> list[Tensor]:
     """The buffers that a network learns by averaging, such as BatchNorm's means and variances."""
     persistent = model.state_dict(keep_vars=True)

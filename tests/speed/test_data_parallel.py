@@ -1,0 +1,170 @@
+"""One process or two: the same global batch gives the same learning rates and, without batch statistics, weights."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from data import Augment, build_data
+from engine.distributed import Ranks, join, synchronized, wrap
+from engine.loop import Fit
+from engine.optim import LearningRate, build_optimizer
+from engine.records import RunFolder
+from engine.signals import StopRequest
+from engine.state import TrainState
+from engine.tasks import Classification
+
+CPU = torch.device("cpu")
+BATCH, EPOCHS = 32, 2
+
+
+class NoLayers:
+    """A network without layers, as the loop sees it."""
+
+    def set_progress(self, progress: float) -> float:
+        return 1.0
+
+    def set_seeds(self, seed_of: Any) -> None: ...
+
+    def take_counts(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def __getattr__(self, name: str) -> Any:  # whatever else it asks about layers: there are none
+        return lambda *_: {}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 7 * 7, 10),
+    )  # fmt: skip
+
+
+def fit(place: Path, ranks: Ranks, accumulate: int, steps: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Train for two epochs; what each optimizer step saw is appended to `steps`."""
+    data = build_data(
+        "fake",
+        batch_size=BATCH,
+        augment=Augment(crop_padding=2, flip=True),
+        seed=3,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    model = network()
+    optimizer = build_optimizer("sgd", model, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    wrapped = wrap(model, ranks, CPU, compiled=False)
+    reductions = [0]
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        wrapped.register_comm_hook(reductions, counted)
+    optimizer.register_step_post_hook(
+        lambda *_: steps.append({"lr": optimizer.param_groups[0]["lr"], "reductions": reductions[0]})
+    )
+    Fit(
+        task=Classification(10),
+        state=TrainState(model, optimizer),
+        network=wrapped,
+        data=data,
+        layers=NoLayers(),
+        lr=LearningRate(0.05, "cosine", EPOCHS * len(data.train), len(data.train), warmup_epochs=0.5),
+        epochs=EPOCHS,
+        accumulate=accumulate,
+        grad_clip=None,
+        precision="float32",
+        seed=3,
+        eval_every=1,
+        log_every=3,
+        checkpoint_every=0,
+        folder=RunFolder(place),
+        identity={},
+        ranks=ranks,
+        device=CPU,
+        stop=StopRequest(),
+        progress=False,
+    ).run()
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def counted(reductions: list[int], bucket: Any) -> Any:
+    reductions[0] += 1
+    return allreduce_hook(None, bucket)
+
+
+counted.__annotations__ |= {"bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}  # as torch asks, no text
+
+
+def rank_process(rank: int, world_size: int, port: int, accumulate: int, place: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    steps: list[dict[str, Any]] = []
+    weights = fit(place, join(CPU, 60.0), accumulate, steps)
+    torch.save({"weights": weights, "steps": steps}, place / f"rank{rank}.pt")
+
+
+def train(place: Path, world_size: int, accumulate: int = 1) -> list[SimpleNamespace]:
+    """What each rank ends with."""
+    (place / "checkpoints").mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        processes = [
+            context.Process(target=rank_process, args=(rank, world_size, port, accumulate, place))
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    return [SimpleNamespace(**torch.load(place / f"rank{rank}.pt")) for rank in range(world_size)]
+
+
+def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference of two sets of weights, as a share of the largest weight of its tensor."""
+    return max(float((one[name] - other[name]).abs().max() / other[name].abs().max()) for name in other)
+
+
+def test_one_rank_with_the_whole_batch_is_two_with_halves(tmp_path: Path) -> None:
+    (alone,) = train(tmp_path / "1", 1)
+    first, second = train(tmp_path / "2", 2)
+    assert apart(first.weights, second.weights) == 0
+    # 18 steps of float32 sums in another order; a gradient summed and not averaged ends ten thousand times as far away.
+    assert apart(first.weights, alone.weights) < 1e-4
+    assert apart(first.weights, network().state_dict()) > 0.05
+    rates = [[step["lr"] for step in rank.steps] for rank in (alone, first, second)]
+    assert len(rates[0]) == EPOCHS * (288 // BATCH)
+    assert rates[0] == rates[1] == rates[2]
+
+
+def test_gradients_travel_once_for_an_accumulated_batch(tmp_path: Path) -> None:
+    (whole,) = train(tmp_path / "whole", 1)
+    accumulated, _ = train(tmp_path / "parts", 2, accumulate=2)
+    plain, _ = train(tmp_path / "plain", 2)
+    assert [step["reductions"] for step in accumulated.steps] == [step["reductions"] for step in plain.steps]
+    assert plain.steps[-1]["reductions"] >= len(plain.steps)
+    assert apart(accumulated.weights, whole.weights) < 1e-4
+
+
+def test_synchronized_batch_norm_is_for_gpus() -> None:
+    with pytest.raises(ValueError, match="sync_batchnorm=true"):
+        synchronized(nn.BatchNorm2d(3), CPU)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    keys = list(model.state_dict())
+    converted = synchronized(model, torch.device("cuda"))
+    assert isinstance(converted[1], nn.SyncBatchNorm)  # type: ignore[index]
+    assert list(converted.state_dict()) == keys
