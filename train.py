@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.command_line import asks_for_prices, check_words, is_sweep, sweep_name
+from configs.command_line import asks_for_prices, check_words, is_sweep, split_flags, sweep_name
 from configs.plan import Plan, plan_from, resolve
 from configs.schema import Config, UserError, check, load_yaml
 from engine import cpu
@@ -350,12 +350,15 @@ def compose(words: list[str], sweep: Path | None, each: Callable[[DictConfig, li
         each(config, list(state.overrides.task), state.job.num if sweep is not None else 0)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they are told in one line
-    flags = [word for word in words if word in ("-m", "--multirun")]  # anywhere for us, in front for argparse
-    rest = [word for word in words if word not in flags]
-    sys.argv[1:] = [*flags, *rest, f"hydra.sweep.dir={sweep}"] if sweep else rest
+    flags, rest = split_flags(words)  # anywhere for us, in front for argparse
+    sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
     try:
         hydra.main(version_base="1.3", config_path="configs", config_name="config")(one)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except UserError:
+        raise
+    except SystemExit:  # after --help
+        return
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(plain(str(error), words)) from error
 
 
@@ -412,7 +415,7 @@ def main(words: list[str]) -> int:
         root = given.get("output_root", "outputs")
         sweep = Path(root, "sweeps", sweep_name(words)) if is_sweep(words) else None
         return price_all(words, sweep) if asks_for_prices(words) else run_all(words, sweep)
-    except (UserError, KeyboardInterrupt) as error:
+    except (UserError, KeyboardInterrupt, OSError) as error:
         return told(error)[0]
 
 

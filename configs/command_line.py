@@ -15,6 +15,7 @@ from configs.schema import UserError, all_keys, load_yaml, nearest
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
+SHOWS = ("job", "hydra", "all")  # what --cfg shows
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
 RUN_ONLY = {
@@ -30,18 +31,33 @@ def check_words(words: list[str]) -> None:
         UserError: one line that names the word, and the nearest valid one.
     """
     keys = all_keys()
-    value_of_flag = False
+    flags, overrides = split_flags(words)
+    for flag in flags:
+        if flag not in FLAGS and not flag.startswith("--cfg="):
+            raise UserError(f"{flag}: not a flag of this program{nearest(flag, FLAGS)}; see --help")
+    shows = [flag for flag in flags if flag.startswith(("-c", "--cfg"))]
+    for flag in shows:
+        if flag.partition("=")[2] not in SHOWS:
+            raise UserError(f"{flag}: write --cfg job")
+    if "--resolve" in flags and not shows:
+        raise UserError("--resolve: only beside --cfg job")
+    for word in overrides:
+        _check_override(word, keys)
+    _check_sweep(overrides)
+
+
+def split_flags(words: list[str]) -> tuple[list[str], list[str]]:
+    """Flags and overrides, each in their order; a flag and its value in one word (`--cfg=job`)."""
+    flags: list[str] = []
+    overrides: list[str] = []
     for word in words:
-        if value_of_flag:
-            value_of_flag = False
+        if flags and flags[-1] in ("-c", "--cfg") and not word.startswith("-"):
+            flags[-1] = f"--cfg={word}"
         elif word.startswith("-"):
-            flag = word.split("=")[0]
-            if flag not in FLAGS:
-                raise UserError(f"{flag}: not a flag of this program{nearest(flag, FLAGS)}; see --help")
-            value_of_flag = word in ("-c", "--cfg")
+            flags.append(word)
         else:
-            _check_override(word, keys)
-    _check_sweep(words)
+            overrides.append(word)
+    return flags, overrides
 
 
 def _check_sweep(words: list[str]) -> None:
@@ -71,12 +87,16 @@ def _check_override(word: str, keys: list[str]) -> None:
         if not HYDRA_WORDS.fullmatch(key) or "_target_" in word:
             raise UserError(f"{key}: Hydra's own settings are fixed here")
         return
+    if value in ("", "???") and not plus.startswith("~"):
+        raise UserError(f"{word}: give {key} a value, or leave it out")
+    if "${" in value:
+        raise UserError(f"{word}: a reference to another key is not for the command line; write the value")
     if "_target_" in word:
         raise UserError(f"{word}: nothing is called by its dotted path here; choose a regularizer or a model by name")
     if key in GROUPS:
         for name in filter(None, (part.strip("[]'\" ") for part in value.split(","))):
             known = choices(key)
-            if name != "null" and name not in known:
+            if name not in known:
                 raise UserError(f"{key}={name}: unknown{nearest(name, known)}; choose one of {', '.join(known) or '-'}")
         if plus not in (("+", "++") if key == "sweep" else ("", "+", "++")):
             raise UserError(f"{word}: write {'+' if key == 'sweep' else ''}{key}=NAME")

@@ -157,9 +157,10 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     layers = [regularizer.layer for regularizer in config.regularizer.values() if regularizer.layer is not None]
     layer, remarks = _layer(layers[0] if layers else None, config, grid)
     small = config.data.image_size <= 64
+    width = None if config.model.library else config.model.width
     model = replace(
         config.model,
-        width=None if config.model.library else config.model.width or config.data.model_width,
+        width=config.data.model_width if width is None and not config.model.library else width,
         stem=None if config.model.library else config.model.stem or ("small" if small else "imagenet"),
     )
     plan = Plan(

@@ -221,7 +221,7 @@ def explain(error: OmegaConfBaseException, schema: type) -> str:
     if "not in" in first and re.match(r"Key '", first):
         parent, _, name = key.rpartition(".")
         return f"unknown key '{key}'{nearest(name, keys_under(schema, parent))}"
-    value = re.search(r"[Vv]alue:? '?([^' ]*)'?", first)
+    value = re.search(r"[Vv]alue:? '?(?!assigned)([^' ]*)'?", first)
     for sign, wanted in _EXPECTED.items():
         if sign in first and key:
             return f"{key}={value[1]}: expected {wanted}" if value else f"{key}: expected {wanted}"

@@ -69,7 +69,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl; a line that a kill cut off is left out."""
         try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+            lines = (self.path / "metrics.jsonl").read_text(errors="replace").splitlines()
         except OSError:
             return []
         whole = []

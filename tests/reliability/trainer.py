@@ -55,9 +55,10 @@ class Process:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, looked after or not."""
+    """Whether a process has ended with all its threads (the last one lets go of files and locks), waited for or not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
     except OSError:
         return True
 

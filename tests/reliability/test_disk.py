@@ -1,0 +1,88 @@
+"""Places that are full or cannot be written: told with what is needed, nothing lost, and the run goes on later."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from trainer import WORDS, Starter, assert_identical, being_written, only_run
+
+from engine.records import RunFolder
+
+Train = Callable[..., int]
+Reference = Callable[..., RunFolder]
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
+    words = (*WORDS, "checkpoint_every=2", f"output_root={tmp_path}")
+    assert starter.run(*words, stop_after=4)[0] == 143
+    run = only_run(tmp_path)
+    before = {path.name: path.read_bytes() for path in run.checkpoints.iterdir()}
+    code, output = starter.run(*words, file_limit=100_000)
+    assert code == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert "cannot write" in line
+    assert "MB needed" in line
+    assert "MB free" in line
+    assert "Traceback" not in output
+    assert {path.name: path.read_bytes() for path in run.checkpoints.iterdir()} == before
+    assert run.status()["status"] == "FAILED"
+    assert starter.run(*words)[0] == 0
+    assert_identical(run, uninterrupted())
+
+
+@pytest.mark.parametrize("size", [500, 2500])
+def test_a_disk_too_full_for_the_smallest_files_is_told_in_one_line(
+    starter: Starter, tmp_path: Path, uninterrupted: Reference, size: int
+) -> None:
+    words = (*WORDS, "checkpoint_every=2", f"output_root={tmp_path}")
+    assert starter.run(*words, stop_after=4)[0] == 143
+    code, output = starter.run(*words, "log_every=1", file_limit=size)
+    assert code == 1
+    assert [line for line in output.splitlines() if line.startswith("error: ") and "cannot write" in line], output
+    assert "Traceback" not in output
+    assert starter.run(*words)[0] == 0
+    assert_identical(only_run(tmp_path), uninterrupted())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of a given size; only root can make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: str, *options: str) -> Path:
+        words = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(place)]
+        if subprocess.run(words, capture_output=True, check=False).returncode:
+            pytest.skip("a file system cannot be mounted here")
+        return place
+
+    yield mount
+    subprocess.run(["umount", str(place)], capture_output=True, check=False)
+
+
+def test_a_small_disk_fills_up(starter: Starter, uninterrupted: Reference, small_disk: Callable[..., Path]) -> None:
+    place = small_disk("1200k")
+    words = (*WORDS, "checkpoint_every=2", f"output_root={place}")
+    code, output = starter.run(*words)
+    assert code == 1
+    assert "No space left on device" in output
+    assert "Traceback" not in output
+    run = only_run(place)
+    assert not being_written(run.checkpoints)
+    small_disk("64m", "remount")
+    assert starter.run(*words)[0] == 0
+    assert_identical(run, uninterrupted())
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "/dev/null/runs"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_built(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("train.prepare", lambda *_: pytest.fail("something was built"))
+    assert train(f"output_root={place}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {place}/")
+    assert "cannot be written" in line

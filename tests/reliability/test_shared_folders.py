@@ -1,0 +1,135 @@
+"""Two at once: a run folder belongs to one process, and processes that are given the same grid share its work."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from trainer import WORDS, Starter, assert_identical, kill_tree, only_run, until
+
+from engine.records import RunFolder
+
+Reference = Callable[..., RunFolder]
+SHORT = (*WORDS, "epochs=1")
+
+
+def race(starter: Starter, root: Path) -> None:
+    """Two processes at the same moment: one has the folder, the other says who, or comes when all is done."""
+    pair = [starter.start(*SHORT, f"output_root={root}") for _ in range(2)]
+    codes = [process.wait() for process in pair]
+    assert sorted(codes) in ([0, 2], [0, 0]), pair[0].output() + pair[1].output()
+    texts = [process.output() for process in pair]
+    if 2 in codes:
+        loser = codes.index(2)
+        assert f"in use by process {pair[1 - loser].pid} on " in texts[loser]
+    else:
+        assert sum("already done" in text for text in texts) == 1
+    assert only_run(root).status()["status"] == "DONE"
+
+
+def test_racing_pairs(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
+    for number in range(3):
+        race(starter, tmp_path / str(number))
+    assert_identical(only_run(tmp_path / "0"), uninterrupted("epochs=1"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_racing_pairs(starter: Starter, tmp_path: Path) -> None:
+    for number in range(20):
+        race(starter, tmp_path / str(number))
+
+
+def test_two_fresh_starts_lose_nothing(starter: Starter, tmp_path: Path) -> None:
+    words = (*SHORT, f"run_dir={tmp_path / 'run'}")
+    assert starter.run(*words)[0] == 0
+    pair = [starter.start(*words, "fresh=true") for _ in range(2)]
+    codes = sorted(process.wait() for process in pair)
+    assert codes in ([0, 2], [0, 0])
+    folders = sorted(tmp_path.iterdir())
+    assert len(folders) == 1 + codes.count(0)
+    for folder in folders:
+        assert RunFolder(folder).status()["status"] == "DONE"
+        assert RunFolder(folder).summary()["steps"] == 6
+
+
+def test_a_killed_run_is_known_as_such_and_taken_over(
+    starter: Starter, tmp_path: Path, uninterrupted: Reference
+) -> None:
+    words = (*WORDS, f"output_root={tmp_path}")
+    process = starter.start(*words, die_after_write_of="last.pt")
+    until(lambda: list(tmp_path.glob("*/*/*/status.json")), 60)
+    assert only_run(tmp_path).status()["status"] == "RUNNING"
+    assert process.wait() == 86
+    status = only_run(tmp_path).status()
+    assert (status["status"], status["pid"]) == ("KILLED", process.pid)
+    (only_run(tmp_path).checkpoints / "last.pt.tmp.1").write_bytes(b"left over by a kill inside a write")
+    assert starter.run(*words)[0] == 0
+    assert_identical(only_run(tmp_path), uninterrupted())
+    assert not list(only_run(tmp_path).path.glob("**/*.tmp.*"))
+
+
+def runs_of(root: Path) -> dict[str, RunFolder]:
+    return {path.name: RunFolder(path) for path in sorted(root.glob("fake-resnet18/*/seed-*"))}
+
+
+def test_two_processes_share_a_grid(starter: Starter, tmp_path: Path) -> None:
+    words = (*SHORT, "-m", "seed=1,2", f"output_root={tmp_path}")
+    pair = [starter.start(*words) for _ in range(2)]
+    for process in pair:
+        assert process.wait() == 0, process.output()
+        assert "2 runs done, 0 not" in process.output()
+    texts = pair[0].output() + pair[1].output()
+    assert texts.count("epoch   1/1 ") == 2  # each run was trained once
+    assert texts.count("already done") == 2
+    assert "left for the end" in texts
+    for run in runs_of(tmp_path).values():
+        assert run.status()["status"] == "DONE"
+
+
+def test_a_grid_goes_on_past_what_fails(starter: Starter, tmp_path: Path) -> None:
+    words = (*SHORT, "-m", "lr=1e30,0.1", "keep_prob=0.9,7", f"output_root={tmp_path}")
+    code, output = starter.run(*words)
+    assert code == 1
+    assert output.count("error: keep_prob=7.0: must lie between 0 and 1") == 2
+    assert "error: the loss is not finite" in output
+    table = output[output.index("status  ") :].splitlines()
+    assert sorted(line.split()[0] for line in table[2:6]) == ["DONE", "FAILED", "FAILED", "FAILED"]
+    assert "1 runs done, 3 not" in output
+    (failed,) = [run for path in tmp_path.glob("fake-*/*/*") if (run := RunFolder(path)).status()["status"] == "FAILED"]
+    assert "NonFinite" in (failed.path / "error.txt").read_text()
+    code, output = starter.run(*words)  # skips what is done, tries the failed one again
+    assert code == 1
+    assert "already done" in output
+    assert "error: the loss is not finite" in output
+
+
+def test_a_killed_grid_goes_on_where_it_was(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
+    words = (*WORDS, "-m", "seed=1,2,3", "checkpoint_every=2", f"output_root={tmp_path}")
+    process = starter.start(*words)
+    until(lambda: (tmp_path / "sweeps").exists() and len(runs_of(tmp_path)) == 2, 60, process.output)
+    second = runs_of(tmp_path)["seed-2"]
+    until(lambda: (second.checkpoints / "last.pt").exists(), 60, process.output)
+    kill_tree(process.pid)
+    assert process.wait() == -signal.SIGKILL
+    assert second.status()["status"] == "KILLED"
+    code, output = starter.run(*words)
+    assert code == 0
+    assert output.count("already done") == 1
+    assert output.count("resuming after step") == 1
+    assert "3 runs done, 0 not" in output
+    assert_identical(runs_of(tmp_path)["seed-1"], uninterrupted())
+    assert_identical(runs_of(tmp_path)["seed-2"], uninterrupted("seed=2"))
+    entries = [json.loads(path.read_text()) for path in tmp_path.glob("sweeps/*/runs/*.json")]
+    assert [entry["status"] for entry in entries] == ["DONE"] * 3
+
+
+def test_an_interrupt_ends_the_whole_grid(starter: Starter, tmp_path: Path) -> None:
+    words = (*SHORT, "-m", "seed=1,2,3", f"output_root={tmp_path}")
+    code, output = starter.run(*words, stop_after=3)
+    assert code == 143
+    assert len(runs_of(tmp_path)) == 1
+    assert "0 runs done, 1 not" in output
