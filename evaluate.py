@@ -98,7 +98,7 @@ def load(request: Request) -> tuple[Plan, dict[str, Any]]:
         plan = plan_from(payload["plan"])
     data_root = request.data_root or plan.runtime.data_root
     runtime = replace(plan.runtime, data_root=data_root, download=request.download, workers=request.workers)
-    return replace(plan, runtime=runtime, layer=None, companions=[]), payload
+    return replace(plan, runtime=runtime), payload
 
 
 def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:
@@ -119,6 +119,7 @@ def evaluate(request: Request) -> dict[str, Any]:
 
     device, ranks = find_device(request.device), Ranks()
     plan, payload = load(request)
+    plan = replace(plan, layer=None, companions=[])
     data = open_data(plan, device, ranks)
     if data.fingerprint != payload["fingerprint"]:
         raise UserError(f"{plan.data.name}: not the data this network was trained on; set data_root")

@@ -25,7 +25,7 @@ from configs.command_line import asks_for_prices, check_words, is_sweep, split_f
 from configs.plan import Plan, plan_from, resolve
 from configs.schema import Config, UserError, check, load_yaml
 from engine import cpu
-from engine.outcome import STOPPED_CODES, Outcome, exit_code, told
+from engine.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, told
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered before that
     import torch
@@ -367,17 +367,24 @@ def plain(message: str, words: list[str]) -> str:
     if message.startswith("Ambiguous value"):
         several = [word for word in words if "," in word]
         return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
+    if "hydra/launcher/submitit_" in message:
+        return "this launcher needs submitit: pip install '.[train,slurm]'"
     return " ".join(message.split())
 
 
 def run_all(words: list[str], sweep: Path | None) -> int:
     """Carry out every job of a command; returns its exit code."""
-    started = time.time()
+    started, here = time.time(), os.getpid()
     outcomes: list[Outcome] = []
     later: list[tuple[DictConfig, list[str], int]] = []
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
-        if not any(outcome.ends_all for outcome in outcomes):
+        if os.getpid() != here:  # of a launcher; what becomes of the job is read from the folder of the sweep
+            cpu.settle()
+            refused = job(config, overrides, sweep, number).refused
+            if refused:
+                raise UserError(refused)
+        elif not any(outcome.ends_all for outcome in outcomes):
             outcomes.append(job(config, overrides, sweep, number))
             if outcomes[-1].in_use:
                 later.append((config, overrides, number))
@@ -390,7 +397,9 @@ def run_all(words: list[str], sweep: Path | None) -> int:
         from engine.sweep import read_runs, summary_text
 
         refused = [outcome.refused for outcome in outcomes if outcome.refused]
-        print(f"\n{summary_text(read_runs(sweep, since=started), sweep, refused)}")
+        runs = read_runs(sweep, since=started)
+        print(f"\n{summary_text(runs, sweep, refused)}")
+        outcomes = outcomes or [Outcome(CODE_OF.get(run["status"], 1)) for run in runs]
     return exit_code(outcomes, sweep is not None)
 
 

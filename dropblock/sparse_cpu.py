@@ -13,32 +13,31 @@ from torch import Tensor
 
 from dropblock.law import effective_block, seed_rate
 
-PIECE = 1 << 21  # bytes, about what a second-level cache holds
+PIECE = 1 << 21  # bytes for each thread, about what its second-level cache holds
 
 
 def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     """Which of `trials` independent trials succeed: sorted positions, as whole numbers in float64.
 
-    The number of failures before a success is geometric, floor(log(u) / log(1 - rate)). The draws u have 53 bits and
-    whole numbers below 2^53 add exactly in float64, so this is the Bernoulli process itself for any rate in [0, 1].
+    The number of trials up to a success is geometric, ceil(log(u) / log(1 - rate)). The draws u have 53 bits and whole
+    numbers below 2^53 add exactly in float64, so this is the Bernoulli process itself for any rate in [0, 1].
     """
     if rate <= 0.0 or trials == 0:
         return torch.empty(0, dtype=torch.float64)
     if rate >= 1.0:
         return torch.arange(trials, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    expected = trials * rate
+    expected, per_log = trials * rate, 1 / math.log1p(-rate)
     batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
-    position = torch.empty(0, dtype=torch.float64)
-    last: Tensor | float = -1.0
-    while True:
-        u = torch.rand(batch, dtype=torch.float64, generator=generator)
-        gaps = u.log_().mul_(1 / math.log1p(-rate)).floor_().add_(1.0)
-        found = gaps.cumsum_(0).add_(last)
-        position, last = torch.cat((position, found)) if len(position) else found, found[-1]
-        inside = int(torch.searchsorted(position, float(trials)))
-        if inside < len(position):  # nearly always in the first round
-            return position[:inside]
+
+    def steps() -> Tensor:
+        """How far it is to each of the next successes from the one before, summed up."""
+        return torch.rand(batch, dtype=torch.float64, generator=generator).log_().mul_(per_log).ceil_().cumsum_(0)
+
+    position = steps().sub_(1.0)
+    while (inside := int(torch.searchsorted(position, float(trials)))) == len(position):  # hardly ever
+        position = torch.cat((position, steps().add_(position[-1])))
+    return position[:inside]
 
 
 def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +77,8 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     n, c, height, width = x.shape
     block = effective_block(block_size, height, width)
     # Large tensors go piece by piece, so that the blocks of a piece are zeroed while it is in the cache.
-    samples = n if x.nbytes <= 4 * PIECE else max(1, n * PIECE // x.nbytes)
+    cache = PIECE * torch.get_num_threads()
+    samples = n if x.nbytes <= 2 * cache else max(1, n * cache // x.nbytes)
     apart = c if block == (height, width) else c * height * width
     ends = [len(blocks)]
     if samples < n:  # blocks stand in the order of the samples
@@ -126,20 +126,15 @@ def count_units(map_: Tensor, corner: Tensor, block: tuple[int, int], size: tupl
         block, size: of a block and of a map.
     """
     area, units = block[0] * block[1], size[0] * size[1]
-    same = map_[1:] == map_[:-1]
-    follows = same.nonzero().squeeze(1)
-    if len(follows) == 0:
+    second = (map_[1:] == map_[:-1]).nonzero().view(-1) + 1  # blocks whose map is that of the block before
+    if len(second) == 0:
         return len(map_) * area
-    crowded = torch.zeros(len(map_), dtype=torch.bool)
-    crowded[1:] = same
-    crowded[:-1] |= same
-    crowded = crowded.nonzero().squeeze(1)
-    opens = torch.ones(len(map_), dtype=torch.float64)
-    opens[follows + 1] = 0.0
-    canvas_map = opens[crowded].cumsum_(0).sub_(1.0)
-    offset = corner[crowded].add_(canvas_map - map_[crowded], alpha=units).long()
-    canvas = torch.zeros(math.ceil((canvas_map[-1].item() + 1) * units / 1024) * 1024, dtype=torch.uint8)
+    crowded = map_[second]
+    maps, canvas_map = torch.unique_consecutive(crowded, return_inverse=True)
+    pairs = corner.unfold(0, 2, 1)[second - 1]  # to paint a block twice does no harm
+    offset = pairs.add_(canvas_map.sub(crowded).mul_(units).unsqueeze(1)).long().view(-1)
+    canvas = torch.zeros(math.ceil(len(maps) * units / 1024) * 1024, dtype=torch.uint8)
     windows(canvas, block, (size[1], 1)).index_fill_(0, offset, 1)
     # Summed eight bytes at a time as int64 words: 128 ones cannot carry into the next byte.
     painted = int(canvas.view(torch.int64).view(128, -1).sum(0).view(torch.uint8).sum())
-    return (len(map_) - len(crowded)) * area + painted
+    return (len(map_) - len(second) - len(maps)) * area + painted

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 STOPPED_CODES = (130, 143)  # by a signal; the same command goes on from there
 STATUS_OF = {0: "DONE", 130: "STOPPED", 143: "STOPPED"}
+CODE_OF = {"DONE": 0, "STOPPED": 143}  # of a job in another process, which left its status alone
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    wanted = dict(MALLOC)
-    if {"loop", "loader"} & set(sys.argv[1:2]):
-        wanted["OMP_WAIT_POLICY"] = "PASSIVE"  # as train.py has it
-    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
+    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in MALLOC.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **MALLOC})
     main()

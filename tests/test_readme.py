@@ -11,6 +11,7 @@ import pytest
 
 from configs.command_line import check_words
 from evaluate import read_request
+from scripts.bench import op, step
 from scripts.drop_rates import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,3 +65,29 @@ def test_the_table_of_drop_rates_is_the_measured_one() -> None:
     for row in measured["sides"].values():  # and ours is within its error of the law: 4 deviations
         mean, error = row["this project"]
         assert abs(mean - row["closed form"]) < 4 * error
+
+
+def test_the_speed_of_the_operator_is_the_measured_one() -> None:
+    results = ROOT / "docs" / "results"
+    measured = json.loads((results / "op_benchmark.json").read_text())
+    assert op.short(measured) in text("README.md")
+    assert op.short(measured) in text("docs/OP.md")
+    assert op.markdown(measured) == text("docs/results/op_benchmark.md").strip()
+    for dtype in ("float32", "bfloat16"):
+        measured = json.loads((results / f"step_{dtype}.json").read_text())
+        (ours,) = [row for row in measured["rows"] if row["name"] == op.OURS]
+        assert f"| {dtype} | {' | '.join(step.overhead_text(ours))} |" in text("docs/OP.md")
+        assert step.markdown(measured) == text(f"docs/results/step_{dtype}.md").strip()
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    rows = [line for line in text("docs/RELIABILITY.md").splitlines() if line.startswith("| ")][1:]
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        assert set(named) <= defined, set(named) - defined
+    held = {name for row in rows for name in re.findall(r"`(test_\w+)`", row)}
+    assert len(rows) >= 30
+    assert len(held) >= 60

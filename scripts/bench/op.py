@@ -20,6 +20,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 RESNET = [((32, 256, 14, 14), 0.975), ((32, 1024, 14, 14), 0.975), ((32, 512, 7, 7), 0.9), ((32, 2048, 7, 7), 0.9)]
 CIFAR = [((128, 256, 16, 16), 0.9), ((128, 128, 32, 32), 0.9)]
 LARGE = [((256, 256, 14, 14), 0.975), ((256, 1024, 14, 14), 0.975), ((256, 512, 7, 7), 0.9), ((256, 2048, 7, 7), 0.9)]
+FAMILIES = {"resnet": "ResNet-50 maps", "cifar": "CIFAR maps"}
 SHAPES = {"cpu": {"resnet": RESNET, "cifar": CIFAR}, "cuda": {"resnet": LARGE, "cifar": CIFAR}}
 
 
@@ -97,15 +98,24 @@ def summary(result: dict[str, Any]) -> list[dict[str, Any]]:
     return lines
 
 
+def short(result: dict[str, Any]) -> str:
+    """Each contestant's time as a multiple of the memory limit, by family of shapes and type."""
+    cells = {(line["name"], line["family"], line["dtype"]): line for line in summary(result)}
+    columns = list(dict.fromkeys((family, dtype) for _, family, dtype in cells))
+    heads = [f"{FAMILIES[family]}, {dtype}" for family, dtype in columns]
+    lines = [f"| forward + backward, x * scalar = 1 | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name in dict.fromkeys(name for name, _, _ in cells):
+        if name != FLOOR:
+            slower = [cells[name, *column]["to_floor"] for column in columns]
+            lines.append(f"| {name} | {' | '.join(f'{ratio:.1f}' for ratio in slower)} |")
+    faster = [f"{cells[OURS, *column]['torchvision_to_this']:.0f}" for column in columns]
+    return "\n".join([*lines, f"| torchvision / this | {' | '.join(faster)} |"])
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The measured table, and its short form above it."""
-    lines = [
-        "| shapes | type | operator | x the memory limit | faster than torchvision | worst cell |",
-        "|---" * 6 + "|",
-    ]
-    for line in summary(result):
-        faster = f"{line['torchvision_to_this']:.1f} | {line['worst_cell']:.1f}" if line["name"] == OURS else " | "
-        lines.append(f"| {line['family']} | {line['dtype']} | {line['name']} | {line['to_floor']:.2f} | {faster} |")
+    worst = min(line["worst_cell"] for line in summary(result) if line["name"] == OURS)
+    lines = [short(result), "", f"In its worst cell this is {worst:.1f} times as fast as torchvision."]
     lines += [
         "",
         "| shape, keep_prob | type, layout | operator | ms, median [quartiles] | x the limit | drop asked | got |",

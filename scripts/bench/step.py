@@ -119,6 +119,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def overhead_text(row: dict[str, Any]) -> tuple[str, str]:
+    """The overhead on the plain step with its interval, and the share of the calls alone."""
+    low, high = row["overhead"]["interval"]
+    return (
+        f"{100 * row['overhead']['median']:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]",
+        f"{100 * row['calls_alone']['median']:.1f} %",
+    )
+
+
 def markdown(result: dict[str, Any]) -> str:
     """One row a contestant."""
     lines = [
@@ -130,11 +139,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         time = "{median:.0f} [{quarter:.0f}, {three_quarters:.0f}]".format(**row["milliseconds"])
-        overhead = alone = ""
-        if "overhead" in row:
-            low, high = row["overhead"]["interval"]
-            overhead = f"{100 * row['overhead']['median']:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
-            alone = f"{100 * row['calls_alone']['median']:.1f} %"
+        overhead, alone = overhead_text(row) if "overhead" in row else ("", "")
         lines.append(f"| {row['name']} | {time} | {overhead} | {alone} |")
     disturbed = max(result["share_of_others"])
     lines += ["", f"In no counted round did other processes take more than {100 * disturbed:.0f} % of the processors."]

@@ -23,10 +23,35 @@ def answer(code: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
-def test_threads_wait_asleep_unless_the_user_says_otherwise() -> None:
-    code = "import os; from engine import cpu; cpu.settle(); print(os.environ['OMP_WAIT_POLICY'])"
-    assert answer(code) == "PASSIVE"
+@pytest.mark.parametrize(("crowded", "waiting"), [(True, "PASSIVE"), (False, "None")])
+def test_threads_wait_asleep_beside_others_unless_the_user_says_otherwise(crowded: bool, waiting: str) -> None:
+    code = f"import os; from engine import cpu; cpu.others_at_work = lambda: {crowded}; cpu.settle(); "
+    code += "print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert answer(code) == waiting
     assert answer(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="the system does not tell")
+def test_others_at_work_are_seen() -> None:
+    code = "from engine import cpu; print(cpu.others_at_work())"
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        assert answer(code) == "True"
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(("told", "answer"), [("1/80", False), ("2/80", True), ("no number", True)])
+def test_a_process_does_not_count_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: str, answer: bool
+) -> None:
+    from engine import cpu
+
+    (tmp_path / "loadavg").write_text(f"0.10 0.20 0.30 {told} 4711")
+    monkeypatch.setattr(cpu, "Path", lambda _: tmp_path / "loadavg")
+    assert cpu.others_at_work(looks=2, between=0) is answer
 
 
 @GLIBC

@@ -1,0 +1,76 @@
+"""Export the weights of a network: python scripts/export.py run=outputs/digits-resnet50/.../seed-1 weights.safetensors
+
+    run=FOLDER          the last checkpoint of a run; which=best takes the one chosen on val
+    checkpoint=FILE     a checkpoint that train.py wrote
+
+The file holds tensors and text, nothing that can run: `safetensors.torch.load_file` reads it anywhere, and so does
+`model.pretrained=weights.safetensors` here. Its keys are the network's own (torchvision's, for a ResNet), its weights
+those that training evaluated, averaged ones where there are any. The text says what they are: the plan, the step and
+the commit. Exit codes as in train.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from configs.schema import UserError
+from evaluate import Request, load, read_request, weights_of
+
+
+def export(request: Request, target: Path) -> dict[str, str]:
+    """Write the weights; returns the text that stands beside them.
+
+    Raises:
+        UserError: if there is no network to export, or its weights cannot be written this way.
+        OSError: if the file cannot be written; what stood there before is untouched.
+    """
+    from engine.checkpoint import write_aside
+
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise UserError("exporting needs the package safetensors: pip install '.[train,export]'") from error
+    plan, payload = load(request)
+    weights = {key: value.contiguous() for key, value in weights_of(payload).items()}
+    text = {"format": "pt", "step": str(payload["step"]), "plan": json.dumps(asdict(plan)), **provenance(request)}
+    write_aside(target, [save(weights, text)])
+    return text
+
+
+def provenance(request: Request) -> dict[str, str]:
+    """What a finished run tells of its origin."""
+    from engine.records import RunFolder
+
+    if request.run is None:
+        return {"source": str(request.checkpoint)}
+    summary: dict[str, Any] = RunFolder(Path(request.run)).summary() or {}
+    return {"source": request.run, "which": request.which, "commit": str(summary.get("environment", {}).get("commit"))}
+
+
+def main(words: list[str]) -> int:
+    """The process: words in, exit code out."""
+    from engine.outcome import told
+
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
+    try:
+        targets = [word for word in words if word.endswith(".safetensors") and "=" not in word]
+        if len(targets) != 1:
+            raise UserError("name one file to write, ending in .safetensors; see --help")
+        target = Path(targets[0])
+        export(read_request([word for word in words if word != targets[0]]), target)
+        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    except BaseException as error:
+        return told(error)[0]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

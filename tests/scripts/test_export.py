@@ -1,0 +1,67 @@
+"""Exported weights are the network's own, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import checkpoint
+from engine.records import RunFolder
+from scripts.export import main
+
+safetensors = pytest.importorskip("safetensors")
+
+
+@pytest.fixture
+def run(train: Callable[..., int], tmp_path: Path) -> RunFolder:
+    assert train("regularizer=dropblock", "recipe.ema_decay=0.5") == 0
+    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    return RunFolder(path)
+
+
+def test_the_file_holds_what_training_evaluated(run: RunFolder, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    assert main([f"run={run.path}", str(file)]) == 0
+    averaged = checkpoint.load(run.checkpoints / "last.pt")["ema"]["module"]
+    with safetensors.safe_open(file, "pt") as exported:
+        assert set(exported.keys()) == set(averaged)
+        assert all(torch.equal(exported.get_tensor(key), averaged[key]) for key in averaged)
+        text = exported.metadata()
+    assert json.loads(text["plan"])["layer"]["name"] == "dropblock"
+    assert text["step"] == str(run.summary()["steps"])
+    assert text["commit"] == run.summary()["environment"]["commit"]
+
+
+def test_it_is_a_network_to_start_from(run: RunFolder, train: Callable[..., int], tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    assert main([f"checkpoint={run.checkpoints / 'best.pt'}", str(file)]) == 0
+    assert train("regularizer=none", f"model.pretrained={file}", "seed=2", "lr=0") == 0
+    (again,) = tmp_path.glob("fake-resnet18/*/seed-2")
+    ours = checkpoint.load(RunFolder(again).checkpoints / "last.pt")["model"]
+    best = checkpoint.load(run.checkpoints / "best.pt")["model"]
+    assert all(torch.equal(ours[name], best[name]) for name in ours if name.endswith("weight"))
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["run=/nowhere"], "ending in .safetensors"),
+        (["run=/nowhere", "a.safetensors"], "/nowhere/plan.yaml"),
+        (["a.safetensors"], "either run=FOLDER"),
+        (["run=/nowhere", "a.pt"], "ending in .safetensors"),
+    ],
+)
+def test_mistakes_take_one_line(words: list[str], culprit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert culprit in told
+    assert told.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"run={run.path}", "/nowhere/weights.safetensors"]) == 1
+    assert "/nowhere/weights.safetensors" in capsys.readouterr().err
