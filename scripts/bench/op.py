@@ -102,7 +102,7 @@ def short(result: dict[str, Any]) -> str:
     """Each contestant's time as a multiple of the memory limit, by family of shapes and type."""
     cells = {(line["name"], line["family"], line["dtype"]): line for line in summary(result)}
     columns = list(dict.fromkeys((family, dtype) for _, family, dtype in cells))
-    heads = [f"{FAMILIES[family]}, {dtype}" for family, dtype in columns]
+    heads = [f"{FAMILIES.get(family, family)}, {dtype}" for family, dtype in columns]
     lines = [f"| forward + backward, x * scalar = 1 | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in dict.fromkeys(name for name, _, _ in cells):
         if name != FLOOR:

@@ -61,6 +61,23 @@ def test_a_network_of_torchvision(train: Train, tmp_path: Path) -> None:
     assert (tmp_path / "fake-torchvision-resnet18").is_dir()
 
 
+def test_a_network_of_timm(train: Train, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    words = ("model=timm", "model.name=resnet10t", "epochs=1", "batch_size=96", "data.image_size=64")
+    assert train(*words) == 0
+    assert set(summary_of(tmp_path)) == {"group3", "group4"}
+    assert (tmp_path / "fake-timm-resnet10t").is_dir()
+
+
+def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> None:
+    small = ("model.width=8", "model.options.cells=1", "block_size=3", "lr=0.05", "recipe.warmup_epochs=1")
+    words = ("data=digits", "model=amoebanet_b", "experiment=amoebanet/dropblock", "recipe=quick", *small)
+    assert train(*words, "epochs=2", "log_every=10") == 0
+    (run,) = tmp_path.glob("digits-amoebanet_b/*/seed-1")
+    # 85 % as measured; a network that learns nothing stays at 10 %.
+    assert (RunFolder(run).summary() or {})["last"]["test/top1"] > 60
+
+
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [

@@ -56,7 +56,7 @@ def test_a_small_cell_becomes_a_table() -> None:
     rows = op.cell(arguments, "small", (4, 8, 7, 7), 0.9, "bfloat16", "channels_last")
     assert {OURS, FLOOR, "torchvision", "nn.Dropout"} <= {row["name"] for row in rows}
     table = op.markdown({"rows": rows})
-    assert f"| small | bfloat16 | {FLOOR} | 1.00 |" in table
+    assert f"| 4x8x7x7, 0.9 | bfloat16, channels_last | {FLOOR} |" in table
     assert all(math.isfinite(row["to_floor"]["median"]) for row in rows)
 
 

@@ -83,7 +83,7 @@ def test_missing_data_are_told_before_anything_is_built(
     assert train(*words) == 2
     assert time.monotonic() - begin < 5
     line = one_line(capsys)
-    assert line.startswith(f"error: {name}")
+    assert line.startswith("error: ")
     assert str(tmp_path / place) in line if place else "data.root" in line
 
 
@@ -122,7 +122,7 @@ def test_another_set_of_classes_does_not_resume_a_run(
         (photos / split / "cat").rename(photos / split / "lynx")
     capsys.readouterr()
     assert train(*words) == 2
-    assert "fingerprint" in one_line(capsys)
+    assert "written with other data" in one_line(capsys)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "cut"])

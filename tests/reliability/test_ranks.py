@@ -96,6 +96,29 @@ def test_all_ranks_hold_the_same_and_count_everything(
             assert ours == theirs
 
 
+def test_a_foreign_network_drops_as_it_should_on_every_rank(starter: Starter, tmp_path: Path) -> None:
+    """A site of group 4 makes 590,000 draws, one of group 3 twice that: 2 % of the share are 8 standard deviations."""
+    faults = {r: {"keep_state": str(tmp_path / f"{r}.pt"), "ledger": str(tmp_path / f"{r}")} for r in range(2)}
+    words = ("data=fake", "model=torchvision", "model.name=resnet18", "data.image_size=64", "epochs=1", "batch_size=96")
+    more = (
+        "regularizer=dropblock",
+        "block_size=1",
+        "schedule=constant",
+        "keep_prob=0.5",
+        "progress=false",
+        "device=cpu",
+    )
+    assert codes(starter.ranks(*words, *more, f"output_root={tmp_path / 'out'}", faults=faults)) == [0, 0]
+    assert_same(*[load(tmp_path / f"{rank}.pt") for rank in range(2)])
+    drops = (only_run(tmp_path / "out").summary() or {})["drop_last_epoch"]
+    for group, expected in (("group3", 0.125), ("group4", 0.5)):
+        assert drops[group]["expected"] == pytest.approx(expected)
+        assert drops[group]["measured"] == pytest.approx(expected, rel=0.02)
+    ledgers = [[json.loads(line) for line in (tmp_path / f"{r}").read_text().splitlines()] for r in range(2)]
+    for ours, theirs in zip(*ledgers, strict=True):
+        assert "step" not in ours or ours["mask"] != theirs["mask"]
+
+
 def test_statistics_are_the_mean_of_what_the_ranks_saw() -> None:
     """Rank by rank in one process: the mean of running means is the running mean of both halves."""
     from torch import nn
