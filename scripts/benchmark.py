@@ -48,6 +48,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in MALLOC.items()):
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **MALLOC})
+    wanted = dict(MALLOC)
+    if "loader" in sys.argv[1:2]:
+        wanted["OMP_WAIT_POLICY"] = "PASSIVE"  # as train.py has it beside others: here the workers are at work
+    if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
     main()

@@ -80,6 +80,27 @@ def test_the_speed_of_the_operator_is_the_measured_one() -> None:
         assert step.markdown(measured) == text(f"docs/results/step_{dtype}.md").strip()
 
 
+def test_the_constants_of_the_arithmetic_are_the_measured_ones() -> None:
+    results, page = ROOT / "docs" / "results", text("docs/SCALING.md")
+    lines = {
+        "torchvision, PIL, bicubic": "torchvision's recipe with PIL",
+        "this, decoder=pillow": "`data.decoder=pillow`",
+        "this, decoder=simplejpeg": "`data.decoder=simplejpeg`",
+        "this, JPEG shards of 256": "prepared shards, JPEG of short side 256",
+        "this, raw shards of 256": "prepared shards, raw pixels of short side 256",
+    }
+    measured = {row["name"]: row for row in json.loads((results / "loader_photographs.json").read_text())["rows"]}
+    for name, words in lines.items():
+        assert f"| {words} | {measured[name]['processor_ms']['median']:.2f} |" in page
+    (loop,) = json.loads((results / "loop.json").read_text())["rows"]
+    outside = {name: times["median"] for name, times in loop["outside_ms"].items()}
+    assert f"cost {outside['this'] - outside['barest loop']:.1f} ms a step more" in page
+    assert f"{100 * loop['cost']['median']:+.1f} %" in page
+    for dtype in ("float32", "bfloat16"):
+        (ours,) = [r for r in json.loads((results / f"step_{dtype}.json").read_text())["rows"] if r["name"] == op.OURS]
+        assert f"{100 * ours['overhead']['median']:.1f} % in {dtype}" in page
+
+
 def test_every_promise_names_a_test_that_exists() -> None:
     rows = [line for line in text("docs/RELIABILITY.md").splitlines() if line.startswith("| ")][1:]
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
