@@ -57,7 +57,7 @@ def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
         seed=plan.seed,
         device=device,
         channels_last=True,
-        workers=(os.cpu_count() or 1) if plan.runtime.workers is None else plan.runtime.workers,
+        workers=cpu.cores_of_a_rank() if plan.runtime.workers is None else plan.runtime.workers,
         rank=ranks.rank,
         world_size=ranks.world_size,
         download=plan.runtime.download,
@@ -200,11 +200,12 @@ def assemble(
     return fit, layers
 
 
-def train(plan: Plan, words: list[str], wait: bool = False) -> dict[str, Any]:
+def train(plan: Plan, words: list[str], began: float, wait: bool = False) -> dict[str, Any]:
     """Carry out a plan in its folder, from wherever an earlier attempt left it; returns the summary.
 
     Args:
         plan, words: what to do, and how the user said it.
+        began: when the command did; a fresh start puts aside what is older.
         wait: for another process that has this run, instead of raising.
 
     Raises:
@@ -220,7 +221,7 @@ def train(plan: Plan, words: list[str], wait: bool = False) -> dict[str, Any]:
     ranks = join(device, plan.runtime.rank_timeout)
     agree("configuration", {**plan.identity(), "run folder": str(plan.run_dir())}, ranks)
     folder = RunFolder(plan.run_dir())
-    with hold(folder, ranks, plan.runtime.fresh, wait):
+    with hold(folder, ranks, began if plan.runtime.fresh else None, wait):
         plan_file = folder.path / "plan.yaml"
         if plan_file.exists():  # a folder given by run_dir= may hold another run
             refuse_another(folder.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
@@ -243,7 +244,7 @@ def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.dev
     from engine.console import result_text
     from engine.loggers import add_to_hparams_table
     from engine.records import DONE, environment
-    from engine.signals import StopRequest
+    from engine.signals import Stopped, StopRequest
 
     started = {**environment(), "device": str(device), "world_size": ranks.world_size}
     with attempt(folder, ranks), StopRequest() as stop:
@@ -262,6 +263,9 @@ def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.dev
             folder.write("summary.json", summary)
             folder.set_status(DONE, commit=started["commit"])
             print(result_text(summary, folder.path))
+    asked = ranks.max(stop.received)
+    if asked:  # too late to stop this run, not the ones behind it
+        raise Stopped(asked, "after its last step, the run is done")
     return summary
 
 
@@ -292,8 +296,10 @@ def estimate(jobs: list[Job]) -> int:
     return 0 if complete else 2
 
 
-def job(config: DictConfig, words: list[str], sweep: Path | None, number: int, wait: bool = False) -> Outcome:
-    """One run of this command, or one of many; never raises, so that a grid goes on."""
+def job(
+    config: DictConfig, words: list[str], sweep: Path | None, number: int, began: float, wait: bool = False
+) -> Outcome:
+    """One run of this command, which began at that time, or one of many; never raises, so that a grid goes on."""
     run, reason, outcome = None, "", Outcome()
     shown: dict[str, Any] = {}
     try:
@@ -305,7 +311,7 @@ def job(config: DictConfig, words: list[str], sweep: Path | None, number: int, w
         run, shown = plan.run_dir(), {"experiment": plan.experiment, "paper": asdict(plan.paper)}
         for remark in remarks:
             print(f"note: {remark}")
-        summary = train(plan, words, wait)
+        summary = train(plan, words, began, wait)
         shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
     except BaseException as error:
         if sweep is not None and not wait and getattr(error, "in_use", False):
@@ -381,18 +387,18 @@ def run_all(words: list[str], sweep: Path | None) -> int:
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         if os.getpid() != here:  # of a launcher; what becomes of the job is read from the folder of the sweep
             cpu.settle()
-            refused = job(config, overrides, sweep, number).refused
+            refused = job(config, overrides, sweep, number, started).refused
             if refused:
                 raise UserError(refused)
         elif not any(outcome.ends_all for outcome in outcomes):
-            outcomes.append(job(config, overrides, sweep, number))
+            outcomes.append(job(config, overrides, sweep, number, started))
             if outcomes[-1].in_use:
                 later.append((config, overrides, number))
 
     compose(words, sweep, each)
     for config, overrides, number in later:  # done by now, or waited for, or taken over if the other process died
         if not any(outcome.ends_all for outcome in outcomes):
-            outcomes.append(job(config, overrides, sweep, number, wait=True))
+            outcomes.append(job(config, overrides, sweep, number, started, wait=True))
     if sweep is not None:
         from engine.sweep import read_runs, summary_text
 

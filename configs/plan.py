@@ -18,6 +18,7 @@ from configs.schema import (
     RegularizerConfig,
     UserError,
     check,
+    load_yaml,
     one_of,
 )
 
@@ -73,7 +74,7 @@ class Plan:
     recipe: RecipeConfig
     regularizer: list[str]
     layer: LayerPlan | None = None
-    companions: list[LayerPlan] = field(default_factory=list)  # layers of further regularizers, without knobs
+    companions: list[LayerPlan] = field(default_factory=list)  # layers of further regularizers
     cutout: int = 0
     autoaugment: str | None = None
     label_smoothing: float = 0.0
@@ -155,8 +156,12 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     """
     autoaugment, cutout, smoothing = _slots(config.regularizer)
     layers = [regularizer.layer for regularizer in config.regularizer.values() if regularizer.layer is not None]
-    layer, remarks = _layer(layers[0] if layers else None, config, grid)
+    layers, remarks = _with_knobs(layers, config, grid)
+    complete = [_complete(layer) for layer in layers]
     small = config.data.image_size <= 64
+    for knob in ("width", "stem"):
+        if config.model.library and getattr(config.model, knob) is not None:
+            raise UserError(f"model.{knob}: the networks of {config.model.library} have no such choice; leave it out")
     width = None if config.model.library else config.model.width
     model = replace(
         config.model,
@@ -168,14 +173,14 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
         data=config.data,
         recipe=_recipe(config, remarks),
         regularizer=list(config.regularizer),
-        layer=layer,
-        companions=[_complete(companion) for companion in layers[1:]],
+        layer=complete[0] if complete else None,
+        companions=complete[1:],
         cutout=_pixels(cutout, config.data.image_size),
         autoaugment=_policy(autoaugment, config.data.image_size),
         label_smoothing=smoothing if config.label_smoothing is None else config.label_smoothing,
         seed=config.seed,
         experiment=config.experiment,
-        paper=config.paper,
+        paper=_paper(config, layers, remarks),
         runtime=Runtime(
             **{name: getattr(config, name) for name in Runtime.__dataclass_fields__ if hasattr(config, name)},
             data_root=config.data.root,
@@ -199,7 +204,41 @@ def _recipe(config: Config, remarks: list[str]) -> RecipeConfig:
             milestones=[m * scale for m in recipe.milestones],
             decay_epochs=recipe.decay_epochs * scale,
         )
+    if recipe.lr_schedule == "step" and not recipe.milestones:
+        raise UserError("lr_schedule=step: name the epochs at which the rate falls: recipe.milestones=[60,120,160]")
+    if recipe.lr_schedule == "exponential" and recipe.lr_decay**recipe.epochs < 1e-12 and recipe.decay_epochs == 1.0:
+        raise UserError(
+            f"lr_schedule=exponential: times {recipe.lr_decay} in every epoch ends at nothing; "
+            "say how fast it falls, such as recipe.lr_decay=0.97 recipe.decay_epochs=2.4"
+        )
+    if recipe.lr_schedule != "step" and recipe.milestones:
+        remarks.append(f"recipe.milestones={recipe.milestones} does nothing with lr_schedule={recipe.lr_schedule}")
     return recipe
+
+
+def _paper(config: Config, layers: list[LayerConfig], remarks: list[str]) -> PaperConfig:
+    """The paper's numbers of an experiment; without them where a knob says that this is another experiment."""
+    paper = config.paper
+    if not config.experiment or (paper.top1 is None and not paper.curve):
+        return paper
+    own = load_yaml(CONFIGS / "experiment" / f"{config.experiment}.yaml")
+    swept = ("keep_prob",) if paper.curve else ()
+    changed = [
+        f"{knob}={asked}"
+        for knob in (*LAYER_KNOBS, "label_smoothing")
+        if (asked := getattr(config, knob)) is not None
+        and asked != own.get(knob)
+        and knob not in swept
+        and (knob == "label_smoothing" or any(getattr(layer, knob) is not None for layer in layers))
+    ]
+    names = [entry["override /regularizer"] for entry in own.get("defaults", []) if "override /regularizer" in entry]
+    regularizers = list(names[0]) if names and isinstance(names[0], list) else names
+    if names and list(config.regularizer) != regularizers:
+        changed.append(f"regularizer={','.join(config.regularizer)}")
+    if not changed:
+        return paper
+    remarks.append(f"{', '.join(changed)}: not the paper's {paper.place}, whose numbers are left out")
+    return PaperConfig(place=paper.place)
 
 
 def _pixels(cutout: float, image_size: int) -> int:
@@ -244,17 +283,26 @@ def _slots(regularizers: dict[str, RegularizerConfig]) -> tuple[str | None, floa
     return values["autoaugment"], values["cutout"], values["label_smoothing"]
 
 
-def _layer(layer: LayerConfig | None, config: Config, grid: bool) -> tuple[LayerPlan | None, list[str]]:
-    """The first layer, with the user's knobs; knobs it does not have are refused (single run) or reported (grid)."""
-    asked = {knob: getattr(config, knob) for knob in LAYER_KNOBS if getattr(config, knob) is not None}
-    ignored = [knob for knob in asked if layer is None or getattr(layer, knob) is None]
-    names = ",".join(config.regularizer)
-    remarks = [f"{knob}={asked[knob]} does not apply to regularizer={names}" for knob in ignored]
-    if ignored and not grid:
-        raise UserError(remarks[0])
-    if layer is None:
-        return None, remarks
-    return _complete(replace(layer, **{knob: value for knob, value in asked.items() if knob not in ignored})), remarks
+def _with_knobs(layers: list[LayerConfig], config: Config, grid: bool) -> tuple[list[LayerConfig], list[str]]:
+    """The layers with the user's knobs, each given to the one layer that has it.
+
+    A knob that none has is refused (single run) or reported (grid); one that several have is refused.
+    """
+    remarks: list[str] = []
+    for knob in LAYER_KNOBS:
+        asked = getattr(config, knob)
+        owners = [layer for layer in layers if getattr(layer, knob) is not None]
+        if asked is None:
+            continue
+        if len(owners) > 1:
+            names = " and ".join(layer.name for layer in owners)
+            raise UserError(f"{knob}={asked}: {names} both have it; write regularizer.NAME.layer.{knob}={asked}")
+        if not owners:
+            remarks.append(f"{knob}={asked} does not apply to regularizer={','.join(config.regularizer)}")
+            if not grid:
+                raise UserError(remarks[-1])
+        layers = [replace(layer, **{knob: asked}) if layer in owners else layer for layer in layers]
+    return layers, remarks
 
 
 def _complete(layer: LayerConfig) -> LayerPlan:
@@ -325,7 +373,14 @@ def _check_values(plan: Plan) -> None:
     ):
         if share is not None and not 0.0 <= share <= top:
             raise UserError(f"{key}={share}: must lie between 0 and {top:g}")
-    if not 0 < recipe.lr < float("inf"):
-        raise UserError(f"lr={recipe.lr}: must be above 0")
+    for key, value in (
+        ("lr", recipe.lr),
+        ("recipe.grad_clip", recipe.grad_clip),
+        ("recipe.decay_epochs", recipe.decay_epochs),
+    ):
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{key}={value}: must be above 0")
+    if not 0 < recipe.lr_decay <= 1:
+        raise UserError(f"recipe.lr_decay={recipe.lr_decay}: must lie above 0 and not above 1")
     if recipe.batch_size % recipe.accumulate:
         raise UserError(f"recipe.accumulate={recipe.accumulate}: must divide batch_size={recipe.batch_size}")

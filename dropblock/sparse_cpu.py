@@ -26,7 +26,7 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
         return torch.empty(0, dtype=torch.float64)
     if rate >= 1.0:
         return torch.arange(trials, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(folded(seed))
     expected, per_log = trials * rate, 1 / math.log1p(-rate)
     batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
 
@@ -38,6 +38,14 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     while (inside := int(torch.searchsorted(position, float(trials)))) == len(position):  # hardly ever
         position = torch.cat((position, steps().add_(position[-1])))
     return position[:inside]
+
+
+def folded(seed: int) -> int:
+    """All 64 bits of a seed in the 32 that the CPU's generator takes (splitmix64's finalizer)."""
+    seed &= (1 << 64) - 1
+    seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
+    seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
+    return (seed ^ (seed >> 31)) & 0xFFFFFFFF
 
 
 def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,30 +17,32 @@ from engine.signals import Stopped
 from engine.state import TrainState
 
 WAIT_SECONDS = 1.0
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
 @contextmanager
-def hold(folder: RunFolder, ranks: Ranks, fresh: bool, wait: bool = False) -> Iterator[None]:
+def hold(folder: RunFolder, ranks: Ranks, fresh_since: float | None, wait: bool = False) -> Iterator[None]:
     """Lock the folder for this job, an earlier run in it moved aside first if a fresh start is asked for.
 
     Args:
         folder: made if it is not there.
         ranks: the main one holds the lock; all learn whether it could.
-        fresh: start over.
+        fresh_since: start over, if what is there is older than this (in seconds of `time.time`); None: go on.
         wait: until the process that holds it is done, instead of raising.
 
     Raises:
         RunLocked: on all ranks, if another process works there.
         ValueError: on all ranks, if the folder cannot be written.
     """
-    # A launcher that restarts its ranks repeats the command line, but a second attempt is no fresh start.
-    fresh = fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    # A launcher that restarts its ranks or queues a job again repeats the command line: that is no fresh start.
+    if any(os.environ.get(count, "0") != "0" for count in RESTARTS):
+        fresh_since = None
     waits = False
     while True:
         lock, problem = None, None
         if ranks.is_main:
             try:
-                lock = folder.take(fresh)
+                lock = folder.take(fresh_since)
             except (RunLocked, ValueError) as error:
                 problem = error
         problem = ranks.gather(problem)[0]

@@ -45,6 +45,12 @@ def settle() -> bool:
     return all(library.mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in KEPT.items())
 
 
+def cores_of_a_rank() -> int:
+    """How many cores this process may call its own: those it may run on, shared with the other ranks of the machine."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, mine // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def others_at_work(looks: int = 5, between: float = 0.004) -> bool:
     """Whether other tasks of this machine were running or ready to run at every one of some looks.
 

@@ -110,6 +110,12 @@ def _short(error: BaseException) -> str:
     return "the port is in use, choose another" if "EADDRINUSE" in line else line[:160]
 
 
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
+
+
 def wrap(model: nn.Module, ranks: Ranks, device: torch.device, compiled: bool) -> nn.Module:
     """What is called in training: the model, compiled if asked, and DistributedDataParallel where there are peers.
 
@@ -132,7 +138,22 @@ def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if device.type != "cuda":
         raise ValueError("recipe.sync_batchnorm=true: torch has it for GPUs alone; leave it away on a CPU")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return with_hooks(nn.SyncBatchNorm.convert_sync_batchnorm, model)
+
+
+def with_hooks(convert: Callable[[nn.Module], nn.Module], model: nn.Module) -> nn.Module:
+    """A conversion that puts new modules in the place of old ones: it keeps their children, this their hooks too.
+
+    The sites of a foreign network hang on the hooks of its BatchNorms.
+    """
+    before = dict(model.named_modules())
+    converted = convert(model)
+    for name, module in converted.named_modules():
+        old = before.get(name, module)
+        if old is not module:
+            for hooks in HOOKS:
+                getattr(module, hooks).update(getattr(old, hooks))
+    return converted
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

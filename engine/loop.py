@@ -18,12 +18,13 @@ from engine.guard import Guard, refuse_metrics
 from engine.loggers import Curves, Progress
 from engine.optim import LearningRate, set_lr
 from engine.records import RunFolder
-from engine.seeding import mix
+from engine.seeding import mix, seed_device
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
 from engine.tasks import Task
 
-MASKS = 1  # the stream of seeds that the layers draw from
+# Streams of seeds: what our layers draw from, and what the random layers of a network itself do.
+MASKS, OTHERS = 1, 2
 
 
 class Layers(Protocol):
@@ -137,6 +138,7 @@ class Fit:
         for i, micro in enumerate(micro_batches):
             # Masks are a function of where in the run they are used: a resumed run draws the same ones.
             self.layers.set_seeds(partial(mix, self.seed, MASKS, self.ranks.rank, state.step, i))
+            seed_device(mix(self.seed, OTHERS, self.ranks.rank, state.step, i), self.device)
             with self._without_reduction(i + 1 < len(micro_batches)), autocast(self.device, self.precision):
                 loss, sums = self.task.loss(self.network, micro)
                 # Micro-batches may differ by a sample; each counts by its size.
@@ -186,16 +188,14 @@ class Fit:
         sums = self.ranks.sum(state.window).cpu()
         metrics = self.task.train_metrics(sums)
         refuse_metrics({f"train/{name}": value for name, value in metrics.items()})
-        now = time.perf_counter()
-        elapsed, self._clock = now - self._clock, now
+        self._read_clock()
         images = int(sums[-1])
-        state.seconds += elapsed
         state.images += images
         self._count_drops()
         # keep_prob is linear in the progress, or constant: its mean is that of the mean progress.
         progress = state.window_progress / state.window_steps
         keep_probs, expected = self.layers.keep_probs(progress), self.layers.expected_drop(progress)
-        values = points.training_point(state, metrics, keep_probs, expected, images / max(elapsed, 1e-9))
+        values = points.training_point(state, metrics, keep_probs, expected, images / max(state.window_seconds, 1e-9))
         self.curves.add(state.step, state.step / len(self.data.train), values)
         self.bar.show(
             loss=f"{metrics['loss']:.3f}",
@@ -203,6 +203,12 @@ class Fit:
             speed=f"{values['time/images_per_s']:.0f} img/s",
         )
         state.end_window()
+
+    def _read_clock(self) -> None:
+        """The time since the last look is training time."""
+        now = time.perf_counter()
+        self.state.add_seconds(now - self._clock)
+        self._clock = now
 
     def _count_drops(self) -> None:
         """Fold the counters of all ranks' layers into the state, where a checkpoint finds them."""
@@ -247,8 +253,7 @@ class Fit:
         """The state of this moment as `last.pt`, the one before as `previous.pt`."""
         self._guard.look_back()
         self._guard.weights()
-        now = time.perf_counter()
-        self.state.seconds += now - self._clock
+        self._read_clock()
         self._count_drops()
         self.curves.flush()
         self._write("last.pt", self.state.state_dict(self.ranks), keep_previous=True)

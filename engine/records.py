@@ -88,15 +88,20 @@ class RunFolder:
         self.path.rename(aside)
         return aside
 
-    def take(self, fresh: bool) -> IO[str]:
-        """Lock the folder; with `fresh` an empty one, the earlier run in it moved aside.
+    def take(self, fresh_since: float | None) -> IO[str]:
+        """Lock the folder, an earlier run in it moved aside where a fresh start is wanted.
+
+        Args:
+            fresh_since: when the command began that wants one; None: nothing is moved. What was written later stays:
+                jobs of a grid that meet in one folder, or share a grid, do not start each other's work over.
 
         Raises:
             RunLocked: if another process holds it.
             ValueError: if it cannot be written.
         """
         lock = self.lock()
-        if fresh and (self.path / "status.json").exists():
+        status = self.path / "status.json"
+        if fresh_since is not None and status.exists() and status.stat().st_mtime < fresh_since:
             with lock:  # held until the new folder is
                 print(f"the earlier run is now {self.move_aside()}")
                 lock = self.lock()

@@ -16,7 +16,7 @@ ALONE = Ranks()
 # What of the state is plain numbers and dictionaries of them.
 PLAIN = (
     *("step", "epochs_done", "best", "peak", "last", "seconds", "images", "skipped", "skipped_in_a_row"),
-    *("window_steps", "window_progress", "epoch_progress", "last_progress"),
+    *("window_steps", "window_progress", "window_seconds", "epoch_progress", "last_progress"),
     *("window_drops", "epoch_drops", "last_drops"),
 )
 
@@ -57,6 +57,7 @@ class TrainState:
         self.seconds = 0.0  # training time, restarts added up
         self.images = 0  # training images seen in that time
         self.window_steps = 0
+        self.window_seconds = 0.0
         self.window_progress = 0.0  # sums over the steps of the window, of the current and of the last whole epoch
         self.epoch_progress = 0.0
         self.last_progress = 0.0
@@ -83,9 +84,15 @@ class TrainState:
         self.window_progress += progress
         self.epoch_progress += progress
 
+    def add_seconds(self, seconds: float) -> None:
+        """Training took this long."""
+        self.seconds += seconds
+        self.window_seconds += seconds
+
     def end_window(self) -> None:
         """Start counting for the next point of the curves."""
         self.window, self.window_steps, self.window_progress, self.window_drops = None, 0, 0.0, {}
+        self.window_seconds = 0.0
 
     def end_epoch(self, values: dict[str, float], headline: str) -> bool:
         """An epoch is over, with these metrics if it was evaluated.

@@ -7,6 +7,7 @@ same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,8 +32,8 @@ def measured(run: RunFolder) -> set[tuple[int, float]]:
 
 
 def measure(run: RunFolder, blocks: list[int], more: list[str]) -> int:
-    """Evaluate one run in a process of its own; the result appears whole or not at all."""
-    aside = run.path / "under_drop.json.tmp"
+    """Evaluate one run in a process of its own; the result joins earlier ones, whole or not at all."""
+    aside, earlier = run.path / "under_drop.json.tmp", run.read("under_drop.json") or {}
     words = [
         f"run={run.path}",
         f"keep_prob=[{','.join(map(str, KEEP_PROBS))}]",
@@ -40,7 +41,10 @@ def measure(run: RunFolder, blocks: list[int], more: list[str]) -> int:
     ]
     code = subprocess.run([sys.executable, str(EVALUATE), *words, f"json={aside}", *more]).returncode
     if code == 0:
-        aside.replace(run.path / "under_drop.json")
+        result = json.loads(aside.read_text())
+        kept = [point for point in earlier.get("under_drop", []) if point["block_size"] not in blocks]
+        run.write("under_drop.json", {**result, "under_drop": kept + result["under_drop"]})
+        aside.unlink()
     return code
 
 

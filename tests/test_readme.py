@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shlex
@@ -13,6 +15,7 @@ from configs.command_line import check_words
 from evaluate import read_request
 from scripts.bench import op, step
 from scripts.drop_rates import markdown
+from scripts.keep_results import marked, short
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
@@ -65,6 +68,20 @@ def test_the_table_of_drop_rates_is_the_measured_one() -> None:
     for row in measured["sides"].values():  # and ours is within its error of the law: 4 deviations
         mean, error = row["this project"]
         assert abs(mean - row["closed form"]) < 4 * error
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "docs/results").glob("*/report.csv")))
+def test_the_tables_of_results_are_those_of_the_runs(name: str) -> None:
+    report = text(f"docs/results/{name}/report.csv")
+    shown = marked(name).search(text("README.md"))
+    assert shown is None or shown[0].split("\n", 1)[1].removesuffix("\n<!-- end -->") == short(report)
+    runs = list(csv.DictReader(io.StringIO(text(f"docs/results/{name}/runs.csv"))))
+    for row in csv.DictReader(io.StringIO(report)):  # and each mean is that of its runs
+        same = [r for r in runs if all(r[k] == row[k] for k in ("experiment", "keep_prob", "block_size", "schedule"))]
+        assert len(same) == int(row["n"])
+        assert sum(float(r["last_test"]) for r in same) / len(same) == pytest.approx(
+            float(row["last_test_mean"]), abs=1e-3
+        )
 
 
 def test_the_speed_of_the_operator_is_the_measured_one() -> None:

@@ -77,7 +77,13 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        return self.plan["regularizer"] == ["none"]
+        return self.plan["regularizer"] == ["none"] and not self.plan["label_smoothing"]
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What the regularizers are tried in, by dotted name: network, data, recipe."""
+        whole = flattened({part: self.plan[part] for part in ("model", "data", "recipe")})
+        return {key: value for key, value in whole.items() if key not in ("data.root", "data.download")}
 
     @property
     def seeds(self) -> list[int]:
@@ -125,13 +131,28 @@ class Sweep:
 
     @property
     def baseline(self) -> Row | None:
-        return next((row for row in self.rows if row.is_baseline), None)
+        """The row without a regularizer; None where there are several, in different settings."""
+        found = [row for row in self.rows if row.is_baseline]
+        return found[0] if found and not any(row.setting != found[0].setting for row in self.rows) else None
+
+    def baseline_of(self, row: Row) -> Row | None:
+        """The row without a regularizer in the setting of this one."""
+        return next((other for other in self.rows if other.is_baseline and other.setting == row.setting), None)
+
+    @property
+    def varied(self) -> list[str]:
+        """What of the setting is not the same in all rows, by dotted name."""
+        return [key for key in self.rows[0].setting if len({str(row.setting.get(key)) for row in self.rows}) > 1]
 
     def label(self, row: Row, without: str = "") -> str:
         """A row in words: keep_prob and block size, and what else sets it apart from rows with its regularizer."""
         alike = [other for other in self.rows if other.plan["regularizer"] == row.plan["regularizer"]]
         varying = [knob for knob in KNOBS[2:] if any(other.knob(knob) != row.knob(knob) for other in alike)]
-        return row.method(*(knob for knob in (*KNOBS[:2], *varying) if knob != without))
+        words = [row.method(*(knob for knob in (*KNOBS[:2], *varying) if knob != without))]
+        if any(other.plan["label_smoothing"] != row.plan["label_smoothing"] for other in alike):
+            words.append(f"label smoothing {row.plan['label_smoothing']:g}")
+        words += [f"{key.removesuffix('.name').rpartition('.')[2]} {row.setting.get(key)}" for key in self.varied]
+        return ", ".join(words)
 
     def lines(self, knob: str) -> list[list[Row]]:
         """The rows of each experiment that takes several values of a knob, by value: the lines of a figure."""
@@ -141,6 +162,14 @@ class Sweep:
                 by_experiment.setdefault(row.experiment, []).append(row)
         lines = [sorted(rows, key=lambda row: row.knob(knob)) for rows in by_experiment.values()]
         return [rows for rows in lines if len({row.knob(knob) for row in rows}) > 1]
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def read_sweep(folder: Path) -> Sweep:

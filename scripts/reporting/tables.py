@@ -54,12 +54,13 @@ def results(sweep: Sweep) -> str:
     headers = ["", "n", "last epoch", "to baseline", "peak", "to baseline", "paper (peak)", "to baseline", "dropped"]
     lines = []
     for row in sweep.rows:
-        theirs = paper_gain(row, sweep.baseline)
+        baseline = sweep.baseline_of(row)
+        theirs = paper_gain(row, baseline)
         lines.append(
             [
                 *(sweep.label(row), len(row.runs)),
-                *(row.spread("last") or "", signed(gain(row, sweep.baseline, "last"))),
-                *(row.spread("peak") or "", signed(gain(row, sweep.baseline, "peak"))),
+                *(row.spread("last") or "", signed(gain(row, baseline, "last"))),
+                *(row.spread("peak") or "", signed(gain(row, baseline, "peak"))),
                 *(paper_number(row), "" if theirs is None else f"{theirs:+.2f}", drop_text(row)),
             ]
         )
@@ -94,7 +95,11 @@ def chosen(sweep: Sweep, knob: str) -> str:
         lines.append(
             [
                 *(sweep.label(best, without=knob), f"{best.knob(knob):g}", best.spread("last", "val") or ""),
-                *(best.spread("last") or "", signed(gain(best, sweep.baseline, "last")), best.spread("peak") or ""),
+                *(
+                    best.spread("last") or "",
+                    signed(gain(best, sweep.baseline_of(best), "last")),
+                    best.spread("peak") or "",
+                ),
                 "" if paper is None else f"{paper:g} ({curve[paper]:.2f})",
             ]
         )
@@ -135,12 +140,17 @@ def told_of_sweep(sweep: Sweep) -> str:
     devices = sorted({e["device"] for e in environments})
     subset = plan["data"]["train_subset"]
     images = f"{subset:,} training images" if subset else "all training images"
+    setting = (
+        f"{plan['model']['name']} of width {plan['model']['width']} on {plan['data']['name']}, {images}, "
+        f"{plan['recipe']['epochs']} epochs of recipe `{plan['recipe']['name']}`"
+    )
+    if sweep.varied:
+        setting = f"Not all in one setting: {', '.join(sweep.varied)} differ, and a row is compared within its own"
     evaluations = len(runs[0].curve(f"test/{runs[0].summary['headline']}"))
     hours = sum(run.summary["train_seconds"] for run in runs) / 3600
     lines = [
         f"{len(runs)} runs done{f', {len(sweep.lost)} not (listed below)' if sweep.lost else ''}. "
-        f"{plan['model']['name']} of width {plan['model']['width']} on {plan['data']['name']}, {images}, "
-        f"{plan['recipe']['epochs']} epochs of recipe `{plan['recipe']['name']}`; {', '.join(devices)}, "
+        f"{setting}; {', '.join(devices)}, "
         f"{hours:.1f} hours of training in all; commit {', '.join(commits)} (+: with changes).",
         "",
         "Top-1 accuracy on the official test set in percent, mean ± sample standard deviation over n seeds (none for "

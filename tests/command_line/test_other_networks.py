@@ -55,7 +55,14 @@ def test_amoebanet_with_its_auxiliary_head_dropblock_and_drop_path(train: Train,
 
 
 def test_a_network_of_torchvision(train: Train, tmp_path: Path) -> None:
-    words = ("model=torchvision", "model.name=resnet18", "epochs=1", "batch_size=96", "data.image_size=64")
+    words = (
+        "model=torchvision",
+        "model.name=resnet18",
+        "model.width=null",
+        "epochs=1",
+        "batch_size=96",
+        "data.image_size=64",
+    )
     assert train(*words) == 0
     assert set(summary_of(tmp_path)) == {"group3", "group4"}
     assert (tmp_path / "fake-torchvision-resnet18").is_dir()
@@ -63,7 +70,14 @@ def test_a_network_of_torchvision(train: Train, tmp_path: Path) -> None:
 
 def test_a_network_of_timm(train: Train, tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    words = ("model=timm", "model.name=resnet10t", "epochs=1", "batch_size=96", "data.image_size=64")
+    words = (
+        "model=timm",
+        "model.name=resnet10t",
+        "model.width=null",
+        "epochs=1",
+        "batch_size=96",
+        "data.image_size=64",
+    )
     assert train(*words) == 0
     assert set(summary_of(tmp_path)) == {"group3", "group4"}
     assert (tmp_path / "fake-timm-resnet10t").is_dir()
@@ -81,7 +95,8 @@ def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
-        (["model=torchvision", "model.name=resnet51"], "resnet50"),
+        (["model=torchvision", "model.name=resnet51", "model.width=null"], "resnet50"),
+        (["model=torchvision", "model.name=resnet18"], "model.width"),
         (["regularizer=fractal_drop_path"], "groups=[0]"),
         (["regularizer=[dropblock,drop_path]"], "both want the site"),
         (["model=fractalnet20", "model.zero_gamma=true"], "zero_gamma"),

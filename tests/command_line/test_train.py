@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -120,10 +123,11 @@ def test_accumulation_draws_the_same_samples_and_learns_alike(train: Train, tmp_
 
 
 @pytest.mark.parametrize(
-    "word", ["recipe.precision=bfloat16", "recipe.ema_decay=0.9", "lr_schedule=step", "compile=false"]
+    "word",
+    ["recipe.precision=bfloat16", "recipe.ema_decay=0.9", "lr_schedule=step recipe.milestones=[1]", "compile=false"],
 )
 def test_switches_of_the_recipe_train(train: Train, tmp_path: Path, word: str) -> None:
-    assert train("regularizer=[dropblock,label_smoothing]", word) == 0
+    assert train("regularizer=[dropblock,label_smoothing]", *word.split()) == 0
     run = only_run(tmp_path)
     losses = [line["train/loss"] for line in run.metrics() if "train/loss" in line]
     assert losses[-1] < losses[0]
@@ -178,3 +182,39 @@ def test_the_door_as_a_process(shell: Callable[..., subprocess.CompletedProcess[
     assert result.returncode == 0, result.stderr
     assert "2 runs done, 0 not" in result.stdout
     assert shell("train.py", "--help").returncode == 0
+
+
+def test_a_fresh_grid_does_its_work_once(train: Callable[..., int], tmp_path: Path) -> None:
+    """Both jobs are the same run: the baseline has no keep_prob."""
+    words = ("-m", "regularizer=none", "keep_prob=0.8,0.9", "epochs=1")
+    assert train(*words) == 0
+    assert train(*words, "fresh=true") == 0
+    assert sorted(path.name for path in tmp_path.glob("fake-resnet18/none-*/*")) == ["seed-1", "seed-1-old-1"]
+
+
+def test_a_signal_after_the_last_step_ends_the_grid(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RunFolder.write
+
+    def signalled(folder: RunFolder, name: str, value: object) -> None:
+        if name == "summary.json":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(folder, name, value)
+
+    monkeypatch.setattr(RunFolder, "write", signalled)
+    assert train("-m", "regularizer=none,dropblock", "epochs=1") == 143
+    (run,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    assert RunFolder(run).status()["status"] == "DONE"
+    assert RunFolder(run).summary()
+
+
+def test_images_per_second_is_that_of_the_whole_window(train: Callable[..., int], tmp_path: Path) -> None:
+    assert train("regularizer=none", "epochs=2", "log_every=4", "checkpoint_every=3") == 0
+    (run,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    folder = RunFolder(run)
+    points = [line for line in folder.metrics() if "time/images_per_s" in line]
+    steps = [0, *(point["step"] for point in points)]
+    images = [(b - a) * 32 for a, b in itertools.pairwise(steps)]
+    seconds = sum(n / point["time/images_per_s"] for n, point in zip(images, points, strict=True))
+    assert seconds == pytest.approx((folder.summary() or {})["train_seconds"], rel=0.05)

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from configs.plan import CONFIGS, Plan, choices, plan_from, resolve
-from configs.schema import Config, UserError, check, nearest
+from configs.schema import Config, ModelConfig, RecipeConfig, UserError, check, nearest
 
 
 def compose(*regularizers: str, data: str = "digits", recipe: str = "quick", **knobs: Any) -> Config:
@@ -68,9 +68,9 @@ def test_regularizers_compose_unless_they_fill_the_same_slot() -> None:
 
 
 def test_a_second_layer_comes_along_as_it_is() -> None:
-    plan = plan_of("dropblock", "drop_path", keep_prob=0.8)
+    plan = plan_of("dropblock", "drop_path", block_size=3)
     assert plan.layer is not None
-    assert (plan.layer.name, plan.layer.keep_prob) == ("dropblock", 0.8)  # knobs are for the first
+    assert (plan.layer.name, plan.layer.block_size) == ("dropblock", 3)
     assert [(layer.name, layer.keep_prob) for layer in plan.companions] == [("drop_path", 0.9)]
     assert plan_from(asdict(plan)) == plan
     with pytest.raises(UserError, match="both set the label_smoothing"):
@@ -167,3 +167,40 @@ def test_every_yaml_is_valid_and_named_after_its_file(group: str) -> None:
 def test_nearest_names_nothing_where_nothing_is_near() -> None:
     assert nearest("zzzz", ["linear"]) == ""
     assert "linear" in nearest("linaer", ["linear", "constant"])
+
+
+@pytest.mark.parametrize("group", ["recipe", "model"])
+def test_every_key_of_the_schema_stands_in_every_file(group: str) -> None:
+    """A key that a file leaves out could not be set from the command line."""
+    fields = set({"recipe": RecipeConfig, "model": ModelConfig}[group].__dataclass_fields__)
+    for name in choices(group):
+        keys = set(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
+        assert fields <= keys, (name, fields - keys)
+
+
+def test_a_knob_goes_to_the_one_layer_that_has_it() -> None:
+    for names in (("drop_path", "dropblock"), ("dropblock", "drop_path")):
+        plan = plan_of(*names, block_size=5)
+        layers = {layer.name: layer for layer in [plan.layer, *plan.companions] if layer is not None}
+        assert layers["dropblock"].block_size == 5
+        with pytest.raises(
+            UserError, match=r"keep_prob=0\.8: .* both have it; write regularizer\.NAME\.layer\.keep_prob"
+        ):
+            plan_of(*names, keep_prob=0.8)
+
+
+def test_a_learning_rate_that_would_be_nonsense_is_refused() -> None:
+    with pytest.raises(UserError, match=r"recipe\.milestones=\["):
+        plan_of("none", data="cifar10", recipe="cifar", lr_schedule="step")
+    with pytest.raises(UserError, match=r"recipe\.decay_epochs="):
+        plan_of("none", data="imagenet", recipe="imagenet_270", lr_schedule="exponential")
+    _, remarks = resolve(compose("none", data="imagenet", recipe="imagenet_270", lr_schedule="cosine"))
+    assert any("recipe.milestones" in remark and "does nothing" in remark for remark in remarks)
+
+
+def test_a_library_network_has_no_width_or_stem() -> None:
+    config = compose("none")
+    for key, value in (("width", 32), ("stem", "small")):
+        model = replace(config.model, library="torchvision", name="resnet18", **{key: value})
+        with pytest.raises(UserError, match=f"model.{key}"):
+            resolve(replace(config, model=model))

@@ -37,3 +37,9 @@ def test_positions_are_sorted_distinct_and_inside() -> None:
         assert (positions[1:] > positions[:-1]).all()
         assert positions[0] >= 0
         assert positions[-1] < 100_000
+
+
+def test_all_64_bits_of_a_seed_count() -> None:
+    seeds = [5, 5 + 2**32, 5 + 2**40, 5 - 2**62, -5]
+    draws = {tuple(bernoulli_positions(10_000, 0.01, seed).tolist()) for seed in seeds}
+    assert len(draws) == len(seeds)

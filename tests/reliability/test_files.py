@@ -249,7 +249,7 @@ def test_another_plan_does_not_resume_a_run(stopped: RunFolder, edit: str) -> No
 
     plan = plan_from(load_yaml(stopped.path / "plan.yaml"))
     with pytest.raises(ValueError, match="holds another run") as caught:
-        train.train(EDITS[edit](plan), [])
+        train.train(EDITS[edit](plan), [], 0.0)
     assert edit in str(caught.value)
     assert stopped.status()["status"] == "STOPPED"
 

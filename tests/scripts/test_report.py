@@ -7,15 +7,19 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_up_sweep import jobs, made_up, note, plan_of, write_run
 from PIL import Image
 
-from scripts.report import main
+from engine.records import RunFolder
+from scripts import inference_drop
+from scripts.report import main, write_report
 from scripts.reporting.setting import deviations
 from scripts.reporting.sweep import read_sweep
 from scripts.reporting.tables import best_on_val
+from scripts.reporting.tables import gain as gain_of
 
 
 def rows_of(folder: Path, name: str = "report.csv") -> list[dict[str, str]]:
@@ -196,3 +200,50 @@ def test_a_sweep_without_a_finished_run_gets_one_line(tmp_path: Path, capsys: py
 def test_jobs_are_those_of_the_sweeps_file() -> None:
     assert len(jobs("table1")) == 9
     assert len(jobs("fig3_keep_prob")) == 6 * 5
+
+
+def test_rows_of_several_settings_are_compared_within_their_own(tmp_path: Path) -> None:
+    for model, base in (("resnet18", 80.0), ("resnet50", 90.0)):
+        for regularizer, gain in (("none", 0.0), ("dropblock", 1.0)):
+            for seed in (1, 2):
+                plan = plan_of(f"model={model}", f"regularizer={regularizer}", f"seed={seed}")
+                folder = note(tmp_path, plan, write_run(tmp_path / model, plan, base + gain + seed / 10))
+    sweep = read_sweep(folder)
+    labels = [sweep.label(row) for row in sweep.rows]
+    assert len(set(labels)) == 4
+    for row in sweep.rows:
+        found = gain_of(row, sweep.baseline_of(row), "last")
+        assert (found is None) == row.is_baseline
+        assert found is None or found.mean == pytest.approx(1.0)
+    assert sweep.baseline is None
+    text = write_report(folder, tmp_path / "out").read_text()
+    assert "model.name" in text
+    assert text.count("+1.00 ± 0.00") >= 2
+
+
+def test_label_smoothing_by_its_knob_is_no_baseline(tmp_path: Path) -> None:
+    for smoothing, top1 in ((0.1, 85.0), (0.0, 80.0)):
+        plan = plan_of("regularizer=none", f"label_smoothing={smoothing}")
+        folder = note(tmp_path, plan, write_run(tmp_path, plan, top1))
+    sweep = read_sweep(folder)
+    assert sweep.baseline is not None
+    assert sweep.baseline.spread("last").mean == pytest.approx(80.0, abs=0.3)
+    assert len({sweep.label(row) for row in sweep.rows}) == 2
+
+
+def test_drop_at_inference_of_further_blocks_joins_the_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluates(command: list[str], **_: object) -> SimpleNamespace:
+        given = dict(word.split("=", 1) for word in command if "=" in word)
+        points = [
+            {"block_size": block, "keep_prob": keep_prob, "top1": 50.0}
+            for block in json.loads(given["block_size"])
+            for keep_prob in json.loads(given["keep_prob"])
+        ]
+        Path(given["json"]).write_text(json.dumps({"under_drop": points}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(inference_drop.subprocess, "run", evaluates)
+    run = RunFolder(tmp_path)
+    for blocks in ([1, 7], [3]):
+        assert inference_drop.measure(run, blocks, []) == 0
+    assert inference_drop.measured(run) == inference_drop.asked([1, 3, 7])

@@ -89,3 +89,11 @@ import {door}
 {door}.main(["typo=1"])
 """
     assert answer(code) == "settled False"
+
+
+def test_the_ranks_of_a_machine_share_its_cores() -> None:
+    code = "from engine import cpu; print(cpu.cores_of_a_rank())"
+    alone = int(answer(code))
+    assert 1 <= alone <= (os.cpu_count() or 1)
+    assert int(answer(code, LOCAL_WORLD_SIZE="2")) == max(1, alone // 2)
+    assert int(answer(code, LOCAL_WORLD_SIZE="4096")) == 1

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from data import Augment, build_data
-from engine.distributed import Ranks, join, synchronized, wrap
+from dropblock import DropBlock2d, install_into
+from engine.distributed import Ranks, join, synchronized, with_hooks, wrap
 from engine.loop import Fit
 from engine.optim import LearningRate, build_optimizer
 from engine.records import RunFolder
@@ -44,15 +45,30 @@ class NoLayers:
         return lambda *_: {}
 
 
+class Draws(nn.Module):
+    """Stands for dropout inside a network: draws from torch's generator in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(float(torch.rand(())))
+        return x
+
+
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8 * 7 * 7, 10),
+        nn.Flatten(), nn.Linear(8 * 7 * 7, 10), Draws(),
     )  # fmt: skip
 
 
-def fit(place: Path, ranks: Ranks, accumulate: int, steps: list[dict[str, Any]]) -> dict[str, Tensor]:
+def fit(
+    place: Path, ranks: Ranks, accumulate: int, steps: list[dict[str, Any]]
+) -> tuple[dict[str, Tensor], list[float]]:
     """Train for two epochs; what each optimizer step saw is appended to `steps`."""
     data = build_data(
         "fake",
@@ -93,7 +109,7 @@ def fit(place: Path, ranks: Ranks, accumulate: int, steps: list[dict[str, Any]])
         stop=StopRequest(),
         progress=False,
     ).run()
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}, model[-1].seen
 
 
 def counted(reductions: list[int], bucket: Any) -> Any:
@@ -109,8 +125,8 @@ def rank_process(rank: int, world_size: int, port: int, accumulate: int, place: 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     steps: list[dict[str, Any]] = []
-    weights = fit(place, join(CPU, 60.0), accumulate, steps)
-    torch.save({"weights": weights, "steps": steps}, place / f"rank{rank}.pt")
+    weights, draws = fit(place, join(CPU, 60.0), accumulate, steps)
+    torch.save({"weights": weights, "steps": steps, "draws": draws}, place / f"rank{rank}.pt")
 
 
 def train(place: Path, world_size: int, accumulate: int = 1) -> list[SimpleNamespace]:
@@ -168,3 +184,26 @@ def test_synchronized_batch_norm_is_for_gpus() -> None:
     converted = synchronized(model, torch.device("cuda"))
     assert isinstance(converted[1], nn.SyncBatchNorm)  # type: ignore[index]
     assert list(converted.state_dict()) == keys
+
+
+@pytest.mark.parametrize("name", ["resnet50", "densenet121"])
+def test_synchronized_batch_norm_keeps_the_sites_of_a_foreign_network(name: str) -> None:
+    import torchvision
+
+    model = torchvision.models.get_model(name, weights=None, num_classes=4)
+    sites = install_into(model, lambda site: DropBlock2d(3), sites=lambda site: site.group >= 3)
+    model = with_hooks(nn.SyncBatchNorm.convert_sync_batchnorm, model).eval()
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    calls = dict.fromkeys(sites.values(), 0)
+    for site in calls:
+        site.register_forward_pre_hook(lambda module, _: calls.__setitem__(module, calls[module] + 1))
+    model(torch.randn(1, 3, 64, 64))
+    assert set(calls.values()) == {1}
+
+
+def test_random_layers_of_a_network_draw_apart_on_every_rank_and_again_the_same(tmp_path: Path) -> None:
+    first, second = train(tmp_path / "1", 2)
+    again, _ = train(tmp_path / "2", 2)
+    assert len(first.draws) == len(set(first.draws)) == EPOCHS * (288 // BATCH)
+    assert not set(first.draws) & set(second.draws)
+    assert first.draws == again.draws

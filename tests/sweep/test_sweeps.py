@@ -180,3 +180,22 @@ def test_a_failing_job_is_told_and_the_others_go_on(
     (folder,) = (tmp_path / "sweeps").iterdir()
     assert report.main([str(folder)]) == 0
     assert "3 runs done, 3 not (listed below)." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ([], 78.13),
+        (["seed=3", "epochs=5"], 78.13),
+        (["keep_prob=0.8"], None),
+        (["block_size=3"], None),
+        (["regularizer=dropout", "keep_prob=null", "block_size=null"], None),
+        (["label_smoothing=0.1"], None),
+    ],
+)
+def test_another_experiment_does_not_borrow_the_papers_number(words: list[str], kept: float | None) -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("config", ["experiment=table1/dropblock", *words])
+    plan, remarks = resolve(check(config, Config))
+    assert plan.paper.top1 == kept
+    assert any("whose numbers are left out" in remark for remark in remarks) == (kept is None)

@@ -1,0 +1,74 @@
+"""Keep the report of a sweep in the repository: python scripts/keep_results.py outputs/sweeps/table1-... table1
+
+Writes the report into docs/results/NAME and its short form into the README, between <!-- results:NAME --> and the next
+<!-- end -->. A test compares the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from configs.schema import UserError
+from scripts.report import write_report
+from scripts.reporting.words import METHODS
+
+MEANS = (("last_test", "_mean"), ("paper_top1", ""))  # columns of report.csv, and how those of their means end
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, README = ROOT / "docs" / "results", ROOT / "README.md"
+
+
+def short(report: str) -> str:
+    """A table from the text of a report.csv: ours beside the paper, both with the difference to the baseline."""
+    rows = list(csv.DictReader(io.StringIO(report)))
+    base = next((row for row in rows if row["label"] == METHODS["none"]), None)
+
+    def difference(row: dict[str, str], key: str) -> str:
+        known = base and row is not base and row[key] and base[key]
+        return f"{float(row[key]) - float(base[key]):+.2f}" if known and base else ""
+
+    lines = ["|  | n | ours, last epoch | to baseline | the paper | to baseline |", "| :-- " + "| --: " * 5 + "|"]
+    for row in rows:
+        ours, paper = (number(row[f"{key}{mean}"], row[f"{key}_std"]) for key, mean in MEANS)
+        gains = difference(row, "last_test_mean"), difference(row, "paper_top1")
+        lines.append(f"| {row['label']} | {row['n']} | {ours} | {gains[0]} | {paper} | {gains[1]} |")
+    return "\n".join(lines)
+
+
+def number(mean: str, std: str) -> str:
+    if not mean:
+        return ""
+    return f"{float(mean):.2f} ± {float(std):.2f}" if std else f"{float(mean):.2f}"
+
+
+def marked(name: str) -> re.Pattern[str]:
+    """The place of a table in the README."""
+    return re.compile(rf"(<!-- results:{re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+
+
+def main(words: list[str]) -> int:
+    """Words in, exit code out: 0, or 2 with one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="the folder of a sweep")
+    parser.add_argument("name", help="what to call it in docs/results")
+    given = parser.parse_args(words)
+    try:
+        page = README.read_text()
+        write_report(given.sweep, RESULTS / given.name)
+        table = short((RESULTS / given.name / "report.csv").read_text())
+        README.write_text(marked(given.name).sub(lambda found: found[1] + table + found[2], page))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
