@@ -22,7 +22,8 @@ PLAIN = (
 
 
 class TrainState:
-    """Model, optimizer, averaged model, and where in the run they are. Equal on all ranks, but for `window`.
+    """Model, optimizer, averaged model, and where in the run they are. Equal on all ranks, but for `window` and the
+    generators.
 
     Args:
         model: the unwrapped network, on its device.
