@@ -204,13 +204,6 @@ def _recipe(config: Config, remarks: list[str]) -> RecipeConfig:
             milestones=[m * scale for m in recipe.milestones],
             decay_epochs=recipe.decay_epochs * scale,
         )
-    if recipe.lr_schedule == "step" and not recipe.milestones:
-        raise UserError("lr_schedule=step: name the epochs at which the rate falls: recipe.milestones=[60,120,160]")
-    if recipe.lr_schedule == "exponential" and recipe.lr_decay**recipe.epochs < 1e-12 and recipe.decay_epochs == 1.0:
-        raise UserError(
-            f"lr_schedule=exponential: times {recipe.lr_decay} in every epoch ends at nothing; "
-            "say how fast it falls, such as recipe.lr_decay=0.97 recipe.decay_epochs=2.4"
-        )
     if recipe.lr_schedule != "step" and recipe.milestones:
         remarks.append(f"recipe.milestones={recipe.milestones} does nothing with lr_schedule={recipe.lr_schedule}")
     return recipe
@@ -382,5 +375,12 @@ def _check_values(plan: Plan) -> None:
             raise UserError(f"{key}={value}: must be above 0")
     if not 0 < recipe.lr_decay <= 1:
         raise UserError(f"recipe.lr_decay={recipe.lr_decay}: must lie above 0 and not above 1")
+    if recipe.lr_schedule == "step" and not recipe.milestones:
+        raise UserError("lr_schedule=step: name the epochs at which the rate falls: recipe.milestones=[60,120,160]")
+    if recipe.lr_schedule == "exponential" and recipe.lr_decay ** (recipe.epochs / recipe.decay_epochs) < 1e-6:
+        raise UserError(
+            f"lr_schedule=exponential: times {recipe.lr_decay:g} every {recipe.decay_epochs:g} epochs leaves nothing; "
+            "say how fast it falls, such as recipe.lr_decay=0.97 recipe.decay_epochs=2.4"
+        )
     if recipe.batch_size % recipe.accumulate:
         raise UserError(f"recipe.accumulate={recipe.accumulate}: must divide batch_size={recipe.batch_size}")

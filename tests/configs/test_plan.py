@@ -194,6 +194,9 @@ def test_a_learning_rate_that_would_be_nonsense_is_refused() -> None:
         plan_of("none", data="cifar10", recipe="cifar", lr_schedule="step")
     with pytest.raises(UserError, match=r"recipe\.decay_epochs="):
         plan_of("none", data="imagenet", recipe="imagenet_270", lr_schedule="exponential")
+    with pytest.raises(UserError, match=r"recipe\.decay_epochs="):  # a shorter run keeps the shape of the curve
+        plan_of("none", data="imagenet", recipe="imagenet_270", lr_schedule="exponential", epochs=90)
+    assert plan_of("none", data="imagenet", recipe="amoebanet").recipe.lr_schedule == "exponential"
     _, remarks = resolve(compose("none", data="imagenet", recipe="imagenet_270", lr_schedule="cosine"))
     assert any("recipe.milestones" in remark and "does nothing" in remark for remark in remarks)
 
