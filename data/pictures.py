@@ -92,6 +92,10 @@ class Picture:
 
 
 def resized(pixels: Pixels, height: int, width: int) -> Pixels:
-    """(H, W, 3) pixels to another height and width, antialiased bicubic."""
-    image: Tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    """(H, W, 3) pixels to another height and width, antialiased bicubic.
+
+    The batch dimension comes first of all: torch then sees the strides as channels-last and answers in them, in two
+    thirds of the time; `permute(2, 0, 1)[None]` is the same pixels and comes back with the channels outermost.
+    """
+    image: Tensor = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     return F.interpolate(image, size=(height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()

@@ -5,14 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from configs.command_line import check_words
+from dropblock import declared_sites
+from dropblock.sites import map_sizes
 from evaluate import read_request
+from models import build_model
 from scripts.bench import op, step
 from scripts.drop_rates import markdown
 from scripts.keep_results import marked, short
@@ -23,6 +29,12 @@ PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "
 
 def text(page: str) -> str:
     return (ROOT / page).read_text()
+
+
+def rows_of(benchmark: str) -> dict[str, Any]:
+    """The rows of a benchmark's measured result, by their names."""
+    measured = json.loads((ROOT / "docs" / "results" / f"{benchmark}.json").read_text())
+    return {row["name"]: row for row in measured["rows"]}
 
 
 def command_lines(program: str) -> list[tuple[str, str]]:
@@ -90,9 +102,13 @@ def test_the_speed_of_the_operator_is_the_measured_one() -> None:
     assert op.short(measured) in text("README.md")
     assert op.short(measured) in text("docs/OP.md")
     assert op.markdown(measured) == text("docs/results/op_benchmark.md").strip()
+    for shape in ("32x512x7x7", "32x1024x14x14"):
+        ours = [row for row in measured["rows"] if row["name"] == op.OURS and row["shape"] == shape]
+        times = [row["to_floor"]["median"] for row in ours if row["dtype"] == "float32"]
+        assert f"{shape} takes {min(times):.1f} to {max(times):.1f} times" in text("docs/OP.md")
     for dtype in ("float32", "bfloat16"):
         measured = json.loads((results / f"step_{dtype}.json").read_text())
-        (ours,) = [row for row in measured["rows"] if row["name"] == op.OURS]
+        ours = rows_of(f"step_{dtype}")[op.OURS]
         assert f"| {dtype} | {' | '.join(step.overhead_text(ours))} |" in text("docs/OP.md")
         assert step.markdown(measured) == text(f"docs/results/step_{dtype}.md").strip()
 
@@ -106,16 +122,38 @@ def test_the_constants_of_the_arithmetic_are_the_measured_ones() -> None:
         "this, JPEG shards of 256": "prepared shards, JPEG of short side 256",
         "this, raw shards of 256": "prepared shards, raw pixels of short side 256",
     }
-    measured = {row["name"]: row for row in json.loads((results / "loader_photographs.json").read_text())["rows"]}
+    measured = rows_of("loader_photographs")
     for name, words in lines.items():
-        assert f"| {words} | {measured[name]['processor_ms']['median']:.2f} |" in page
+        own = measured[name]["processor_ms"]["median"]
+        one, eight = (math.ceil(gpus * own / 1000 * 2600) for gpus in (1, 8))
+        assert f"| {words} | {own:.2f} | {measured[name]['faster']['median']:.2f} | {one} | {eight} |" in page
+    small = rows_of("loader_small")["this"]
+    assert f"{small['images_per_s']['median']:,.0f} images/s" in page
+    assert f"{small['faster']['median']:.1f} times the DataLoader with PIL" in page
     (loop,) = json.loads((results / "loop.json").read_text())["rows"]
     outside = {name: times["median"] for name, times in loop["outside_ms"].items()}
     assert f"cost {outside['this'] - outside['barest loop']:.1f} ms a step more" in page
     assert f"{100 * loop['cost']['median']:+.1f} %" in page
     for dtype in ("float32", "bfloat16"):
-        (ours,) = [r for r in json.loads((results / f"step_{dtype}.json").read_text())["rows"] if r["name"] == op.OURS]
+        ours = rows_of(f"step_{dtype}")[op.OURS]
         assert f"{100 * ours['overhead']['median']:.1f} % in {dtype}" in page
+
+
+def test_the_units_of_the_arithmetic_are_those_of_the_network() -> None:
+    with torch.device("meta"):
+        model = build_model("resnet50", num_classes=1000)
+        sites = {name: site for name, site in declared_sites(model).items() if site.group in (3, 4)}
+        sizes = map_sizes(model, torch.empty(1, 3, 224, 224), sites)
+    units = {group: sum(math.prod(sizes[n]) for n, site in sites.items() if site.group == group) for group in (3, 4)}
+    third, fourth = (units[group] / 1e6 for group in (3, 4))
+    page = " ".join(text("docs/SCALING.md").split())
+    assert f"{third + fourth:.2f} M units" in page
+    assert f"({third:.2f} M in group 3, {fourth:.2f} M in group 4)" in page
+    assert f"The {len(sites)} sites" in page
+    for block, words in ((7, "3,300"), (1, "162,000")):
+        blocks = sum(units[group] * (1 - kept) / block**2 for group, kept in ((3, 0.975), (4, 0.9)))
+        assert blocks == pytest.approx(int(words.replace(",", "")), rel=0.002)
+        assert words in page
 
 
 def test_every_promise_names_a_test_that_exists() -> None:

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
 from data import Augment, Batch, Data, build_data, crops, decode, draws, images
-from data.pictures import Draws, Picture
+from data.pictures import Draws, Picture, resized
 
 PHOTOS = load_sample_images().images
 FAST = ("simplejpeg", "pillow")
@@ -100,6 +100,12 @@ def test_the_fast_way_is_the_reference_recipe_within_rounding(name: str, decoder
     assert levels(fast(ODD[name], None), reference(ODD[name], None)) <= LEVELS
     for index in range(6):
         assert levels(fast(ODD[name], draw(index)), reference(ODD[name], draw(index))) <= LEVELS
+
+
+def test_resized_pixels_lie_in_memory_as_they_are_read() -> None:
+    photo = PHOTOS[0].copy()
+    for part in (photo, photo[20:220, 10:310]):  # with the channels outermost a batch takes longer to fill
+        assert resized(part, 64, 48).flags.c_contiguous
 
 
 @pytest.mark.parametrize("name", ["420", "422", "444", "progressive", "exif"])
