@@ -1,7 +1,7 @@
 """Keep the report of a sweep in the repository: python scripts/keep_results.py outputs/sweeps/table1-... table1
 
-Writes the report into docs/results/NAME and its short form into the README, between <!-- results:NAME --> and the next
-<!-- end -->. A test compares the two.
+Writes the report into docs/results/NAME. Where the README has a place for it, between <!-- results:NAME --> and the next
+<!-- end -->, its short form is written there; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,34 +17,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.schema import UserError
 from scripts.report import write_report
-from scripts.reporting.words import METHODS
+from scripts.reporting.tables import markdown_table
 
-MEANS = (("last_test", "_mean"), ("paper_top1", ""))  # columns of report.csv, and how those of their means end
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "docs" / "results", ROOT / "README.md"
 
 
 def short(report: str) -> str:
     """A table from the text of a report.csv: ours beside the paper, both with the difference to the baseline."""
-    rows = list(csv.DictReader(io.StringIO(report)))
-    base = next((row for row in rows if row["label"] == METHODS["none"]), None)
-
-    def difference(row: dict[str, str], key: str) -> str:
-        known = base and row is not base and row[key] and base[key]
-        return f"{float(row[key]) - float(base[key]):+.2f}" if known and base else ""
-
-    lines = ["|  | n | ours, last epoch | to baseline | the paper | to baseline |", "| :-- " + "| --: " * 5 + "|"]
-    for row in rows:
-        ours, paper = (number(row[f"{key}{mean}"], row[f"{key}_std"]) for key, mean in MEANS)
-        gains = difference(row, "last_test_mean"), difference(row, "paper_top1")
-        lines.append(f"| {row['label']} | {row['n']} | {ours} | {gains[0]} | {paper} | {gains[1]} |")
-    return "\n".join(lines)
+    headers = ["", "n", "ours, last epoch", "to baseline", "the paper", "to baseline"]
+    rows = [
+        [
+            *(row["label"], row["n"], number(row["last_test_mean"], row["last_test_std"])),
+            number(row["last_gain_mean"], row["last_gain_std"], sign="+"),
+            *(number(row["paper_top1"], row["paper_top1_std"]), number(row["paper_gain"], sign="+")),
+        ]
+        for row in csv.DictReader(io.StringIO(report))
+    ]
+    return markdown_table(headers, rows)
 
 
-def number(mean: str, std: str) -> str:
+def number(mean: str, std: str = "", sign: str = "") -> str:
     if not mean:
         return ""
-    return f"{float(mean):.2f} ± {float(std):.2f}" if std else f"{float(mean):.2f}"
+    return f"{float(mean):{sign}.2f}" + (f" ± {float(std):.2f}" if std else "")
 
 
 def marked(name: str) -> re.Pattern[str]:

@@ -187,11 +187,12 @@ def rows_csv(sweep: Sweep) -> str:
         line: dict[str, Any] = {"experiment": row.experiment, "label": sweep.label(row), "n": len(row.runs)}
         line |= {"seeds": " ".join(map(str, row.seeds)), **knobs(row)}
         for which, split in (("last", "test"), ("peak", "test"), ("last", "val"), ("best", "test")):
-            spread = row.spread(which, split)
-            line[f"{which}_{split}_mean"] = None if spread is None else round(spread.mean, 4)
-            line[f"{which}_{split}_std"] = None if spread is None or spread.std is None else round(spread.std, 4)
+            line |= mean_and_std(f"{which}_{split}", row.spread(which, split))
+        baseline = sweep.baseline_of(row)
+        line |= mean_and_std("last_gain", gain(row, baseline, "last"))
         line |= {"paper_place": row.paper.get("place"), "paper_top1": row.paper_top1()}
-        line["paper_top1_std"] = row.paper.get("top1_std")
+        theirs = paper_gain(row, baseline)
+        line |= {"paper_top1_std": row.paper.get("top1_std"), "paper_gain": None if theirs is None else round(theirs, 4)}
         lines.append(line)
     return csv_text(lines)
 
@@ -231,6 +232,12 @@ def under_drop_csv(sweep: Sweep) -> str:
                 line = {"experiment": row.experiment, "trained_with": sweep.label(row), "seed": run.seed}
                 lines.append({**line, **{k: point[k] for k in ("block_size", "keep_prob", "top1", "loss")}})
     return csv_text(lines)
+
+
+def mean_and_std(name: str, spread: Spread | None) -> dict[str, float | None]:
+    """Two columns; empty where there is no number."""
+    mean, std = (None, None) if spread is None else (spread.mean, spread.std)
+    return {f"{name}_{key}": None if v is None else round(v, 4) for key, v in (("mean", mean), ("std", std))}
 
 
 def knobs(row: Row) -> dict[str, Any]:

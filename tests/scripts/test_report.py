@@ -65,6 +65,8 @@ def test_differences_to_the_baseline_are_taken_seed_by_seed(table1: Path) -> Non
     gains = [by["table1/cutout", seed] - by["table1/baseline", seed] for seed in "123"]
     expected = f"{statistics.fmean(gains):+.2f} ± {statistics.stdev(gains):.2f}"
     assert expected in next(line for line in (table1 / "report.md").read_text().splitlines() if "| Cutout" in line)
+    (kept,) = [row for row in rows_of(table1) if row["experiment"] == "table1/cutout"]
+    assert f"{float(kept['last_gain_mean']):+.2f} ± {float(kept['last_gain_std']):.2f}" == expected
 
 
 def test_deviations_come_from_the_configuration(table1: Path) -> None:
