@@ -1,7 +1,7 @@
 """Keep the report of a sweep in the repository: python scripts/keep_results.py outputs/sweeps/table1-... table1
 
-Writes the report into docs/results/NAME. Where the README has a place for it, between <!-- results:NAME --> and the next
-<!-- end -->, its short form is written there; a test compares the two.
+Writes the report into docs/results/NAME, and its short form into the README, where that has a place for it: between
+<!-- results:NAME --> and the next <!-- end -->. A test compares the two.
 """
 
 from __future__ import annotations

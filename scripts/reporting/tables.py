@@ -190,9 +190,10 @@ def rows_csv(sweep: Sweep) -> str:
             line |= mean_and_std(f"{which}_{split}", row.spread(which, split))
         baseline = sweep.baseline_of(row)
         line |= mean_and_std("last_gain", gain(row, baseline, "last"))
-        line |= {"paper_place": row.paper.get("place"), "paper_top1": row.paper_top1()}
         theirs = paper_gain(row, baseline)
-        line |= {"paper_top1_std": row.paper.get("top1_std"), "paper_gain": None if theirs is None else round(theirs, 4)}
+        line |= {"paper_place": row.paper.get("place"), "paper_top1": row.paper_top1()}
+        line["paper_top1_std"] = row.paper.get("top1_std")
+        line["paper_gain"] = None if theirs is None else round(theirs, 4)
         lines.append(line)
     return csv_text(lines)
 

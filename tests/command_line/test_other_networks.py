@@ -54,33 +54,13 @@ def test_amoebanet_with_its_auxiliary_head_dropblock_and_drop_path(train: Train,
     assert evaluate([f"run={run}", "column=1"]) == 2  # no fractal
 
 
-def test_a_network_of_torchvision(train: Train, tmp_path: Path) -> None:
-    words = (
-        "model=torchvision",
-        "model.name=resnet18",
-        "model.width=null",
-        "epochs=1",
-        "batch_size=96",
-        "data.image_size=64",
-    )
-    assert train(*words) == 0
+@pytest.mark.parametrize(("library", "name"), [("torchvision", "resnet18"), ("timm", "resnet10t")])
+def test_a_network_of_another_library(train: Train, tmp_path: Path, library: str, name: str) -> None:
+    pytest.importorskip(library)
+    words = (f"model={library}", f"model.name={name}", "model.width=null", "batch_size=96", "data.image_size=64")
+    assert train(*words, "epochs=1") == 0
     assert set(summary_of(tmp_path)) == {"group3", "group4"}
-    assert (tmp_path / "fake-torchvision-resnet18").is_dir()
-
-
-def test_a_network_of_timm(train: Train, tmp_path: Path) -> None:
-    pytest.importorskip("timm")
-    words = (
-        "model=timm",
-        "model.name=resnet10t",
-        "model.width=null",
-        "epochs=1",
-        "batch_size=96",
-        "data.image_size=64",
-    )
-    assert train(*words) == 0
-    assert set(summary_of(tmp_path)) == {"group3", "group4"}
-    assert (tmp_path / "fake-timm-resnet10t").is_dir()
+    assert (tmp_path / f"fake-{library}-{name}").is_dir()
 
 
 def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> None:

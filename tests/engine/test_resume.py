@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from comparison import assert_same, curves
 
 from engine.checkpoint import load
 from engine.loop import Fit
@@ -22,23 +22,6 @@ WORDS = (
     "recipe.augment.flip=true",
 )
 PER_EPOCH = 288 // 32
-
-
-def assert_same(ours: Any, theirs: Any, key: str = "") -> None:
-    """Deep equality, bit for bit; only the clock may differ."""
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), key
-        for name in ours:
-            if name not in ("seconds", "window_seconds"):
-                assert_same(ours[name], theirs[name], f"{key}.{name}")
-    elif isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), key
-    else:
-        assert ours == theirs, key
-
-
-def curves(run: RunFolder) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in run.metrics()]
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

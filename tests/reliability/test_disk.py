@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from trainer import WORDS, Starter, assert_identical, being_written, only_run
+from comparison import assert_identical
+from trainer import WORDS, Starter, being_written, only_run
 
 from engine.records import RunFolder
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from trainer import ROOT, WORDS, Starter, assert_identical, only_run
+from comparison import assert_identical
+from trainer import ROOT, WORDS, Starter, only_run
 
 import evaluate
 from configs.plan import Plan, plan_from

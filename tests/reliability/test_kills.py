@@ -6,12 +6,16 @@ import json
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
+from comparison import assert_identical
 from trainer import (
     ENVIRONMENT,
     ROOT,
@@ -19,7 +23,6 @@ from trainer import (
     WORDS,
     Process,
     Starter,
-    assert_identical,
     assert_no_scars,
     being_written,
     door,
@@ -130,33 +133,50 @@ def test_every_sample_once_per_epoch_whatever_happens(starter: Starter, tmp_path
     assert [line["evaluated"] for line in lines if "evaluated" in line] == [32, 80, 32, 80]  # val, test
 
 
+def kill_many(
+    tmp_path: Path,
+    start: Callable[[Path, Path], list[Process]],
+    reference: RunFolder,
+    *,
+    kills: int,
+    in_write: int = 0,
+    draw: random.Random,
+) -> str:
+    """Runs one after the other, each killed some times, until so many kills (and kills inside a write) are reached.
+
+    Args:
+        start: starts the run, from an output root and a log.
+        reference: the run that was not killed.
+
+    Returns:
+        what was met, in words.
+    """
+    met = cut = runs = 0
+    begin = time.monotonic()
+    while met < kills or cut < in_write:
+        root, log = tmp_path / str(runs), tmp_path / f"{runs}.log"
+        run, more, more_cut = kill_often(partial(start, root, log), root, 6, draw)
+        met, cut, runs = met + more, cut + more_cut, runs + 1
+        assert_identical(run, reference)
+        assert_no_scars(run)
+    return f"{met} SIGKILLs, {cut} inside a write, {runs} runs, all identical, {time.monotonic() - begin:.0f} s"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_fifty_kills_of_the_door(tmp_path: Path, uninterrupted: Reference, capsys: pytest.CaptureFixture[str]) -> None:
-    words, draw = ("epochs=16", "checkpoint_every=2"), random.Random(2)
-    reference = uninterrupted(*words)
-    kills = in_write = runs = 0
-    begin = time.monotonic()
-    while kills < 50 or in_write < 5:
-        root = tmp_path / str(runs)
-        log = tmp_path / f"{runs}.log"
+    words = ("epochs=16", "checkpoint_every=2")
 
-        def start(root: Path = root, log: Path = log) -> list[Process]:
-            return [door(*WORDS, *words, f"output_root={root}", log=log)]
+    def start(root: Path, log: Path) -> list[Process]:
+        return [door(*WORDS, *words, f"output_root={root}", log=log)]
 
-        run, met, cut = kill_often(start, root, 6, draw)
-        kills, in_write, runs = kills + met, in_write + cut, runs + 1
-        assert_identical(run, reference)
-        assert_no_scars(run)
+    met = kill_many(tmp_path, start, uninterrupted(*words), kills=50, in_write=5, draw=random.Random(2))
     with capsys.disabled():
-        seconds = time.monotonic() - begin
-        print(f"\n{kills} SIGKILLs, {in_write} inside a write, {runs} runs, all identical, {seconds:.0f} s")
+        print(f"\n{met}")
 
 
 def torchrun(*words: str, log: Path, restarts: int = 0) -> Process:
     """Two ranks by scripts/launch."""
-    import subprocess
-
     with open(log, "ab") as file:
         popen = subprocess.Popen(
             ["scripts/launch", "2", *words],
@@ -172,28 +192,17 @@ def torchrun(*words: str, log: Path, restarts: int = 0) -> Process:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_kills_of_a_tree(tmp_path: Path, uninterrupted: Reference, capsys: pytest.CaptureFixture[str]) -> None:
-    words, draw = ("epochs=16", "checkpoint_every=2"), random.Random(3)
-    reference = uninterrupted(*words, world_size=2)
-    kills = in_write = runs = 0
-    begin = time.monotonic()
-    while kills < 20:
-        root, log = tmp_path / str(runs), tmp_path / f"{runs}.log"
+    words = ("epochs=16", "checkpoint_every=2")
 
-        def start(root: Path = root, log: Path = log) -> list[Process]:
-            return [torchrun(*WORDS, *words, f"output_root={root}", log=log)]
+    def start(root: Path, log: Path) -> list[Process]:
+        return [torchrun(*WORDS, *words, f"output_root={root}", log=log)]
 
-        run, met, cut = kill_often(start, root, 5, draw)
-        kills, in_write, runs = kills + met, in_write + cut, runs + 1
-        assert_identical(run, reference)
-        assert_no_scars(run)
+    met = kill_many(tmp_path, start, uninterrupted(*words, world_size=2), kills=20, draw=random.Random(3))
     with capsys.disabled():
-        seconds = time.monotonic() - begin
-        print(f"\n{kills} tree kills, {in_write} inside a write, {runs} runs, all identical, {seconds:.0f} s")
+        print(f"\na launcher and its two ranks: {met}")
 
 
 def workers_of(launcher: Process) -> list[int]:
-    import psutil
-
     try:
         children = psutil.Process(launcher.pid).children(recursive=True)
         return sorted(c.pid for c in children if any("train.py" in word for word in c.cmdline()[:4]))

@@ -12,18 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer import (
-    STEPS_PER_EPOCH,
-    WORDS,
-    Process,
-    Starter,
-    assert_identical,
-    assert_same,
-    free_port,
-    only_run,
-    until,
-    written,
-)
+from comparison import assert_identical, assert_same
+from trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, free_port, only_run, until, written
 
 from data import build_data
 from engine.checkpoint import load

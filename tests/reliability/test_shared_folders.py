@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trainer import WORDS, Starter, assert_identical, kill_tree, only_run, until
+from comparison import assert_identical
+from trainer import WORDS, Starter, kill_tree, only_run, until
 
 from engine.records import RunFolder
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, assert_identical, door, only_run, until, written
+from comparison import assert_identical
+from trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, door, only_run, until, written
 
 from engine.checkpoint import load
 from engine.records import RunFolder

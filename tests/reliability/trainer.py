@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from engine.checkpoint import ASIDE, load
+from engine.checkpoint import ASIDE
 from engine.records import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,39 +179,6 @@ def written(root: Path) -> int:
 def being_written(folder: Path) -> list[str]:
     """Files of a checkpoint folder that are not whole yet, or never will be."""
     return [name for name in os.listdir(folder) if ASIDE in name]
-
-
-def curves(run: RunFolder) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock measured."""
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in run.metrics()]
-
-
-def assert_same(ours: Any, theirs: Any, key: str = "") -> None:
-    """Deep equality, bit for bit; only the clock may differ."""
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), key
-        for name in ours:
-            if name not in ("seconds", "window_seconds"):
-                assert_same(ours[name], theirs[name], f"{key}.{name}")
-    elif isinstance(ours, list):
-        assert len(ours) == len(theirs), key
-        for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_same(mine, other, f"{key}[{i}]")
-    elif isinstance(ours, torch.Tensor):
-        assert ours.dtype == theirs.dtype, key
-        assert torch.equal(ours, theirs), key
-    else:
-        assert ours == theirs, key
-
-
-def assert_identical(run: RunFolder, other: RunFolder) -> None:
-    """Weights, BatchNorm, average, optimizer, counters, curves and results of two finished runs."""
-    for name in ("last.pt", "best.pt"):
-        assert_same(load(run.checkpoints / name), load(other.checkpoints / name), name)
-    assert curves(run) == curves(other)
-    for key in ("last", "best", "peak", "drop_last_epoch", "steps"):
-        assert run.summary()[key] == other.summary()[key], key
-    assert run.status()["status"] == "DONE"
 
 
 def assert_no_scars(run: RunFolder) -> None:
