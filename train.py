@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.command_line import asks_for_prices, check_words, is_sweep, split_flags, sweep_name
-from configs.plan import Plan, plan_from, resolve
+from configs.plan import Plan, plan_from
+from configs.resolve import resolve
 from configs.schema import Config, UserError, check, load_yaml
 from engine import cpu
 from engine.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, told

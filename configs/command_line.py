@@ -10,7 +10,8 @@ import hashlib
 import re
 from typing import Any
 
-from configs.plan import CONFIGS, LAYER_KNOBS, choices
+from configs.plan import CONFIGS, choices
+from configs.resolve import LAYER_KNOBS
 from configs.schema import UserError, all_keys, load_yaml, nearest
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")

@@ -1,6 +1,6 @@
 """What may stand in a configuration: the YAML of this folder as dataclasses, merged strictly, each error in one line.
 
-`null` in a knob means "as the regularizer, data or recipe says"; `configs.plan.resolve` turns the whole into a plan.
+`null` in a knob means "as the regularizer, data or recipe says"; `configs.resolve.resolve` turns the whole into a plan.
 """
 
 from __future__ import annotations

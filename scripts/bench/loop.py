@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.plan import Plan, resolve
+from configs.plan import Plan
+from configs.resolve import resolve
 from configs.schema import Config, check, load_yaml
 from engine.distributed import Ranks
 from engine.loggers import Curves, Progress

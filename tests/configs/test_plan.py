@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from configs.plan import CONFIGS, Plan, choices, plan_from, resolve
+from configs.plan import CONFIGS, Plan, choices, plan_from
+from configs.resolve import resolve
 from configs.schema import Config, ModelConfig, RecipeConfig, UserError, check, nearest
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from configs.plan import CONFIGS, Plan, resolve
+from configs.plan import CONFIGS, Plan
+from configs.resolve import resolve
 from configs.schema import Config, check, load_yaml
 
 ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "threads": 1}

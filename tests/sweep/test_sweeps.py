@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.command_line import check_words, is_sweep, sweep_name
-from configs.plan import CONFIGS, Plan, choices, resolve
+from configs.plan import CONFIGS, Plan, choices
+from configs.resolve import resolve
 from configs.schema import Config, UserError, check, load_yaml
 from scripts import inference_drop, report
 
