@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
 
 from configs.plan import CONFIGS, choices
 from configs.resolve import LAYER_KNOBS
@@ -62,19 +61,20 @@ def split_flags(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_sweep(words: list[str]) -> None:
-    """What a sweep varies is not set from outside: it would hold for every row, whatever the row is called."""
+    """What tells the rows of a sweep apart is not set from outside: it would hold for every row, whatever its name.
+
+    The numbers that a figure is drawn over may be others: `+sweep=fig3_keep_prob keep_prob=0.8,0.9`.
+    """
     given = [word.lstrip("+~").partition("=") for word in words if "=" in word]
     names = [value for key, _, value in given if key == "sweep"]
     if not names:
         return
     if len(names) > 1 or "," in names[0]:
         raise UserError(f"sweep={','.join(names)}: one sweep at a time, each has a folder of its own")
-    params: dict[str, Any] = load_yaml(CONFIGS / "sweep" / f"{names[0]}.yaml")["hydra"]["sweeper"]["params"]
-    varied = {*params}
-    if "experiment" in varied:  # which choose the regularizer and its knobs
-        varied |= {"regularizer", "paper", "label_smoothing", *LAYER_KNOBS}
+    params = load_yaml(CONFIGS / "sweep" / f"{names[0]}.yaml")["hydra"]["sweeper"]["params"]
+    fixed = {"experiment", "regularizer", "paper", "label_smoothing", *LAYER_KNOBS} - (params.keys() - {"experiment"})
     for key, _, value in given:
-        if key.split(".")[0] in varied:
+        if key.split(".")[0] in fixed:
             raise UserError(f"{key}={value}: +sweep={names[0]} sets this itself, run by run; leave it out")
 
 

@@ -99,7 +99,7 @@ def test_an_experiment_says_what_it_claims(name: str) -> None:
         (["+sweep=table1", "keep_prob=0.8"], "keep_prob=0.8"),
         (["+sweep=table1", "experiment=table1/dropout"], "experiment="),
         (["+sweep=table1", "regularizer=none"], "regularizer=none"),
-        (["+sweep=fig4_block_size", "block_size=3"], "block_size=3"),
+        (["+sweep=fig4_block_size", "keep_prob=0.8"], "keep_prob=0.8"),
         (["+sweep=fig3_keep_prob", "regularizer.dropblock.layer.keep_prob=1"], "regularizer.dropblock"),
         (["+sweep=table1", "label_smoothing=0.2"], "label_smoothing=0.2"),
         (["+sweep=table1,fig5_inference"], "one sweep at a time"),
@@ -110,6 +110,12 @@ def test_what_a_sweep_varies_is_refused_in_one_line(words: list[str], culprit: s
         check_words(words)
     assert culprit in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_of_a_figure_has_a_folder_of_its_own() -> None:
+    words = ["+sweep=fig3_keep_prob", "keep_prob=0.8,0.9"]
+    check_words(words)
+    assert sweep_name(words) == "fig3_keep_prob-digits-keep_prob-0.8_0.9"
 
 
 def test_the_folder_of_a_sweep_tells_its_scale() -> None:
