@@ -50,7 +50,7 @@ def measure(run: RunFolder, blocks: list[int], more: list[str]) -> int:
 
 def main(words: list[str]) -> int:
     """Words in, exit code out: 0, 1 if an evaluation failed, 2 with one line."""
-    from scripts.reporting.sweep import read_sweep
+    from scripts.reporting.reading import read_sweep
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="the folder of a sweep")

@@ -22,7 +22,7 @@ def write_report(folder: Path, out: Path) -> Path:
         UserError: if there is nothing to report, in one line.
     """
     from scripts.reporting import figures, tables
-    from scripts.reporting.sweep import read_sweep
+    from scripts.reporting.reading import read_sweep
 
     sweep = read_sweep(folder)
     out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -65,28 +67,35 @@ def over_block_size(sweep: Sweep, out: Path) -> None:
     """Accuracy over the block size, a line for every choice of groups and branches, as in the paper's Figure 4."""
     lines = sweep.lines("block_size")
     sizes = sorted({row.knob("block_size") for rows in lines for row in rows})
+    title, names = shared_words([sweep.label(rows[0], without="block_size") for rows in lines])
+    families = sorted({family(rows[0]) for rows in lines})  # groups 3+4 before group 4
     with drawing(out, 1, 8.0, 4.8) as (figure, (axes,)):
-        for i, rows in enumerate(lines):
-            late_only = rows[0].knob("groups") == [4]
-            tint = (COLOURS["dropblock"], OTHER[0])[late_only] if len(lines) > 1 else colour(rows[0])
+        for i, (rows, name) in enumerate(zip(lines, names, strict=True)):
             seen = [(sizes.index(row.knob("block_size")), spread) for row in rows if (spread := row.spread("last"))]
             whisker(
-                axes, [x + 0.04 * (i - (len(lines) - 1) / 2) for x, _ in seen], [s for _, s in seen], color=tint,
+                axes, [x + 0.04 * (i - (len(lines) - 1) / 2) for x, _ in seen], [s for _, s in seen], label=name,
+                color=(COLOURS["dropblock"], *OTHER)[families.index(family(rows[0])) % (1 + len(OTHER))],
                 marker="o" if rows[0].knob("skip") else "s", ms=5, linewidth=1.6,
-                linestyle="-" if rows[0].knob("skip") else "--", label=line_name(sweep, rows[0]),
+                linestyle="-" if rows[0].knob("skip") else "--",
             )  # fmt: skip
         baseline_band(axes, sweep)
         axes.set_xticks(range(len(sizes)), [block_name(sweep, size) for size in sizes])
         axes.set_xlabel(f"block size\n{setting(sweep)}, last epoch")
         axes.set_ylabel("top-1 (%)")
-        shared = {rows[0].method("keep_prob") for rows in lines}
-        axes.set_title(shared.pop() if len(shared) == 1 else "", loc="left")
+        axes.set_title(title, loc="left")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
-def line_name(sweep: Sweep, row: Row) -> str:
-    """What sets a line apart from those with the same method and keep_prob."""
-    return sweep.label(row, without="block_size").removeprefix(row.method("keep_prob")).lstrip(", ") or row.method()
+def family(row: Row) -> str:
+    """What a line's colour stands for: everything but the branches and the block size."""
+    return repr({key: value for key, value in row.tried.items() if key not in ("skip", "block_size")})
+
+
+def shared_words(names: Sequence[str]) -> tuple[str, list[str]]:
+    """The words that all names begin with, and what is left of each."""
+    parts = [name.split(", ") for name in names]
+    shared = list(takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False)))
+    return ", ".join(words[0] for words in shared), [", ".join(words[len(shared) :]) or words[0] for words in parts]
 
 
 def block_name(sweep: Sweep, size: int) -> str:
@@ -103,20 +112,32 @@ def block_name(sweep: Sweep, size: int) -> str:
 
 def under_drop_lines(sweep: Sweep, out: Path) -> None:
     """Accuracy with DropBlock on at inference, as in the paper's Figure 5: a panel for each block size tested with."""
-    found = under_drop(sweep)
-    blocks = sorted({block for _, block in found})
-    trained = list(dict.fromkeys(label for label, _ in found))
-    rows = {sweep.label(row): row for row in sweep.rows}
+    lines = under_drop(sweep)
+    blocks = sorted({line.block_size for line in lines})
+    used: list[str] = []
+    tints: dict[str, str] = {}
+    for row in sweep.rows:
+        tints[sweep.label(row)] = colour(row, used)
+        used.append(tints[sweep.label(row)])
     with drawing(out, len(blocks), max(6.5, 4.6 * len(blocks)), 4.7, share=True) as (figure, panels):
+        for line in lines:
+            label, axes = sweep.label(line.row), panels[blocks.index(line.block_size)]
+            whisker(
+                axes,
+                list(line.top1),
+                list(line.top1.values()),
+                color=tints[label],
+                marker="o",
+                ms=5,
+                label=label,
+                linewidth=1.6,
+            )
         for axes, block in zip(panels, blocks, strict=True):
-            used: list[str] = []
-            for label in trained:
-                tint = colour(rows[label], used)
-                used.append(tint)
-                line = found.get((label, block), {})
-                whisker(axes, list(line), list(line.values()), color=tint, marker="o", ms=5, label=label, linewidth=1.6)
             axes.invert_xaxis()
             axes.set_xlabel("keep_prob at inference")
             axes.set_title(f"tested with block {block}", loc="left")
         panels[0].set_ylabel("top-1 (%)")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title="trained with")
+        handles = {
+            label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, title="trained with")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scripts.reporting.setting import deviations
@@ -13,16 +14,13 @@ from scripts.reporting.words import KNOBS
 
 
 def gain(row: Row, baseline: Row | None, which: str) -> Spread | None:
-    """The difference to the baseline on test, seed by seed where both have the seed, else of the means."""
+    """The difference to the baseline on test, taken seed by seed; None where no seed is common."""
     if baseline is None or row is baseline:
         return None
     ours = {run.seed: run.value(which, "test") for run in row.runs}
     theirs = {run.seed: run.value(which, "test") for run in baseline.runs}
     paired = [a - b for seed, a in ours.items() if a is not None and (b := theirs.get(seed)) is not None]
-    if paired:
-        return Spread(tuple(paired))
-    ours_mean, theirs_mean = row.spread(which), baseline.spread(which)
-    return Spread((ours_mean.mean - theirs_mean.mean,)) if ours_mean and theirs_mean else None
+    return Spread(tuple(paired)) if paired else None
 
 
 def paper_gain(row: Row, baseline: Row | None) -> float | None:
@@ -31,10 +29,13 @@ def paper_gain(row: Row, baseline: Row | None) -> float | None:
     return None if ours is None or theirs is None or row is baseline else ours - theirs
 
 
-def signed(spread: Spread | None) -> str:
+def gain_text(row: Row, baseline: Row | None, which: str) -> str:
+    """The difference in words; with its own n where not every run has its counterpart."""
+    spread = gain(row, baseline, which)
     if spread is None:
         return ""
-    return f"{spread.mean:+.2f}" if spread.std is None else f"{spread.mean:+.2f} ± {spread.std:.2f}"
+    pairs = f" (n = {len(spread.values)})" if len(spread.values) < len(row.runs) else ""
+    return f"{spread.mean:+.2f}{'' if spread.std is None else f' ± {spread.std:.2f}'}{pairs}"
 
 
 def paper_number(row: Row) -> str:
@@ -59,8 +60,8 @@ def results(sweep: Sweep) -> str:
         lines.append(
             [
                 *(sweep.label(row), len(row.runs)),
-                *(row.spread("last") or "", signed(gain(row, baseline, "last"))),
-                *(row.spread("peak") or "", signed(gain(row, baseline, "peak"))),
+                *(row.spread("last") or "", gain_text(row, baseline, "last")),
+                *(row.spread("peak") or "", gain_text(row, baseline, "peak")),
                 *(paper_number(row), "" if theirs is None else f"{theirs:+.2f}", drop_text(row)),
             ]
         )
@@ -72,7 +73,7 @@ def drop_text(row: Row) -> str:
     groups = row.runs[0].summary["drop_last_epoch"]
     if not groups:
         return ""
-    last = max(groups)
+    last = max(groups, key=lambda name: int(name.rpartition("group")[2]))  # of several layers the first
     measured = Spread(tuple(run.summary["drop_last_epoch"][last]["measured"] for run in row.runs)).mean
     return f"{100 * measured:.2f} % ({100 * groups[last]['expected']:.2f})"
 
@@ -97,7 +98,7 @@ def chosen(sweep: Sweep, knob: str) -> str:
                 *(sweep.label(best, without=knob), f"{best.knob(knob):g}", best.spread("last", "val") or ""),
                 *(
                     best.spread("last") or "",
-                    signed(gain(best, sweep.baseline_of(best), "last")),
+                    gain_text(best, sweep.baseline_of(best), "last"),
                     best.spread("peak") or "",
                 ),
                 "" if paper is None else f"{paper:g} ({curve[paper]:.2f})",
@@ -111,24 +112,32 @@ def chosen(sweep: Sweep, knob: str) -> str:
     return markdown_table(headers, lines)
 
 
-def under_drop(sweep: Sweep) -> dict[tuple[str, int], dict[float, Spread]]:
-    """Accuracy on test with DropBlock on: by (trained how, block size tested with), by keep_prob."""
-    found: dict[tuple[str, int], dict[float, list[float]]] = {}
+@dataclass(frozen=True)
+class DropLine:
+    """A row, tested with blocks of one size: accuracy on test by keep_prob at inference."""
+
+    row: Row
+    block_size: int
+    top1: dict[float, Spread]
+
+
+def under_drop(sweep: Sweep) -> list[DropLine]:
+    """What scripts/inference_drop.py measured."""
+    lines = []
     for row in sweep.rows:
+        found: dict[int, dict[float, list[float]]] = {}
         for run in row.runs:
             for point in (run.folder.read("under_drop.json") or {}).get("under_drop", []):
-                line = found.setdefault((sweep.label(row), point["block_size"]), {})
-                line.setdefault(point["keep_prob"], []).append(point["top1"])
-    return {
-        key: {keep_prob: Spread(tuple(values)) for keep_prob, values in sorted(line.items(), reverse=True)}
-        for key, line in found.items()
-    }
+                found.setdefault(point["block_size"], {}).setdefault(point["keep_prob"], []).append(point["top1"])
+        for block, values in sorted(found.items()):
+            lines.append(DropLine(row, block, {kp: Spread(tuple(values[kp])) for kp in sorted(values, reverse=True)}))
+    return lines
 
 
 def under_drop_table(sweep: Sweep) -> str:
     lines = under_drop(sweep)
-    keep_probs = sorted({keep_prob for line in lines.values() for keep_prob in line}, reverse=True)
-    rows = [[trained, block, *(line.get(kp, "") for kp in keep_probs)] for (trained, block), line in lines.items()]
+    keep_probs = sorted({keep_prob for line in lines for keep_prob in line.top1}, reverse=True)
+    rows = [[sweep.label(line.row), line.block_size, *(line.top1.get(kp, "") for kp in keep_probs)] for line in lines]
     return markdown_table(["trained with", "tested with block", *(f"keep_prob {kp:g}" for kp in keep_probs)], rows)
 
 
@@ -156,7 +165,8 @@ def told_of_sweep(sweep: Sweep) -> str:
         "Top-1 accuracy on the official test set in percent, mean ± sample standard deviation over n seeds (none for "
         "n = 1). *Last epoch* is the headline. *Peak* is the maximum over the evaluations of a run on test "
         f"({evaluations} of them), the paper's convention; nothing is chosen by it. Differences to the baseline are "
-        "taken seed by seed. *Dropped*: share of units in the last group, measured in the last epoch (and expected).",
+        "taken seed by seed, where both have the seed. *Dropped*: share of units in the last group, measured in the "
+        "last epoch (and expected).",
     ]
     if sweep.lost:
         lost = [(what, status, reason.replace("|", "/")[:120]) for what, status, reason in sweep.lost]

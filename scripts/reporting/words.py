@@ -17,14 +17,16 @@ METHODS = {
     "dropblock": "DropBlock",
 }
 KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
+ALWAYS_TOLD = ("keep_prob", "block_size")  # the others where they tell rows apart
 
 
-def told(knob: str, value: Any) -> str:
-    """A knob in words."""
-    if knob == "groups":
+def told(name: str, value: Any) -> str:
+    """A value of a regularizer in words."""
+    if name == "groups":
         return f"group{'s' if len(value) > 1 else ''} {'+'.join(map(str, value))}"
-    if knob == "skip":
+    if name == "skip":
         return "conv+skip" if value else "conv"
-    if knob == "schedule":
+    if name == "schedule":
         return {"linear": "linear schedule", "constant": "fixed keep_prob"}.get(value, value)
-    return f"{ {'block_size': 'block'}.get(knob, knob) } {value:g}"
+    short = {"block_size": "block"}.get(name, name.replace("label_", "label "))
+    return f"{short} {value:g}" if isinstance(value, int | float) else f"{short} {value}"

@@ -60,6 +60,7 @@ def write_run(root: Path, plan: Plan, top1: float, epochs: int = 40) -> Path:
         "plan": asdict(plan),
     }
     (path / "summary.json").write_text(json.dumps(summary))
+    OmegaConf.save(OmegaConf.create(asdict(plan)), path / "plan.yaml")
     (path / "status.json").write_text(json.dumps({"status": "DONE"}))
     (path / "sites.json").write_text(json.dumps([asdict_of_site(plan, group) for group in (3, 4)]))
     return path

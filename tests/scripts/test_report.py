@@ -13,11 +13,12 @@ import pytest
 from made_up_sweep import jobs, made_up, note, plan_of, write_run
 from PIL import Image
 
+from configs.schema import load_yaml
 from engine.records import RunFolder
 from scripts import inference_drop
 from scripts.report import main, write_report
+from scripts.reporting.reading import read_sweep
 from scripts.reporting.setting import deviations
-from scripts.reporting.sweep import read_sweep
 from scripts.reporting.tables import best_on_val
 from scripts.reporting.tables import gain as gain_of
 
@@ -157,13 +158,104 @@ def test_what_is_missing_is_counted_and_named(tmp_path: Path) -> None:
     assert [(status, what.split(" ")[0]) for what, status, _ in sweep.lost] == [
         ("FAILED", "table1/dropblock"),
         ("UNREADABLE", "torn.json"),
-        ("NOT RUN", "table1/cutout"),
         ("NOT RUN", "table1/dropout"),  # seed 2, which the baseline has
+        ("NOT RUN", "table1/dropblock"),
+        ("NOT RUN", "table1/cutout"),
+        ("NOT RUN", "table1/cutout"),
     ]
     assert main([str(folder)]) == 0
     text = (folder / "report.md").read_text()
-    assert "3 runs done, 4 not (listed below)." in text
+    assert "3 runs done, 6 not (listed below)." in text
     assert "the loss is not finite / step 3" in text
+
+
+def test_every_missing_point_of_a_figure_is_counted_once(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, "fig4_block_size_small", seeds=2)
+    assert read_sweep(folder).lost == []
+    runs = {
+        (run.entry["experiment"], row.knob("block_size"), run.seed): run.folder.path
+        for row in read_sweep(folder).rows
+        for run in row.runs
+    }
+    stopped = runs["fig4/group4_conv_skip", 2, 2]
+    (stopped / "summary.json").unlink()
+    (stopped / "status.json").write_text(json.dumps({"status": "STOPPED"}))
+    never = [("fig4/group4_conv_skip", 8, 1), ("fig4/group4_conv_skip", 8, 2), ("fig4/baseline", None, 2)]
+    for point in never:
+        (folder / "runs" / ("_".join(runs[point].parts[-3:]) + ".json")).unlink()
+    assert sorted((status, what) for what, status, _ in read_sweep(folder).lost) == [
+        ("NOT RUN", "fig4/baseline seed 2"),
+        ("NOT RUN", "fig4/group4_conv_skip block_size=8 seed 1"),
+        ("NOT RUN", "fig4/group4_conv_skip block_size=8 seed 2"),
+        ("STOPPED", f"fig4/group4_conv_skip ({stopped.parent.name}/seed-2)"),
+    ]
+
+
+def test_the_words_of_the_command_replace_what_the_sweeps_file_asks_for(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, "fig3_keep_prob", seeds=1)
+    for run in read_sweep(folder).runs:
+        if (run.plan["layer"] or {}).get("keep_prob") not in (None, 0.8, 0.9):
+            (folder / "runs" / ("_".join(run.folder.path.parts[-3:]) + ".json")).unlink()
+    params = load_yaml(folder / "multirun.yaml")["hydra"]["sweeper"]
+    words = ["+sweep=fig3_keep_prob", "keep_prob=0.8,0.9", "seed=1,2"]
+    asked = {"hydra": {"sweeper": params, "overrides": {"task": words}}}
+    (folder / "multirun.yaml").write_text(json.dumps(asked))
+    missing = [what for what, _, _ in read_sweep(folder).lost]
+    assert len(missing) == 1 + 5 * 2
+    assert all(what.endswith("seed 2") for what in missing)
+
+
+def test_the_lines_of_a_figure_differ_in_its_knob_alone(tmp_path: Path) -> None:
+    for model in ("resnet18", "resnet50"):
+        for regularizer in ("none", "dropout", "dropblock"):
+            for block in (3, 7):
+                for keep_prob in (0.8, 0.9):
+                    words = [
+                        f"model={model}",
+                        f"regularizer={regularizer}",
+                        f"block_size={block}",
+                        f"keep_prob={keep_prob}",
+                    ]
+                    plan = plan_of(*words)
+                    folder = note(tmp_path, plan, write_run(tmp_path / model, plan, 80.0))
+    sweep = read_sweep(folder)
+    for knob, count in (("keep_prob", 2 * 3), ("block_size", 2 * 2)):
+        lines = sweep.lines(knob)
+        assert len(lines) == count
+        for rows in lines:
+            assert len(rows) == 2
+            assert len({str({**row.plan["layer"], knob: None}) + row.plan["model"]["name"] for row in rows}) == 1
+        assert len({sweep.label(rows[0], without=knob) for rows in lines}) == count
+    assert main([str(folder)]) == 0
+    assert (folder / "block_size.png").exists()
+
+
+def test_rows_that_differ_have_names_that_differ(tmp_path: Path) -> None:
+    for words in (
+        ["regularizer=cutout", "regularizer.cutout.input.cutout=0.25"],
+        ["regularizer=cutout", "regularizer.cutout.input.cutout=0.5"],
+        ["regularizer=[dropblock,drop_path]", "regularizer.drop_path.layer.keep_prob=0.8"],
+        ["regularizer=[dropblock,drop_path]", "regularizer.drop_path.layer.keep_prob=0.9"],
+    ):
+        plan = plan_of(*words)
+        folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0))
+    sweep = read_sweep(folder)
+    assert len(sweep.rows) == 4
+    labels = [sweep.label(row) for row in sweep.rows]
+    assert len(set(labels)) == 4, labels
+    assert "DropBlock + DropPath, keep_prob 0.9, block 7, drop_path keep_prob 0.8" in labels
+
+
+def test_a_difference_over_fewer_seeds_says_so(tmp_path: Path) -> None:
+    for experiment, seeds in (("baseline", (1, 2)), ("dropout", (1, 2, 3)), ("cutout", (3,))):
+        for seed in seeds:
+            plan = plan_of(f"experiment=table1/{experiment}", f"seed={seed}")
+            folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0 + (experiment == "dropout")))
+    lines = write_report(folder, tmp_path / "out").read_text().splitlines()
+    (dropout,) = [line.split("|") for line in lines if line.startswith("| dropout, keep_prob 0.7 | 3 |")]
+    (cutout,) = [line.split("|") for line in lines if line.startswith("| Cutout | 1 |")]
+    assert dropout[4].strip() == "+1.00 ± 0.00 (n = 2)"
+    assert cutout[4].strip() == ""  # of seed 3, which the baseline does not have
 
 
 def test_a_folder_that_moved_is_still_read(tmp_path: Path) -> None:

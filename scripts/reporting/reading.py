@@ -1,0 +1,136 @@
+"""From the folder of a sweep to its rows in the paper's order, and to what is missing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.schema import UserError, load_yaml
+from engine.records import DONE, RunFolder
+from scripts.reporting.sweep import Row, Run, Sweep
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read the record of every run that a sweep lists.
+
+    Raises:
+        UserError: if the folder is no sweep, or none of its runs is finished.
+    """
+    notes = RunFolder(folder / "runs")
+    names = sorted(path.name for path in notes.path.glob("*.json"))
+    if not names:
+        raise UserError(
+            f"{folder}: no sweep, there is no runs/*.json in it; give a folder that train.py listed runs in"
+        )
+    asked = asked_for(folder)
+    rows: dict[tuple[str | None, str], Row] = {}
+    lost, jobs = [], []
+    for name in names:
+        entry = notes.read(name)
+        if entry is None:
+            lost.append((name, "UNREADABLE", f"{notes.path / name} is damaged"))
+            continue
+        run = RunFolder(place(folder, Path(entry["run"])))
+        jobs.append(job_of(run, entry, asked.knob))
+        summary = run.summary()
+        if run.status().get("status") == DONE and summary:
+            key = (entry.get("experiment"), run.path.parent.name)
+            rows.setdefault(key, Row()).runs.append(Run(run, entry, summary))
+        else:
+            status = run.status().get("status", "MISSING")
+            lost.append((named(entry), "NO RECORD" if status == DONE else status, entry.get("reason", "")))
+    if not rows:
+        raise UserError(f"{folder}: none of its {len(names)} runs is finished")
+    for row in rows.values():
+        row.runs.sort(key=lambda run: run.seed)
+    sweep = Sweep(folder.resolve().name, sorted(rows.values(), key=in_paper_order), lost)
+    sweep.lost += [(what, "NOT RUN", "") for what in not_run(asked, jobs, sweep)]
+    return sweep
+
+
+def place(sweep: Path, run: Path) -> Path:
+    """Where a run is: beside the sweeps, wherever the outputs were moved to, or where it was written."""
+    beside = sweep.resolve().parent.parent.joinpath(*run.parts[-3:])
+    return beside if beside.exists() else run
+
+
+def named(entry: dict[str, Any]) -> str:
+    parts = Path(entry["run"]).parts[-2:]
+    return f"{entry['experiment']} ({'/'.join(parts)})" if entry.get("experiment") else "/".join(parts)
+
+
+def in_paper_order(row: Row) -> tuple[Any, ...]:
+    """Tables and figures by number, rows and lines by number, then by what is varied."""
+    numbered = [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", row.paper.get("place") or "~")]
+    return numbered, row.knob("keep_prob") or 0, row.knob("block_size") or 0, row.plan["regularizer"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a sweep's own file and its last command ask for; no experiments for a plain grid."""
+
+    experiments: tuple[str, ...] = ()
+    knob: str | None = None
+    values: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that has left a note; no value where its layer does not have the knob that the sweep varies."""
+
+    experiment: str | None
+    value: float | None
+    seed: int
+    variant: str
+
+
+def asked_for(folder: Path) -> Asked:
+    """Read multirun.yaml, as Hydra leaves it: the sweep's file, and the words that replace what it says."""
+    try:
+        hydra = load_yaml(folder / "multirun.yaml")["hydra"]
+        words = (hydra.get("overrides") or {}).get("task") or []
+        given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+        params = dict(hydra["sweeper"].get("params") or {})
+    except (UserError, KeyError, TypeError, AttributeError):
+        return Asked()
+    experiments = tuple(name.strip() for name in str(params.get("experiment", "")).split(",") if name.strip())
+    knob = next((name for name in ("keep_prob", "block_size") if name in params), None)
+    seeds = tuple(int(seed) for seed in given.get("seed", "").split(",") if seed.strip().isdigit())
+    values = str(given.get(knob, params[knob])).split(",") if knob else []
+    return Asked(experiments, knob, tuple(float(value) for value in values), seeds)
+
+
+def job_of(run: RunFolder, entry: dict[str, Any], knob: str | None) -> Job:
+    """A job from what it left: its plan, or the words that it was started with."""
+    seed, value = int(run.path.name.removeprefix("seed-") or 0), None
+    try:
+        value = (load_yaml(run.path / "plan.yaml").get("layer") or {}).get(knob)
+    except UserError:
+        given = dict(word.lstrip("+").split("=", 1) for word in entry.get("overrides", []) if "=" in word)
+        value = float(given[knob]) if knob in given else None
+    return Job(entry.get("experiment"), value, seed, run.path.parent.name)
+
+
+def not_run(asked: Asked, jobs: list[Job], sweep: Sweep) -> list[str]:
+    """What belongs to the sweep and has left no note: every row that was asked for, in every seed that is known.
+
+    Of a plain grid the rows are those that are there.
+    """
+    seeds = sorted({*asked.seeds, *(job.seed for job in jobs)})
+    if not asked.experiments:
+        seen = {(job.variant, job.seed) for job in jobs}
+        rows = [(row.runs[0].folder.path.parent.name, sweep.label(row)) for row in sweep.rows]
+        return [f"{label} seed {seed}" for variant, label in rows for seed in seeds if (variant, seed) not in seen]
+    left = {(job.experiment, job.value, job.seed) for job in jobs}
+    knobless = {job.experiment for job in jobs if job.value is None}
+    missing = []
+    for experiment in asked.experiments:
+        for value in (None,) if experiment in knobless or not asked.knob else asked.values:
+            for seed in seeds:
+                if (experiment, value, seed) not in left:
+                    of = "" if value is None else f" {asked.knob}={value:g}"
+                    missing.append(f"{experiment}{of} seed {seed}")
+    return missing
