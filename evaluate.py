@@ -3,8 +3,9 @@
     run=FOLDER          the last checkpoint of a run; which=best takes the one chosen on val
     checkpoint=FILE     a checkpoint that train.py wrote
     split=test          test or val
-    keep_prob=0.9       leave the layers on while evaluating (paper, Figure 5); block_size=1 changes their blocks,
-                        and both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
+    keep_prob=0.9       put DropBlock on while evaluating, whatever the network was trained with (paper, Figure 5): at
+                        all sites of groups 3 and 4, in group 3 a quarter of the rate, with block_size=7 or another;
+                        both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
     json=FILE           write the result as JSON
     device, workers, data_root, download: as in train.py
@@ -28,7 +29,11 @@ from configs.schema import UserError, check, load_yaml, one_of
 from engine import cpu
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+    from data import Data
+    from dropblock import LayerControl
 
 
 @dataclass
@@ -107,6 +112,32 @@ def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:
     return payload["model"] if ema is None else ema["module"]
 
 
+def opened(request: Request, device: torch.device) -> tuple[Plan, dict[str, Any], Data]:
+    """The plan that a network was trained to, without what drops in it; its checkpoint; the data it was trained on.
+
+    Raises:
+        UserError: if the data are others.
+    """
+    from engine.distributed import Ranks
+    from train import open_data
+
+    plan, payload = load(request)
+    plan = replace(plan, layer=None, companions=[])
+    data = open_data(plan, device, Ranks())
+    if data.fingerprint != payload["fingerprint"]:
+        raise UserError(f"{plan.data.name}: not the data this network was trained on; set data_root")
+    return plan, payload, data
+
+
+def trained(plan: Plan, payload: dict[str, Any], data: Data, device: torch.device) -> tuple[nn.Module, LayerControl]:
+    """The network of a checkpoint in evaluation mode, and the layers that the plan puts in it."""
+    from train import build_network
+
+    model, layers = build_network(plan, data, device, pretrained=False)
+    model.load_state_dict(weights_of(payload))
+    return model.eval(), layers
+
+
 def evaluate(request: Request) -> dict[str, Any]:
     """Metrics of the split, per class, and under drop at every keep_prob and block size asked for."""
     import torch
@@ -115,23 +146,16 @@ def evaluate(request: Request) -> dict[str, Any]:
     from engine.distributed import Ranks, find_device
     from engine.evaluation import evaluate as pass_over
     from engine.tasks import Classification
-    from train import build_network, open_data
 
     device, ranks = find_device(request.device), Ranks()
-    plan, payload = load(request)
-    plan = replace(plan, layer=None, companions=[])
-    data = open_data(plan, device, ranks)
-    if data.fingerprint != payload["fingerprint"]:
-        raise UserError(f"{plan.data.name}: not the data this network was trained on; set data_root")
+    plan, payload, data = opened(request, device)
     loader = getattr(data, request.split)
     if loader is None:
         raise UserError(f"split={request.split}: {plan.data.name} was used without one")
     task = Classification(data.num_classes)
 
     def measure(layer: LayerPlan | None, column: int | None = None) -> dict[str, Any]:
-        model, layers = build_network(replace(plan, layer=layer), data, device)
-        model.load_state_dict(weights_of(payload))
-        model.eval()
+        model, layers = trained(replace(plan, layer=layer), payload, data, device)
         layers.set_progress(1.0)
         for installed in installed_layers(model):
             installed.train()

@@ -68,8 +68,13 @@ def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
     )
 
 
-def build_network(plan: Plan, data: Data, device: torch.device) -> tuple[nn.Module, LayerControl]:
-    """The network of a plan with its layers installed, on the device."""
+def build_network(
+    plan: Plan, data: Data, device: torch.device, pretrained: bool = True
+) -> tuple[nn.Module, LayerControl]:
+    """The network of a plan with its layers installed, on the device.
+
+    Without `pretrained` the plan's file of weights is left alone: it may be gone when a checkpoint is there.
+    """
     import torch
 
     from dropblock import KeepProbSchedule, LayerControl, install_layers
@@ -85,7 +90,7 @@ def build_network(plan: Plan, data: Data, device: torch.device) -> tuple[nn.Modu
         width=asked.width or 64,
         stem=asked.stem or "imagenet",
         zero_gamma=asked.zero_gamma,
-        pretrained=asked.pretrained,
+        pretrained=asked.pretrained if pretrained else None,
         **foreign,
         **asked.options,
     )
@@ -126,9 +131,9 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
 
     data = open_data(plan, device, ranks)
     agree("data set", {"fingerprint": data.fingerprint, "batches per epoch": len(data.train)}, ranks)
-    fit, layers = assemble(plan, data, folder, device, ranks, stop)
     found = checkpoint.load_latest(folder.checkpoints)
     agree("checkpoint", {"step": found and found[0].get("step")}, ranks)
+    fit, layers = assemble(plan, data, folder, device, ranks, stop, pretrained=found is None)
     if found is not None:
         resume(fit.state, *found, fit.identity, ranks)
     if ranks.is_main:
@@ -143,9 +148,15 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
 
 
 def assemble(
-    plan: Plan, data: Data, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest
+    plan: Plan,
+    data: Data,
+    folder: RunFolder,
+    device: torch.device,
+    ranks: Ranks,
+    stop: StopRequest,
+    pretrained: bool = True,
 ) -> tuple[Fit, LayerControl]:
-    """A run at its first step, and its layers; writes nothing."""
+    """A run at its first step, and its layers; writes nothing. `pretrained`: see `build_network`."""
     from engine.distributed import synchronized, wrap
     from engine.loop import Fit
     from engine.optim import LearningRate, build_optimizer
@@ -155,7 +166,7 @@ def assemble(
 
     recipe = plan.recipe
     seed_everything(plan.seed)
-    model, layers = build_network(plan, data, device)
+    model, layers = build_network(plan, data, device, pretrained)
     if recipe.sync_batchnorm:
         model = synchronized(model, device)
     optimizer = build_optimizer(
@@ -220,7 +231,9 @@ def train(plan: Plan, words: list[str], began: float, wait: bool = False) -> dic
 
     device = find_device(plan.runtime.device)
     ranks = join(device, plan.runtime.rank_timeout)
-    agree("configuration", {**plan.identity(), "run folder": str(plan.run_dir())}, ranks)
+    # These two decide, with the identity, when the ranks have something to tell each other.
+    rhythm = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
+    agree("configuration", {**plan.identity(), **rhythm, "run folder": str(plan.run_dir())}, ranks)
     folder = RunFolder(plan.run_dir())
     with hold(folder, ranks, began if plan.runtime.fresh else None, wait):
         plan_file = folder.path / "plan.yaml"
@@ -254,9 +267,11 @@ def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.dev
             for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": words})):
                 write_aside(folder.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
         fit = prepare(plan, folder, device, ranks, stop)
+        fit.state.started_in(started)
         fit.run()
         parameters = sum(p.numel() for p in fit.state.model.parameters())
-        summary = {**fit.result(), "parameters": parameters, "environment": started, "plan": asdict(plan)}
+        where = {"environment": started, "environments": fit.state.environments}
+        summary = {**fit.result(), "parameters": parameters, **where, "plan": asdict(plan)}
         if ranks.is_main:
             add_to_hparams_table(
                 folder.path, points.table_row(plan), [name for name in summary["last"] if name != "epoch"]
@@ -266,7 +281,7 @@ def carry_out(plan: Plan, words: list[str], folder: RunFolder, device: torch.dev
             print(result_text(summary, folder.path))
     asked = ranks.max(stop.received)
     if asked:  # too late to stop this run, not the ones behind it
-        raise Stopped(asked, "after its last step, the run is done")
+        raise Stopped(asked, "after its last step, the run is done", done=True)
     return summary
 
 
@@ -284,8 +299,10 @@ def estimate(jobs: list[Job]) -> int:
 
     def build(plan: Plan) -> Fit:
         device = find_device(plan.runtime.device)
-        # Weights that hardly move cannot go wrong, however often they see the same batch.
-        recipe = replace(plan.recipe, batch_size=timed_batch(plan, device.type == "cpu"), lr=1e-6)
+        # Weights that hardly move cannot go wrong, however often they see the same batch; nor can a constant rate,
+        # though more steps may be timed than the run has.
+        batch_size = timed_batch(plan, device.type == "cpu")
+        recipe = replace(plan.recipe, batch_size=batch_size, lr=1e-6, lr_schedule="constant")
         timed = replace(plan, recipe=recipe)
         key = repr((timed.data, recipe.augment, recipe.batch_size, timed.cutout, timed.autoaugment, timed.runtime))
         if key not in opened:
@@ -298,9 +315,12 @@ def estimate(jobs: list[Job]) -> int:
 
 
 def job(
-    config: DictConfig, words: list[str], sweep: Path | None, number: int, began: float, wait: bool = False
+    config: DictConfig, words: list[str], sweep: Path | None, number: int, began: float, later: bool, wait: bool = False
 ) -> Outcome:
-    """One run of this command, which began at that time, or one of many; never raises, so that a grid goes on."""
+    """One run of this command, which began at that time, or one of many; never raises, so that a grid goes on.
+
+    A run that another process has is looked at again `later`, or waited for, or told as not done.
+    """
     run, reason, outcome = None, "", Outcome()
     shown: dict[str, Any] = {}
     try:
@@ -315,14 +335,15 @@ def job(
         summary = train(plan, words, began, wait)
         shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
     except BaseException as error:
-        if sweep is not None and not wait and getattr(error, "in_use", False):
+        if later and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
             return Outcome(in_use=True)
-        code, reason = told(error)
+        code, reason = told(error, "fresh=true" in words)
         # Ranks that do not all know of a failure would wait for each other in different jobs.
         alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
-        outcome = Outcome(code, refused="" if run else reason, ends_all=alone or code in STOPPED_CODES)
-    if sweep is not None and run is not None:
+        done = getattr(error, "done", False)
+        outcome = Outcome(code, refused="" if run else reason, ends_all=alone or code in STOPPED_CODES, done=done)
+    if sweep is not None and run is not None and os.environ.get("RANK", "0") == "0":
         from engine.sweep import note_run
 
         note_run(sweep, run, outcome.status, words, reason, **shown)
@@ -388,18 +409,18 @@ def run_all(words: list[str], sweep: Path | None) -> int:
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         if os.getpid() != here:  # of a launcher; what becomes of the job is read from the folder of the sweep
             cpu.settle()
-            refused = job(config, overrides, sweep, number, started).refused
+            refused = job(config, overrides, sweep, number, started, later=False).refused
             if refused:
                 raise UserError(refused)
         elif not any(outcome.ends_all for outcome in outcomes):
-            outcomes.append(job(config, overrides, sweep, number, started))
+            outcomes.append(job(config, overrides, sweep, number, started, later=sweep is not None))
             if outcomes[-1].in_use:
                 later.append((config, overrides, number))
 
     compose(words, sweep, each)
     for config, overrides, number in later:  # done by now, or waited for, or taken over if the other process died
         if not any(outcome.ends_all for outcome in outcomes):
-            outcomes.append(job(config, overrides, sweep, number, started, wait=True))
+            outcomes.append(job(config, overrides, sweep, number, started, later=False, wait=True))
     if sweep is not None:
         from engine.sweep import read_runs, summary_text
 

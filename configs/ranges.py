@@ -71,6 +71,9 @@ def check_values(plan: Plan) -> None:
         raise UserError(f"recipe.lr_decay={recipe.lr_decay}: must lie above 0 and not above 1")
     if recipe.lr_schedule == "step" and not recipe.milestones:
         raise UserError("lr_schedule=step: name the epochs at which the rate falls: recipe.milestones=[60,120,160]")
+    if recipe.lr_schedule == "step" and max(recipe.milestones) >= recipe.epochs:
+        told = ", ".join(f"{milestone:g}" for milestone in recipe.milestones)
+        raise UserError(f"recipe.milestones=[{told}]: must lie before the end of the run, epochs={recipe.epochs}")
     if recipe.lr_schedule == "exponential" and recipe.lr_decay ** (recipe.epochs / recipe.decay_epochs) < 1e-6:
         raise UserError(
             f"lr_schedule=exponential: times {recipe.lr_decay:g} every {recipe.decay_epochs:g} epochs leaves nothing; "

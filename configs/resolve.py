@@ -20,6 +20,7 @@ from configs.schema import (
 
 LAYER_KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
 RECIPE_KNOBS = ("epochs", "batch_size", "lr", "lr_schedule")
+TIMES_OF = {"step": ("milestones",), "exponential": ("decay_epochs",)}  # what else of a recipe is counted in epochs
 
 
 def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
@@ -73,18 +74,22 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
 
 
 def _recipe(config: Config, remarks: list[str]) -> RecipeConfig:
-    """The recipe with the user's knobs; a run of another length keeps the shape of its learning-rate curve."""
+    """The recipe with the user's knobs; a run of another length keeps the shape of its learning-rate curve.
+
+    What the user wrote in epochs is meant in epochs, whatever the length.
+    """
     asked = {knob: getattr(config, knob) for knob in RECIPE_KNOBS if getattr(config, knob) is not None}
     recipe = replace(config.recipe, **asked)
     if recipe.epochs != config.recipe.epochs and config.recipe.epochs > 0:
-        scale = recipe.epochs / config.recipe.epochs
-        remarks.append(f"epochs={recipe.epochs}: warm-up and milestones of the recipe scaled by {scale:.3g}")
-        recipe = replace(
-            recipe,
-            warmup_epochs=recipe.warmup_epochs * scale,
-            milestones=[m * scale for m in recipe.milestones],
-            decay_epochs=recipe.decay_epochs * scale,
-        )
+        scale, own = recipe.epochs / config.recipe.epochs, load_yaml(CONFIGS / "recipe" / f"{recipe.name}.yaml")
+        scaled: dict[str, Any] = {}
+        for key in ("warmup_epochs", *TIMES_OF.get(recipe.lr_schedule, ())):
+            value = getattr(recipe, key)
+            if value and value == own[key]:
+                scaled[key] = [m * scale for m in value] if key == "milestones" else value * scale
+        recipe = replace(recipe, **scaled)
+        if scaled:
+            remarks.append(f"epochs={recipe.epochs}: {', '.join(scaled)} of the recipe scaled by {scale:.3g}")
     if recipe.lr_schedule != "step" and recipe.milestones:
         remarks.append(f"recipe.milestones={recipe.milestones} does nothing with lr_schedule={recipe.lr_schedule}")
     return recipe

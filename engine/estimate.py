@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from engine.evaluation import autocast
 from engine.loggers import Progress
 from engine.loop import Fit
 
@@ -115,7 +116,7 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
     last = _size({**fit.state.state_dict(), **fit.identity})
     best = _size({"model": fit.state.evaluated.state_dict(), **fit.identity}) if fit.data.val else 0
     network = fit.state.evaluated.eval()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(fit.device, fit.precision):
         forward = _time(lambda: fit.task.measure(network, batch), seconds / 4, fit.device)
     timed, train_images = len(batch.labels), fit.data.train.num_samples
     if batch_size > train_images:
@@ -158,8 +159,8 @@ def _time(run: Callable[[], object], seconds: float, device: torch.device) -> fl
 def _time_loading(loader: Any, seconds: float, device: torch.device) -> tuple[Any, float]:
     """A batch, and the seconds from one to the next when nothing else is done meanwhile.
 
-    With worker processes the first batches of all come at the same time: what is counted begins with the first and
-    ends after at least as many more as there are workers, so that no queue filled before it is taken for speed.
+    Worker processes bring their first batches all at the same time, and so on in waves: what is counted begins with
+    one and ends at the same place of another wave, so that no queue filled before it is taken for speed.
     """
     workers = getattr(loader, "workers", 0)
     batches: Iterator[Any] = loader.epoch(0)
@@ -169,7 +170,8 @@ def _time_loading(loader: Any, seconds: float, device: torch.device) -> tuple[An
     count = 0
     for batch in batches:  # noqa: B007 - the last one is handed back
         count += 1
-        if count > workers and (count >= MOST_STEPS or time.perf_counter() - start > seconds):
+        whole_waves = count % max(1, workers) == 0
+        if whole_waves and (count >= MOST_STEPS or time.perf_counter() - start > seconds):
             break
     _wait(device)
     spent = time.perf_counter() - start

@@ -118,13 +118,15 @@ class Fit:
         """What came of the run: see `points.result`."""
         progress = self.state.last_progress / len(self.data.train)
         result = points.result(self.state, self.task.headline, self.layers.expected_drop(progress))
-        return {**result, "bad_images": self._bad_images()}
+        self._collect_bad_images()
+        return {**result, "bad_images": self.state.bad_images}
 
-    def _bad_images(self) -> dict[str, str]:
-        """Path and reason of the images that all ranks' loaders left out."""
+    def _collect_bad_images(self) -> None:
+        """Path and reason of the images that all ranks' loaders left out, added to those of earlier attempts."""
         loaders = [loader for loader in (self.data.train, self.data.val, self.data.test) if loader is not None]
         ours = {path: reason for loader in loaders for path, reason in loader.bad_images.items()}
-        return {path: reason for part in self.ranks.gather(ours) for path, reason in part.items()}
+        for part in self.ranks.gather(ours):
+            self.state.bad_images |= part
 
     def _step(self, batch: Any, progress: float) -> None:
         """One optimizer step."""
@@ -255,6 +257,7 @@ class Fit:
         self._guard.weights()
         self._read_clock()
         self._count_drops()
+        self._collect_bad_images()
         self.curves.flush()
         self._write("last.pt", self.state.state_dict(self.ranks), keep_previous=True)
         self._clock = time.perf_counter()

@@ -19,10 +19,11 @@ class Outcome:
     in_use: bool = False  # by another process: to be looked at again
     refused: str = ""  # why it has no run folder
     ends_all: bool = False  # no other job may follow in this process
+    done: bool = False  # the run is, though a signal came
 
     @property
     def status(self) -> str:
-        return STATUS_OF.get(self.code, "FAILED")
+        return "DONE" if self.done else STATUS_OF.get(self.code, "FAILED")
 
 
 def exit_code(outcomes: list[Outcome], sweep: bool) -> int:
@@ -34,10 +35,14 @@ def exit_code(outcomes: list[Outcome], sweep: bool) -> int:
     return stopped[0] if stopped else int(any(codes))
 
 
-def told(error: BaseException) -> tuple[int, str]:
+def told(error: BaseException, fresh: bool = False) -> tuple[int, str]:
     """Tell the user what ended a run: one line for what can be mended, a traceback for what cannot.
 
     An error that all ranks share, or that stands for a decision of this program, knows its `exit_code`.
+
+    Args:
+        error: what was raised.
+        fresh: whether the command asked for a fresh start, which again would not go on from there.
 
     Returns:
         the exit code, and the line.
@@ -45,7 +50,8 @@ def told(error: BaseException) -> tuple[int, str]:
     line = " ".join(str(error).split())
     code = getattr(error, "exit_code", None)
     if code in STOPPED_CODES:
-        print(f"{line}; the same command goes on from there", file=sys.stderr)
+        again = f"; the same command{' without fresh=true' if fresh else ''} goes on from there"
+        print(f"{line}{'' if getattr(error, 'done', False) else again}", file=sys.stderr)
         return code, line
     if isinstance(error, KeyboardInterrupt):
         code, line = 130, "interrupted before the first step"

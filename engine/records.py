@@ -23,7 +23,7 @@ from typing import IO, Any
 from engine.checkpoint import write_aside
 
 RUNNING, DONE, STOPPED, FAILED, KILLED = "RUNNING", "DONE", "STOPPED", "FAILED", "KILLED"
-LOCK = ".lock"
+LOCK, LOCK_TRIES = ".lock", 20
 
 
 class RunLocked(RuntimeError):
@@ -120,9 +120,7 @@ class RunFolder:
             file = open(path, "a+")  # noqa: SIM115 - held open as long as the run
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written ({error.strerror}); choose another output_root") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(file):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
@@ -145,6 +143,18 @@ class RunFolder:
         except OSError:
             return True
         return False
+
+
+def _locked(file: IO[str]) -> bool:
+    """Try for a moment: whoever asks `in_use` holds a lock for some microseconds, too."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return True
+    return False
 
 
 def _same_file(file: IO[str], path: Path) -> bool:

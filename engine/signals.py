@@ -13,10 +13,12 @@ class Stopped(Exception):
     """A signal asked the run to stop; what was done is written and the run can be resumed.
 
     `exit_code` is what a scheduler expects of a process that a signal ended: 130 for an interrupt, 143 otherwise.
+    `done`: nothing was left to do.
     """
 
-    def __init__(self, number: int, when: str) -> None:
+    def __init__(self, number: int, when: str, done: bool = False) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} {when}")
+        self.done = done
         self.exit_code = 130 if number == signal.SIGINT else 143
 
 

@@ -17,7 +17,7 @@ ALONE = Ranks()
 PLAIN = (
     *("step", "epochs_done", "best", "peak", "last", "seconds", "images", "skipped", "skipped_in_a_row"),
     *("window_steps", "window_progress", "window_seconds", "epoch_progress", "last_progress"),
-    *("window_drops", "epoch_drops", "last_drops"),
+    *("window_drops", "epoch_drops", "last_drops", "environments", "bad_images"),
 )
 
 
@@ -66,11 +66,19 @@ class TrainState:
         self.window_drops: dict[str, list[int]] = {}
         self.epoch_drops: dict[str, list[int]] = {}
         self.last_drops: dict[str, list[int]] = {}
+        self.environments: list[dict[str, Any]] = []  # of the attempts that this state has been through
+        self.bad_images: dict[str, str] = {}  # path and reason of the images that were left out
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated and exported: the average where there is one."""
         return self.model if self.ema is None else self.ema.module
+
+    def started_in(self, environment: dict[str, Any]) -> None:
+        """An attempt begins, in the same environment as the last one or in another."""
+        aside = {"date": "", "from_step": self.step}
+        if not self.environments or {**self.environments[-1], **aside} != {**environment, **aside}:
+            self.environments.append({**environment, "from_step": self.step})
 
     def add_drops(self, units: dict[str, tuple[int, int]]) -> None:
         """Units (kept, seen) per group, over all ranks, that were met since the last call."""

@@ -26,16 +26,8 @@ def main() -> None:
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, subject in SUBJECTS.items():
         command = subjects.add_parser(name, help=(subject.__doc__ or "").strip())
-        command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
         command.add_argument("--json", type=Path, help="write everything measured here")
         command.add_argument("--markdown", type=Path, help="write the table here, too")
-        command.add_argument(
-            "--patience",
-            type=float,
-            default=0.0,
-            metavar="SECONDS",
-            help="for so long (per shape, or per step benchmark) repeat rounds that other processes disturbed",
-        )
         subject.add_arguments(command)
     arguments = parser.parse_args()
     result = SUBJECTS[arguments.subject].measure(arguments)

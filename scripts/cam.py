@@ -23,53 +23,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.schema import UserError
-from data import Augment, Data, build_data
-from engine import checkpoint
-from engine.records import RunFolder
-from models import build_model
-
-
-def open_run(path: Path) -> dict[str, Any]:
-    """The last checkpoint of a run; its plan is in it.
-
-    Raises:
-        UserError: if there is none.
-    """
-    found = checkpoint.load_latest(RunFolder(path).checkpoints)
-    if found is None:
-        raise UserError(f"{path}: no run with a checkpoint")
-    return found[0]
-
-
-def open_data(plan: dict[str, Any], root: str | None) -> Data:
-    part = plan["data"]
-    return build_data(
-        part["name"],
-        root=root,
-        image_size=part["image_size"],
-        batch_size=plan["recipe"]["eval_batch_size"],
-        val_fraction=part["val_fraction"],
-        train_subset=part["train_subset"],
-        augment=Augment(),
-        seed=plan["seed"],
-        device="cpu",
-        channels_last=False,
-    )
-
-
-def open_network(saved: dict[str, Any], data: Data) -> nn.Module:
-    """The network that was evaluated at the end of the run; layers that drop have no part in it."""
-    asked = saved["plan"]["model"]
-    model = build_model(
-        asked["name"],
-        num_classes=data.num_classes,
-        in_channels=data.image_shape[0],
-        width=asked["width"],
-        stem=asked["stem"],
-        **asked["options"],
-    )
-    model.load_state_dict(saved["model"] if saved.get("ema") is None else saved["ema"]["module"])
-    return model.eval()
+from data import Data
+from evaluate import Request, opened, trained
 
 
 @torch.no_grad()
@@ -100,10 +55,14 @@ def one_of_each_class(data: Data, number: int) -> tuple[Tensor, Tensor]:
 
 def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
     """The images, and below them a row for every run."""
-    runs = [open_run(path) for path in paths]
-    if len({run["fingerprint"] for run in runs}) > 1:
+    device = torch.device("cpu")
+    runs = [opened(Request(run=str(path), data_root=root, workers=0), device) for path in paths]
+    for path, (plan, _, _) in zip(paths, runs, strict=True):
+        if plan.model.library is not None:
+            raise UserError(f"{path}: of a network of {plan.model.library} it is not known what its classifier sees")
+    if len({data.fingerprint for _, _, data in runs}) > 1:
         raise UserError("these runs have seen different data: their maps cannot stand side by side")
-    data = open_data(runs[0]["plan"], root)
+    data = runs[0][2]
     images, labels = one_of_each_class(data, number)
     figure, grid = plt.subplots(
         len(runs) + 1, len(labels), figsize=(1.35 * len(labels) + 1.6, 1.4 * (len(runs) + 1) + 0.2), squeeze=False,
@@ -116,8 +75,8 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
     for i, axes in enumerate(grid[0]):
         axes.imshow(shown[i].squeeze(-1).numpy(), cmap="gray")
         axes.set_title(data.classes[int(labels[i])], fontsize=9)
-    for path, run, row in zip(paths, runs, grid[1:], strict=True):
-        model = open_network(run, data)
+    for path, (plan, payload, _), row in zip(paths, runs, grid[1:], strict=True):
+        model, _ = trained(plan, payload, data, device)
         size = images.shape[2:]
         maps = F.interpolate(activation_maps(model, images, labels)[:, None], size=size, mode="bilinear")[:, 0]
         for i, axes in enumerate(row):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dropblock import drop_block2d
 
 Layer = Callable[[Tensor], Tensor]
-FLOOR = "x * scalar"
+FLOOR, DROPOUT = "x * scalar", "nn.Dropout"
 OURS = "dropblock (this)"
 
 
@@ -22,7 +22,7 @@ def contestants(keep_prob: float, block_size: int, device: str) -> dict[str, Lay
         FLOOR: lambda x: x * 1.11,
         OURS: lambda x: drop_block2d(x, kept, block_size),
         "torchvision": torchvision_layer(keep_prob, block_size),
-        "nn.Dropout": nn.Dropout(1.0 - keep_prob),
+        DROPOUT: nn.Dropout(1.0 - keep_prob),
     }
     if importlib.util.find_spec("timm"):
         layers["timm, per channel"] = timm_layer(keep_prob, block_size)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from data.folders import open_folders
 from data.prepare import Preparation, prepare
 from data.splits import Batches
 from data.tensors import TensorLoader
-from scripts.bench.rounds import Times, ratios, spread, surroundings
+from scripts.bench.rounds import Times, add_device, ratios, spread, surroundings
 
 PHOTOS, SMALL = "torchvision, PIL, bicubic", "torchvision, PIL"  # what the others are compared with
+OURS = "this"
 CLASSES, DISTINCT, SIDE = 10, 300, 224
 SMALL_IMAGES, SMALL_BATCH, SMALL_STATISTICS = 10_000, 128, ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 Epoch = Callable[[int], Iterator[Any]]
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=1200, help="photographs of an epoch (default %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="photographs of a batch (default %(default)s)")
     parser.add_argument("--family", choices=["photographs", "small"], help="images of one kind only")
+    add_device(parser)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         finally:
             shutil.rmtree(place)
     if arguments.family != "photographs":
-        rows += compare("small images", small_loaders(arguments), SMALL, arguments.rounds)
+        rows += compare("small images", small_loaders(arguments), SMALL, arguments.rounds, (SMALL, OURS))
     return {
         "kind": "loader",
         "workers": arguments.workers,
@@ -178,7 +180,7 @@ def small_loaders(arguments: argparse.Namespace) -> dict[str, Epoch]:
     return {
         SMALL: _through_loader(files, SMALL_BATCH, alone),
         f"{SMALL}, {arguments.workers} workers": _through_loader(files, SMALL_BATCH, arguments),
-        "this": ours.epoch,
+        OURS: ours.epoch,
     }
 
 
@@ -188,25 +190,29 @@ def _through_loader(files: Any, batch: int, arguments: argparse.Namespace) -> Ep
     return lambda _: ((a.to(device, non_blocking=True), b.to(device, non_blocking=True)) for a, b in loader)
 
 
-def compare(family: str, loaders: dict[str, Epoch], to: str, rounds: int) -> list[dict[str, Any]]:
+def compare(
+    family: str, loaders: dict[str, Epoch], to: str, rounds: int, in_this_process: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Every loader in every round, in an order that rotates; one row each."""
     names, times = list(loaders), {name: list[float]() for name in loaders}
     processors = {name: list[float]() for name in loaders}
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds, processor = seconds_per_image(loaders[name](number))
+            seconds, processor = seconds_per_image(loaders[name](number), started=name not in in_this_process)
             if number > 0:  # the first round fills caches
                 times[name].append(seconds)
                 processors[name].append(processor)
     return [row(family, name, times, processors, to) for name in names]
 
 
-def seconds_per_image(batches: Iterator[Any]) -> tuple[float, float]:
-    """From the first batch of an epoch to its last: of the clock, and of the processors, here and in the workers.
+def seconds_per_image(batches: Iterator[Any], started: bool) -> tuple[float, float]:
+    """Of a whole epoch: of the clock, and of the processors, here and in the workers.
 
-    The second is what other work on the machine changes least. What starting the workers takes is in neither.
+    The second is what other work on the machine changes least. With workers (`started`) it is counted from the first
+    batch to the last, so that what starting them takes is in neither.
     """
-    next(batches)
+    if started:
+        next(batches)
     start, before = time.perf_counter(), processor_seconds()
     images, after = 0, before
     for batch in batches:

@@ -28,7 +28,7 @@ from engine.loggers import Curves, Progress
 from engine.loop import Fit
 from engine.records import RunFolder
 from engine.signals import StopRequest
-from scripts.bench.rounds import spread, surroundings
+from scripts.bench.rounds import add_device, spread, surroundings
 from train import assemble, open_data
 
 BARE, OURS = "barest loop", "this"
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of a round (default %(default)s)")
     parser.add_argument("--network", choices=NETWORKS, help="one of them only")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    add_device(parser)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

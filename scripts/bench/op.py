@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from dropblock import expected_drop
-from scripts.bench.contestants import FLOOR, OURS, contestants, forward_and_backward, measured_drop
-from scripts.bench.rounds import interleaved, ratios, spread, surroundings
+from scripts.bench.contestants import DROPOUT, FLOOR, OURS, contestants, forward_and_backward, measured_drop
+from scripts.bench.rounds import add_device, add_patience, interleaved, ratios, spread, surroundings
 
 BLOCK = 7
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default %(default)s)")
     parser.add_argument("--least-ms", type=float, default=30.0, help="shortest measurement (default %(default)s)")
     parser.add_argument("--family", choices=["resnet", "cifar"], help="shapes of one family only")
+    add_device(parser)
+    add_patience(parser, "a shape")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def cell(
             "keep_prob": keep_prob,
             "milliseconds": spread([1000 * seconds for seconds in times[name]]),
             "to_floor": spread(ratios(times, name, FLOOR)),
-            "expected_drop": expected_drop(keep_prob, BLOCK, *shape[2:]),
+            "expected_drop": 1 - keep_prob if name == DROPOUT else expected_drop(keep_prob, BLOCK, *shape[2:]),
             "share_of_others": max(shares),
             "measured_drop": None if name == FLOOR else measured_drop(layer, shape, device),
         }
@@ -118,7 +120,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [short(result), "", f"In its worst cell this is {worst:.1f} times as fast as torchvision."]
     lines += [
         "",
-        "| shape, keep_prob | type, layout | operator | ms, median [quartiles] | x the limit | drop asked | got |",
+        "| shape, keep_prob | type, layout | operator | ms, median [quartiles] | x the limit | drop by its law | got |",
         "|---" * 7 + "|",
     ]
     for row in result["rows"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
@@ -16,6 +17,15 @@ Times = dict[str, list[float]]
 # Share of the processor time that other processes may take in a round. Threads that wait for each other make a
 # two-core measurement useless long before the load looks high.
 BUSY = 0.05
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+
+
+def add_patience(parser: argparse.ArgumentParser, of: str) -> None:
+    told = f"for so long, of {of}, repeat rounds that other processes disturbed"
+    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help=told)
 
 
 def interleaved(
@@ -34,6 +44,8 @@ def interleaved(
         seconds per call, by name, one for each round; and the share of the processors that others took, one for each
         round (0 where the system does not tell).
     """
+    for run in contestants.values():
+        run()  # what is compiled at the first call is not part of how many calls fill a measurement
     repeats = {name: max(1, round(least_s / max(1e-7, clock(run, 2, device)))) for name, run in contestants.items()}
     names = list(contestants)
     times: Times = {name: [] for name in names}

@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Each command as a new process, in interleaved rounds."""
-    before = surroundings(arguments.device)
+    before = surroundings("cpu")
     times, _ = interleaved({name: started(words) for name, words in COMMANDS.items()}, arguments.rounds, 0.0, "cpu")
     rows = [
         {"name": name, "seconds": spread(times[name]), "to_imports": spread(ratios(times, name, IMPORTS))}
         for name in COMMANDS
     ]
-    after = surroundings(arguments.device)
+    after = surroundings("cpu")
     return {"kind": "startup", "rounds": arguments.rounds, "before": before, "after": after, "rows": rows}
 
 

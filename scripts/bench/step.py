@@ -14,7 +14,7 @@ from dropblock.schedule import keep_prob_in_group
 from dropblock.sites import Site
 from models import build_model
 from scripts.bench.contestants import OURS, contestants, forward_and_backward
-from scripts.bench.rounds import interleaved, interval_of_median, ratios, spread, surroundings
+from scripts.bench.rounds import add_device, add_patience, interleaved, interval_of_median, ratios, spread, surroundings
 
 BLOCK, KEEP_PROB, GROUPS, SIDE = 7, 0.9, (3, 4), 224
 PLAIN = "plain"
@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds that count (default %(default)s)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 through autocast")
+    add_device(parser)
+    add_patience(parser, "the whole")
     parser.add_argument("--peers", action="store_true", help="torchvision, timm and nn.Dropout as well")
 
 

@@ -26,6 +26,11 @@ class Run:
     def seed(self) -> int:
         return self.plan["seed"]
 
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Of every attempt that differs from the one before."""
+        return self.summary.get("environments") or [self.summary["environment"]]
+
     def value(self, which: str, split: str) -> float | None:
         """The headline metric of `last`, `best` or `peak` on a split; None where there is none."""
         values = self.summary.get(which) or {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.reporting.setting import deviations
-from scripts.reporting.sweep import Row, Spread, Sweep
+from scripts.reporting.sweep import Row, Run, Spread, Sweep
 from scripts.reporting.words import KNOBS
 
 
@@ -144,7 +144,7 @@ def under_drop_table(sweep: Sweep) -> str:
 def told_of_sweep(sweep: Sweep) -> str:
     """What was run, on what, by which code; and what is missing."""
     runs = sweep.runs
-    plan, environments = runs[0].plan, [run.summary["environment"] for run in runs]
+    plan, environments = runs[0].plan, [e for run in runs for e in run.environments]
     commits = sorted({str(e["commit"])[:9] + ("+" if e["dirty"] else "") for e in environments})
     devices = sorted({e["device"] for e in environments})
     subset = plan["data"]["train_subset"]
@@ -213,7 +213,7 @@ def runs_csv(sweep: Sweep) -> str:
     lines = []
     for row in sweep.rows:
         for run in row.runs:
-            plan, environment = run.plan, run.summary["environment"]
+            plan = run.plan
             line = {"experiment": row.experiment, "regularizer": "+".join(plan["regularizer"]), **knobs(row)}
             line |= {"seed": run.seed, "data": plan["data"]["name"], "train_subset": plan["data"]["train_subset"]}
             line |= {
@@ -229,9 +229,15 @@ def runs_csv(sweep: Sweep) -> str:
                 ("best", "test"),
             ):
                 line[f"{which}_{split}"] = run.value(which, split)
-            line |= {"train_seconds": round(run.summary["train_seconds"], 1), "device": environment["device"]}
-            lines.append({**line, "commit": environment["commit"], "dirty": environment["dirty"]})
+            line |= {"train_seconds": round(run.summary["train_seconds"], 1), "device": joined(run, "device")}
+            dirty = any(environment["dirty"] for environment in run.environments)
+            lines.append({**line, "commit": joined(run, "commit"), "dirty": dirty})
     return csv_text(lines)
+
+
+def joined(run: Run, key: str) -> str:
+    """What a run has been through, each once, in order."""
+    return "+".join(dict.fromkeys(str(environment[key]) for environment in run.environments))
 
 
 def under_drop_csv(sweep: Sweep) -> str:

@@ -87,6 +87,16 @@ def test_a_shorter_run_keeps_the_shape_of_the_learning_rate() -> None:
     assert recipe.warmup_epochs == pytest.approx(0.5)
 
 
+def test_epochs_that_the_user_wrote_are_meant_as_written() -> None:
+    config = compose("none", data="imagenet", recipe="imagenet_270", epochs=90)
+    config = replace(config, recipe=replace(config.recipe, milestones=[30, 60]))
+    recipe = resolve(config)[0].recipe
+    assert recipe.milestones == [30, 60]
+    assert recipe.warmup_epochs == pytest.approx(5 / 3)
+    with pytest.raises(UserError, match=r"milestones=\[30, 60\]: must lie before the end of the run, epochs=50"):
+        resolve(replace(config, epochs=50))
+
+
 def test_the_imagenet_recipe_is_the_papers() -> None:
     recipe = plan_of("dropblock", data="imagenet", recipe="imagenet_270").recipe
     assert (recipe.epochs, recipe.batch_size, recipe.lr) == (270, 1024, 0.4)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs.command_line import asks_for_prices
-from engine.estimate import Cost, cost_class, finish
+from engine.estimate import Cost, _time_loading, cost_class, finish
 
 Train = Callable[..., int]
 
@@ -98,6 +100,29 @@ def test_a_sweep_is_priced(train: Train, tmp_path: Path, capsys: pytest.CaptureF
     assert train("+sweep=fig5_inference", "estimate=true", "epochs=1") == 0
     assert "3 of 3 runs are not done" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_steps_may_be_timed_than_the_run_has(train: Train) -> None:
+    assert train("lr_schedule=halving", "epochs=1", "batch_size=144", "estimate=true") == 0
+
+
+class Waves:
+    """A loader whose workers bring a batch each, all at the same time."""
+
+    def __init__(self, workers: int, seconds: float) -> None:
+        self.workers, self.seconds = workers, seconds
+
+    def epoch(self, _: int) -> Iterator[int]:
+        for batch in range(200):
+            if batch % self.workers == 0:
+                time.sleep(self.seconds)
+            yield batch
+
+
+def test_loading_is_timed_over_whole_waves_of_the_workers() -> None:
+    for workers in (3, 12):
+        _, spent = _time_loading(Waves(workers, 0.12), 0.2, torch.device("cpu"))
+        assert spent == pytest.approx(0.12 / workers, rel=0.3)
 
 
 def test_length_and_rates_make_no_kind_of_their_own() -> None:

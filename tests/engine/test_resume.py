@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from comparison import assert_same, curves
 
+from engine import records
 from engine.checkpoint import load
 from engine.loop import Fit
 from engine.records import RunFolder
@@ -68,6 +69,45 @@ def test_stopped_once(
     assert curves(run) == curves(uninterrupted)
     for key in ("last", "best", "peak", "drop_last_epoch"):
         assert run.summary()[key] == uninterrupted.summary()[key]
+
+
+def test_the_record_names_every_place_a_run_has_been_through(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, commit in enumerate("aabc"):
+        there = {"commit": commit, "date": str(number)}
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "environment", there.copy)
+            if number < 3:
+                stop_after(patch, 4)
+            assert train() == (143 if number < 3 else 0)
+    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    summary = RunFolder(path).summary()
+    assert [(e["commit"], e["from_step"]) for e in summary["environments"]] == [("a", 0), ("b", 8), ("c", 12)]
+    assert summary["environment"]["commit"] == "c"
+
+
+def test_a_signal_after_the_last_step_stops_no_run_that_is_done(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = Fit._end_epoch
+
+    def signalled(self: Fit) -> None:
+        end(self)
+        if self.state.epochs_done == self.epochs:
+            self.stop.received = signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "_end_epoch", signalled)
+        assert train("-m", "seed=1,2") == 143
+    told = capsys.readouterr()
+    assert "the run is done" in told.err
+    assert "goes on from there" not in told.err
+    assert "1 runs done, 0 not" in told.out  # the second was not begun
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert train("seed=3", "fresh=true") == 143
+    assert "the same command without fresh=true goes on from there" in capsys.readouterr().err
 
 
 def test_stopped_every_other_step(

@@ -173,18 +173,26 @@ def test_a_loss_that_goes_wrong_on_one_rank_stops_all(starter: Starter, tmp_path
         assert all_finite(last["model"].values())
 
 
-def test_ranks_started_differently_all_say_so(starter: Starter, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "values", "told"),
+    [("lr", (0.1, 0.2), "recipe.lr=0.2 (there: 0.1)"), ("log_every", (3, 4), "log_every=4 (there: 3)")],
+)
+def test_ranks_started_differently_all_say_so(
+    starter: Starter, tmp_path: Path, key: str, values: tuple[float, float], told: str
+) -> None:
     port = str(free_port())
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         starter.start(
-            *WORDS, f"lr={lr}", f"output_root={tmp_path}", environment={**common, "RANK": str(r), "LOCAL_RANK": str(r)}
+            *(word for word in WORDS if not word.startswith(f"{key}=")),
+            *(f"{key}={value}", f"output_root={tmp_path}"),
+            environment={**common, "RANK": str(r), "LOCAL_RANK": str(r)},
         )
-        for r, lr in enumerate((0.1, 0.2))
+        for r, value in enumerate(values)
     ]
     assert codes(processes, 30) == [2, 2]
     for process in processes:
-        assert "rank 1 has another configuration than rank 0: recipe.lr=0.2 (there: 0.1)" in process.output()
+        assert f"rank 1 has another configuration than rank 0: {told}" in process.output()
     assert not list(tmp_path.glob("*/*/*"))
 
 

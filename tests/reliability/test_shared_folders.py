@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from comparison import assert_identical
 from trainer import WORDS, Starter, kill_tree, only_run, until
 
-from engine.records import RunFolder
+from engine.records import RunFolder, RunLocked
 
 Reference = Callable[..., RunFolder]
 SHORT = (*WORDS, "epochs=1")
@@ -35,6 +36,26 @@ def test_racing_pairs(starter: Starter, tmp_path: Path, uninterrupted: Reference
     for number in range(3):
         race(starter, tmp_path / str(number))
     assert_identical(only_run(tmp_path / "0"), uninterrupted("epochs=1"))
+
+
+def test_who_asks_whether_a_folder_is_in_use_does_not_keep_others_out(tmp_path: Path) -> None:
+    folder, over = RunFolder(tmp_path), threading.Event()
+    folder.lock().close()
+
+    def ask() -> None:
+        while not over.is_set():
+            folder.in_use()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(300):
+            folder.lock().close()
+    finally:
+        over.set()
+        asking.join()
+    with folder.lock(), pytest.raises(RunLocked, match="in use by process"):
+        folder.lock()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 
 from engine import checkpoint
 from engine.records import RunFolder
+from evaluate import main as evaluate
 from scripts.export import main
 
 safetensors = pytest.importorskip("safetensors")
@@ -44,6 +45,10 @@ def test_it_is_a_network_to_start_from(run: RunFolder, train: Callable[..., int]
     ours = checkpoint.load(RunFolder(again).checkpoints / "last.pt")["model"]
     best = checkpoint.load(run.checkpoints / "best.pt")["model"]
     assert all(torch.allclose(ours[name], best[name], atol=1e-15) for name in ours if name.endswith("weight"))
+    file.unlink()  # whoever has the run needs it no more
+    assert evaluate([f"run={again}", "device=cpu"]) == 0
+    RunFolder(again).set_status("STOPPED")
+    assert train("regularizer=none", f"model.pretrained={file}", "seed=2", "lr=1e-20") == 0
 
 
 @pytest.mark.parametrize(
