@@ -4,8 +4,8 @@
     checkpoint=FILE     a checkpoint that train.py wrote
     split=test          test or val
     keep_prob=0.9       put DropBlock on while evaluating, whatever the network was trained with (paper, Figure 5): at
-                        all sites of groups 3 and 4, in group 3 a quarter of the rate, with block_size=7 or another;
-                        both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
+                        all sites of the last two groups, in the first of them a quarter of the rate, with
+                        block_size=7 or another; both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
     json=FILE           write the result as JSON
     device, workers, data_root, download: as in train.py
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,9 +167,10 @@ def evaluate(request: Request) -> dict[str, Any]:
         return {**task.metrics(sums), **task.details(sums)}
 
     under_drop = []
-    for block_size in request.block_size or ([7] if request.keep_prob else []):
-        for keep_prob in request.keep_prob or [0.9]:
-            layer = LayerPlan("dropblock", keep_prob, block_size, [3, 4], True, "constant", 4.0)
+    if request.keep_prob or request.block_size:
+        last: Any = trained(plan, payload, data, device)[0].last_group
+        for block_size, keep_prob in product(request.block_size or [7], request.keep_prob or [0.9]):
+            layer = LayerPlan("dropblock", keep_prob, block_size, [last - 1, last], True, "constant", 4.0)
             metrics = without_classes(measure(layer))
             under_drop.append({"keep_prob": keep_prob, "block_size": block_size, **metrics})
     columns = [{"column": k, **without_classes(measure(None, k))} for k in request.column]

@@ -124,8 +124,8 @@ def draw(image: Tensor, maps: Tensor, keep_prob: float, out: Path) -> None:
             show(grid[row, i], maps[0, channel], kept[0, channel])
     height, width = maps.shape[2:]
     told = (
-        f"Maps of {height}x{width} units at the end of group {GROUP} of an untrained ResNet-50. Every layer has keep_prob "
-        f"{keep_prob:g} and the first seed that drops something shown here.\n"
+        f"Maps of {height}x{width} units at the end of group {GROUP} of an untrained ResNet-50. Every layer has "
+        f"keep_prob {keep_prob:g} and the first seed that drops something shown here.\n"
         "Grey: dropped. Top row: the mask of the channel below it. Photograph: vultilion, CC BY 2.0."
     )
     figure.text(0.045, 0.012, told, fontsize=9, color=INK)
