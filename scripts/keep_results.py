@@ -1,7 +1,8 @@
 """Keep the report of a sweep in the repository: python scripts/keep_results.py outputs/sweeps/table1-... table1
 
 Writes the report into docs/results/NAME, and its short form into the README, where that has a place for it: between
-<!-- results:NAME --> and the next <!-- end -->. A test compares the two.
+<!-- results:NAME --> and the next <!-- end -->. A test compares the two. The place `findings` holds what all results
+together say of the paper's findings.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.schema import UserError
 from scripts.report import write_report
+from scripts.reporting.findings import findings_table
 from scripts.reporting.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +50,11 @@ def marked(name: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- results:{re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
 
 
+def filled(page: str, name: str, text: str) -> str:
+    """The page with another text in a marked place."""
+    return marked(name).sub(lambda found: found[1] + text + found[2], page)
+
+
 def main(words: list[str]) -> int:
     """Words in, exit code out: 0, or 2 with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +65,8 @@ def main(words: list[str]) -> int:
         page = README.read_text()
         write_report(given.sweep, RESULTS / given.name)
         table = short((RESULTS / given.name / "report.csv").read_text())
-        README.write_text(marked(given.name).sub(lambda found: found[1] + table + found[2], page))
+        page = filled(page, given.name, table)
+        README.write_text(filled(page, "findings", findings_table(RESULTS)))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

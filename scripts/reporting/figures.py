@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from scripts.reporting.knob_figures import over_block_size, over_keep_prob, under_drop_lines
-from scripts.reporting.style import COLOURS, INK, colour, drawing, setting
+from scripts.reporting.style import COLOURS, INK, colour, drawing, legend_below, setting
 from scripts.reporting.sweep import Row, Sweep
 from scripts.reporting.tables import best_on_val, under_drop
 
@@ -78,7 +78,7 @@ def curves(sweep: Sweep, rows: Sequence[Row], out: Path) -> None:
             axes.set_xlabel("epoch")
             axes.set_ylabel("top-1 (%)")
         focus(test)
-        figure.legend(*test.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        legend_below(figure, [test])
 
 
 def common_curve(row: Row, name: str, smooth: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from scripts.reporting.style import COLOURS, INK, OTHER, colour, drawing, setting, whisker
+from scripts.reporting.style import COLOURS, INK, OTHER, colour, drawing, legend_below, setting, whisker
 from scripts.reporting.sweep import Row, Sweep
 from scripts.reporting.tables import best_on_val, under_drop
 
@@ -60,7 +60,7 @@ def over_keep_prob(sweep: Sweep, out: Path) -> None:
             axes.set_ylabel("top-1 (%)")
             axes.set_xlim(0.47, 1.0)
         ours.plot([], [], "o", ms=9, mfc="none", mec=INK, label="chosen on val")
-        figure.legend(*ours.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        legend_below(figure, [ours])
 
 
 def over_block_size(sweep: Sweep, out: Path) -> None:
@@ -83,7 +83,7 @@ def over_block_size(sweep: Sweep, out: Path) -> None:
         axes.set_xlabel(f"block size\n{setting(sweep)}, last epoch")
         axes.set_ylabel("top-1 (%)")
         axes.set_title(title, loc="left")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        legend_below(figure, [axes])
 
 
 def family(row: Row) -> str:
@@ -107,7 +107,7 @@ def block_name(sweep: Sweep, size: int) -> str:
                 if site["block"] == site["map_size"][1:]:
                     covered.add(site["group"])
     whole = "+".join(str(group) for group in sorted(covered))
-    return f"{size}\nwhole map,\ngroup {whole}" if covered else str(size)
+    return f"{size}\nwhole map,\ngroup{'s' if len(covered) > 1 else ''} {whole}" if covered else str(size)
 
 
 def under_drop_lines(sweep: Sweep, out: Path) -> None:
@@ -137,7 +137,4 @@ def under_drop_lines(sweep: Sweep, out: Path) -> None:
             axes.set_xlabel("keep_prob at inference")
             axes.set_title(f"tested with block {block}", loc="left")
         panels[0].set_ylabel("top-1 (%)")
-        handles = {
-            label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, title="trained with")
+        legend_below(figure, panels, "trained with")

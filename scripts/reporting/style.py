@@ -62,6 +62,16 @@ def drawing(
         plt.close(figure)
 
 
+def legend_below(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
+    """One legend for all panels, each label once, in as many columns as fit."""
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    widest = 0.6 + 0.073 * max((len(label) for label in handles), default=0)  # in inches, at 9 points
+    columns = max(1, min(3, int(figure.get_figwidth() / widest)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, title=title)
+
+
 def colour(row: Row, used: Sequence[str] = ()) -> str:
     """The colour of a method; of the same method a second time, another."""
     own = COLOURS.get("+".join(row.plan["regularizer"]), OTHER[0])

@@ -122,7 +122,7 @@ class DropLine:
 
 
 def under_drop(sweep: Sweep) -> list[DropLine]:
-    """What scripts/inference_drop.py measured."""
+    """What scripts/inference_drop.py measured; nothing before it did so for every row, as runs may be of two sweeps."""
     lines = []
     for row in sweep.rows:
         found: dict[int, dict[float, list[float]]] = {}
@@ -131,7 +131,7 @@ def under_drop(sweep: Sweep) -> list[DropLine]:
                 found.setdefault(point["block_size"], {}).setdefault(point["keep_prob"], []).append(point["top1"])
         for block, values in sorted(found.items()):
             lines.append(DropLine(row, block, {kp: Spread(tuple(values[kp])) for kp in sorted(values, reverse=True)}))
-    return lines
+    return lines if {id(line.row) for line in lines} == {id(row) for row in sweep.rows} else []
 
 
 def under_drop_table(sweep: Sweep) -> str:
@@ -243,7 +243,7 @@ def joined(run: Run, key: str) -> str:
 def under_drop_csv(sweep: Sweep) -> str:
     """One line for every run, keep_prob and block size tested with."""
     lines = []
-    for row in sweep.rows:
+    for row in sweep.rows if under_drop(sweep) else []:
         for run in row.runs:
             for point in (run.folder.read("under_drop.json") or {}).get("under_drop", []):
                 line = {"experiment": row.experiment, "trained_with": sweep.label(row), "seed": run.seed}
