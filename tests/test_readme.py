@@ -22,6 +22,7 @@ from models import build_model
 from scripts.bench import op, step
 from scripts.drop_rates import markdown
 from scripts.keep_results import marked, short
+from scripts.reporting.findings import FINDINGS, Finding, by_seed, difference, findings_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
@@ -94,6 +95,46 @@ def test_the_tables_of_results_are_those_of_the_runs(name: str) -> None:
         assert sum(float(r["last_test"]) for r in same) / len(same) == pytest.approx(
             float(row["last_test_mean"]), abs=1e-3
         )
+
+
+def test_the_findings_are_those_of_the_results() -> None:
+    shown = marked("findings").search(text("README.md"))
+    assert shown is not None
+    assert shown[0].split("\n", 1)[1].removesuffix("\n<!-- end -->") == findings_table(ROOT / "docs" / "results")
+    for finding in FINDINGS:
+        for row in (finding.better, finding.worse):
+            assert len(by_seed(ROOT / "docs" / "results", finding.result, row)) == 3
+
+
+def test_the_numbers_of_figure_5_are_the_measured_ones() -> None:
+    points = list(csv.DictReader(io.StringIO(text("docs/results/fig5_inference/under_drop.csv"))))
+    for experiment, words in (
+        ("fig5/dropblock_b7", "is right for {} % of the images"),
+        ("fig5/dropblock_b1", "with block 1 for {} %"),
+        ("fig5/baseline", "without a regularizer for {} %"),
+    ):
+        found = [
+            float(point["top1"])
+            for point in points
+            if (point["experiment"], point["block_size"], point["keep_prob"]) == (experiment, "7", "0.7")
+        ]
+        assert len(found) == 3
+        assert words.format(f"{sum(found) / 3:.2f}") in " ".join(text("README.md").split())
+
+
+def test_a_finding_is_the_mean_of_differences_seed_by_seed(tmp_path: Path) -> None:
+    (tmp_path / "fig").mkdir()
+    lines = [
+        "experiment,block_size,seed,last_test",
+        "a,7,1,80.0",
+        "a,7,2,82.0",
+        "a,1,2,81.0",
+        "a,1,1,79.5",
+        "a,7,3,99.0",
+    ]
+    (tmp_path / "fig" / "runs.csv").write_text("\n".join(lines))
+    gain = difference(tmp_path, Finding("", "fig", {"block_size": "7"}, {"block_size": "1"}))
+    assert gain.values == (0.5, 1.0)
 
 
 def test_the_speed_of_the_operator_is_the_measured_one() -> None:

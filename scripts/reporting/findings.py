@@ -28,16 +28,18 @@ class Finding:
 
 
 BEST = {"experiment": "fig4/groups34_conv_skip", "block_size": "7"}
-LINEAR = {"experiment": "fig3/dropblock", "keep_prob": "0.9"}
 FINDINGS = (
     Finding("block 7 beats block 1", "fig4_block_size", BEST, {**BEST, "block_size": "1"}),
     Finding("groups 3 and 4 beat group 4", "fig4_block_size", BEST, {**BEST, "experiment": "fig4/group4_conv_skip"}),
     Finding("conv and skip beat conv alone", "fig4_block_size", BEST, {**BEST, "experiment": "fig4/groups34_conv"}),
-    Finding(
-        "a linear schedule beats a fixed keep_prob",
-        "fig3_keep_prob",
-        LINEAR,
-        {**LINEAR, "experiment": "fig3/dropblock_constant"},
+    *(
+        Finding(
+            f"a linear schedule beats a fixed keep_prob of {keep_prob}",
+            "fig3_keep_prob",
+            {"experiment": "fig3/dropblock", "keep_prob": keep_prob},
+            {"experiment": "fig3/dropblock_constant", "keep_prob": keep_prob},
+        )
+        for keep_prob in ("0.95", "0.9", "0.8")
     ),
 )
 
