@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.plan import CONFIGS
 from configs.schema import load_yaml
-from scripts.reporting.sweep import Sweep
+from scripts.reporting.sweep import Sweep, flattened
 
 # The paper's ImageNet experiments, as files of this project.
 PAPER = {"data": "imagenet", "model": "resnet50", "recipe": "imagenet_270"}
@@ -18,28 +18,21 @@ NAMES = {"data.name": "data", "model.name": "model", "recipe.name": "recipe", "d
 
 def paper_setting() -> dict[str, Any]:
     """The paper's values by dotted name."""
-    flat: dict[str, Any] = {}
-    for part, name in PAPER.items():
-        flat |= flattened(load_yaml(CONFIGS / part / f"{name}.yaml"), part)
-    return {**flat, "model.width": 64, "model.stem": "imagenet", "data.train_subset": "all"}
+    files = {part: load_yaml(CONFIGS / part / f"{name}.yaml") for part, name in PAPER.items()}
+    return {**not_silent(files), "model.width": 64, "model.stem": "imagenet", "data.train_subset": "all"}
 
 
-def flattened(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and key != "options":
-            flat |= flattened(value, f"{prefix}.{key}")
-        elif key not in SILENT and key != "defaults":
-            flat[f"{prefix}.{key}"] = value
-    return flat
+def not_silent(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted name, but for those that are no deviations of their own."""
+    return {key: value for key, value in flattened(values).items() if not {*key.split(".")} & {*SILENT, "defaults"}}
 
 
 def deviations(sweep: Sweep) -> list[tuple[str, str, str]]:
     """(what, here, in the paper) for everything in which the runs of a sweep differ from the paper's setting."""
-    settings = [flattened({part: run.plan[part] for part in PAPER}, "run") for run in sweep.runs]
+    settings = [not_silent({part: run.plan[part] for part in PAPER}) for run in sweep.runs]
     found = []
     for key, paper in paper_setting().items():
-        values = [setting.get(f"run.{key}") for setting in settings]
+        values = [setting.get(key) for setting in settings]
         here = list(dict.fromkeys("all" if key in WHOLE and v is None else shown(v) for v in values))
         if here != [shown(paper)]:
             found.append((NAMES.get(key, key), ", ".join(here), shown(paper)))
