@@ -338,7 +338,7 @@ def job(
         if later and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
             return Outcome(in_use=True)
-        code, reason = told(error, "fresh=true" in words)
+        code, reason = told(error, config.get("fresh") is True)
         # Ranks that do not all know of a failure would wait for each other in different jobs.
         alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
         done = getattr(error, "done", False)
