@@ -16,7 +16,7 @@ from data.crops import BOX_DRAWS
 from data.decode import Pixels
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, uniforms
 from data.folders import Files
-from data.interface import Augment, Batch
+from data.interface import Augment, ClassificationBatch
 from data.pictures import Draws, Picture
 from data.splits import Batches, Indices
 
@@ -114,7 +114,7 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ClassificationBatch]:
         """See `Loader.epoch`.
 
         Raises:
@@ -141,14 +141,14 @@ class ImageLoader:
             if decoded.indices.shape[1]:
                 yield self._batch(decoded, epoch)
 
-    def _batch(self, decoded: Decoded, epoch: int) -> Batch:
+    def _batch(self, decoded: Decoded, epoch: int) -> ClassificationBatch:
         asked, taken = decoded.indices
         images = self.normalize(decoded.images.to(self.device, non_blocking=True))
         if self.cutout:
             draws = uniforms(self.batches.seed, epoch, asked.numpy(), CUTOUT_ROW, CUTOUT_COLUMN - CUTOUT_ROW + 1)
             images = cutout(images, self.cutout, pick(draws, self.decoded.picture.size).to(self.device))
         images = for_network(images, self.channels_last)
-        return Batch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
+        return ClassificationBatch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
 
     def _account(self, met: list[tuple[str, str]], bad: set[str]) -> None:
         for path, reason in met:

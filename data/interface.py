@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
 POLICIES = ("imagenet", "cifar10", "svhn")
 
 
-class Batch(NamedTuple):
-    """Images ready for the network.
+class Batch:
+    """What the batches of every task have in common; each field is a tensor over the B samples.
 
     images: (B, C, H, W) float32, normalized, on the device.
-    labels: (B,) int64 on the device.
     indices: (B,) int64 on the CPU, which samples of the split these are.
     """
+
+    images: Tensor
+    indices: Tensor  # no fields of a dataclass yet: each task's batch lists its own, in its own order
+
+    @property
+    def size(self) -> int:
+        """B, the number of samples."""
+        return len(self.indices)
+
+    def plain(self) -> dict[str, Tensor]:
+        """The tensors by name, as `torch.load(weights_only=True)` can read them back."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    def split(self, parts: int) -> list[Self]:
+        """The batch in micro-batches whose sizes differ by at most one."""
+        pieces = {name: tensor.tensor_split(parts) for name, tensor in self.plain().items()}
+        return [type(self)(**{name: piece[i] for name, piece in pieces.items()}) for i in range(parts)]
+
+
+@dataclass(frozen=True)
+class ClassificationBatch(Batch):
+    """labels: (B,) int64 on the device."""
 
     images: Tensor
     labels: Tensor
@@ -34,7 +55,7 @@ class Loader(Protocol):
         """Batches per epoch on this rank."""
         ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Batches `start`, `start + 1`, ... of this epoch; a split that is not shuffled ignores `epoch`."""
         ...
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +48,16 @@ class LayerControl:
         for i, layer in enumerate(self.layers):
             layer.set_mask_seed(seed_of(i))
 
-    def keep_probs(self, progress: float) -> dict[str, float]:
-        """keep_prob of the last group: "keep_prob/target", or one "keep_prob/KIND" for each of several kinds."""
+    def keep_probs(self, progress: Sequence[float]) -> dict[str, float]:
+        """keep_prob of the last group, its mean over these shares of training.
+
+        Named "keep_prob/target", or one "keep_prob/KIND" for each of several kinds.
+        """
         several = len(self.schedules) > 1
-        now = ((kind if several else "target", schedule.at(progress)) for kind, schedule in self.schedules.items())
-        return {f"keep_prob/{name}": keep_prob for name, keep_prob in now}
+        return {
+            f"keep_prob/{kind if several else 'target'}": fmean(map(schedule.at, progress))
+            for kind, schedule in self.schedules.items()
+        }
 
     def take_counts(self) -> dict[str, tuple[int, int]]:
         """Units (kept, seen) per group since the last call, in one transfer from the device."""
@@ -66,8 +72,14 @@ class LayerControl:
         torch._foreach_zero_(counters)
         return sums
 
-    def expected_drop(self, progress: float) -> dict[str, float]:
-        """The closed form per group at this share of training: what `take_counts` should show."""
+    def expected_drop(self, progress: Sequence[float]) -> dict[str, float]:
+        """The closed form per group, its mean over these shares of training: what `take_counts` should show."""
+        if not self._at_rows:
+            return {}
+        at_each = [self._expected_at(share) for share in progress]
+        return {name: fmean(dropped[name] for dropped in at_each) for name in sorted(at_each[0])}
+
+    def _expected_at(self, progress: float) -> dict[str, float]:
         dropped: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
         schedules = {layer: schedule for schedule in self.schedules.values() for layer in schedule.layers}
@@ -77,4 +89,4 @@ class LayerControl:
             kept = schedule.in_group(schedule.at(progress), row.group)
             dropped[name] += layer.expected_drop(kept, height, width) * channels * height * width
             units[name] += channels * height * width
-        return {name: dropped[name] / units[name] for name in sorted(units)}
+        return {name: dropped[name] / units[name] for name in units}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data import Augment, build_data
+from data import Augment, Batch, build_data
 from data.augment import Normalize
 from data.build import IMAGENET_STATISTICS
 from data.folders import open_folders
@@ -216,7 +216,7 @@ def seconds_per_image(batches: Iterator[Any], started: bool) -> tuple[float, flo
     start, before = time.perf_counter(), processor_seconds()
     images, after = 0, before
     for batch in batches:
-        images += len(batch[0])
+        images += len(batch.indices if isinstance(batch, Batch) else batch[0])
         after = processor_seconds()  # before the workers of a last batch are gone
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -204,7 +204,7 @@ def test_it_measures_what_it_expects_and_resumes_on_the_same_draws(name: str) ->
     # Draws in group 4, which has 3 residual units: 30 steps, 8 samples, 16 channels or more. DropBlock's 2x2 blocks are
     # fewer than a map has units. 4.5 standard errors: false alarm 7e-6 a case.
     draws = {"stochastic_depth": 3 * 30, "drop_path": 3 * 30 * 8}.get(name, 3 * 30 * 8 * 16)
-    for group, expected in control.expected_drop(0.6).items():
+    for group, expected in control.expected_drop([0.6]).items():
         kept, seen = (sum(count[group][i] for count in counts[:-1]) for i in (0, 1))
         assert abs(1 - kept / seen - expected) < 4.5 * (0.25 / draws) ** 0.5
 
