@@ -104,7 +104,9 @@ def block_name(sweep: Sweep, size: int) -> str:
     for run in sweep.runs:
         if (run.plan["layer"] or {}).get("block_size") == size:
             for site in run.folder.read("sites.json") or []:
-                if site["block"] == site["map_size"][1:]:
+                # A record from before a site could see several feature maps has one `map_size`.
+                sizes = site.get("map_sizes") or [site["map_size"]]
+                if all(site["block"] == size[1:] for size in sizes):
                     covered.add(site["group"])
     whole = "+".join(str(group) for group in sorted(covered))
     return f"{size}\nwhole map,\ngroup{'s' if len(covered) > 1 else ''} {whole}" if covered else str(size)
