@@ -45,10 +45,10 @@ def over_keep_prob(sweep: Sweep, out: Path) -> None:
             best = best_on_val(rows)
             if best is not None and (spread := best.spread("last")):
                 ours.plot(best.knob("keep_prob"), spread.mean, "o", ms=12, mfc="none", mec=tint, mew=1.4)
-            curve = sorted((float(k), v) for k, v in rows[0].paper.get("curve", {}).items())
+            curve = rows[0].paper_curve
             if curve:
-                paper.plot(*zip(*curve, strict=True), color=tint, marker="o", ms=5, linewidth=1.6)
-        base = sweep.baseline.paper_top1() if sweep.baseline else None
+                paper.plot(list(curve), list(curve.values()), color=tint, marker="o", ms=5, linewidth=1.6)
+        base = sweep.baseline.paper_number()[0] if sweep.baseline else None
         if base is not None:
             paper.axhline(base, color=COLOURS["none"], linewidth=1.3, linestyle=(0, (5, 3)))
         baseline_band(ours, sweep)
