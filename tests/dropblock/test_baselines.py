@@ -153,10 +153,14 @@ def test_mistakes_are_named(call: Callable[[], object], error: type[Exception], 
         call()
 
 
+def options(name: str) -> dict[str, int]:
+    return {"block_size": 2} if name == "dropblock" else {}
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "fractal_drop_path"])
 def test_in_a_network_keys_stay_and_evaluation_is_the_plain_network(name: str) -> None:
     plain, model = network(), network()
-    install_layers(model, name, keep_prob=0.5, block_size=3)
+    install_layers(model, name, keep_prob=0.5, **options(name))
     assert list(model.state_dict()) == list(plain.state_dict())
     model.load_state_dict(plain.state_dict())
     x = torch.randn(2, 1, 32, 32)
@@ -186,7 +190,7 @@ def test_each_sits_on_the_conv_branch_where_it_belongs(name: str, places: set[st
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "fractal_drop_path"])
 def test_it_measures_what_it_expects_and_resumes_on_the_same_draws(name: str) -> None:
     model = network()
-    install_layers(model, name, keep_prob=0.6, block_size=2)
+    install_layers(model, name, keep_prob=0.6, **options(name))
     control = LayerControl(model, torch.zeros(1, 1, 32, 32), {"drop_connect": KeepProbSchedule(model, 0.6, "constant")})
     control.set_progress(1.0)
     model.train()
