@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.command_line import asks_for_prices, check_words, is_sweep, split_flags, sweep_name
-from configs.plan import Plan, plan_from
+from configs.plan import LayerPlan, Plan, plan_from
 from configs.resolve import resolve
 from configs.schema import Config, UserError, check, load_yaml
 from engine import cpu
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered befor
     from torch import nn
 
     from data import Data
-    from dropblock import LayerControl
+    from dropblock import LayerControl, LayerSpec
     from engine.distributed import Ranks
     from engine.loop import Fit
     from engine.prices import Job
@@ -70,7 +70,7 @@ def build_network(
     """
     import torch
 
-    from dropblock import KeepProbSchedule, LayerControl, install_layers
+    from dropblock import LayerControl
     from models import build_model
 
     channels, height, width = data.image_shape
@@ -87,32 +87,25 @@ def build_network(
         **foreign,
         **asked.options,
     )
-    last_group: Any = model.last_group
-    schedules: dict[str, KeepProbSchedule] = {}
-    taken: dict[str, str] = {}
-    for layer in ([plan.layer] if plan.layer else []) + plan.companions:
-        sites = install_layers(
-            model,
-            layer.name,
-            keep_prob=layer.keep_prob,
-            block_size=layer.block_size,
-            groups=layer.groups,
-            skip=bool(layer.skip),
-        )
-        for path in sites.keys() & taken.keys():
-            raise UserError(f"{taken[path]} and {layer.name} both want the site {path}: choose one of them")
-        taken |= dict.fromkeys(sites, layer.name)
-        schedules[layer.name] = KeepProbSchedule(
-            model,
-            layer.keep_prob,
-            layer.schedule,
-            layer.group_divisor,
-            last_group,
-            layer.group_shares,
-            [site.layer for site in sites.values() if site.layer is not None],
-        )
     model = model.to(device).to(memory_format=torch.channels_last)
-    return model, LayerControl(model, torch.zeros(1, channels, height, width, device=device), schedules)
+    specs = [spec_of(layer) for layer in ([plan.layer] if plan.layer else []) + plan.companions]
+    return model, LayerControl.install(model, specs, torch.zeros(1, channels, height, width, device=device))
+
+
+def spec_of(layer: LayerPlan) -> LayerSpec:
+    """A layer of the plan as the library takes it."""
+    from dropblock import LayerSpec
+
+    return LayerSpec(
+        name=layer.name,
+        keep_prob=layer.keep_prob,
+        groups=layer.groups,
+        skip=bool(layer.skip),
+        schedule=layer.schedule,
+        group_divisor=layer.group_divisor,
+        group_shares=layer.group_shares,
+        options={} if layer.block_size is None else {"block_size": layer.block_size},
+    )
 
 
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
