@@ -43,28 +43,21 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered befor
 
 def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
     """The data set of a plan."""
-    from data import Augment, build_data
+    from data import Augment, Cut, Loading, Reading, Source, build_data
 
-    augment = plan.recipe.augment
+    data, recipe, runtime = plan.data, plan.recipe, plan.runtime
+    workers = cpu.cores_of_a_rank() if runtime.workers is None else runtime.workers
     return build_data(
-        plan.data.name,
-        root=plan.runtime.data_root,
-        image_size=plan.data.image_size,
-        batch_size=plan.recipe.batch_size,
-        eval_batch_size=plan.recipe.eval_batch_size,
-        val_fraction=plan.data.val_fraction,
-        train_subset=plan.data.train_subset,
-        augment=Augment(augment.crop_padding, augment.flip, plan.cutout, plan.autoaugment),
-        seed=plan.seed,
-        device=device,
-        channels_last=True,
-        workers=cpu.cores_of_a_rank() if plan.runtime.workers is None else plan.runtime.workers,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        download=plan.runtime.download,
-        on_bad_image=plan.data.on_bad_image,
-        decoder=plan.data.decoder,
-        prepared=plan.data.prepared,
+        data.name,
+        Source(runtime.data_root, runtime.download, data.options()),
+        Cut(data.val_fraction, data.train_subset),
+        Augment(recipe.augment.crop_padding, recipe.augment.flip, plan.cutout, plan.autoaugment),
+        Reading(data.image_size, data.decoder, workers, data.on_bad_image, data.prepared),
+        Loading(
+            *(recipe.batch_size, recipe.eval_batch_size, plan.seed),
+            *(ranks.rank, ranks.world_size, device),
+            channels_last=True,
+        ),
     )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data.augment import Normalize, Policy, cutout, for_network, mirror, pick, windows
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, FLIP, LEFT, TOP, uniforms
-from data.interface import Augment, ClassificationBatch
+from data.interface import ClassificationBatch
+from data.options import Augment
 from data.splits import Batches
 
 
