@@ -2,7 +2,8 @@
 
 from engine.tasks.classification import Classification
 from engine.tasks.interface import Evaluator, Table, Task
+from engine.tasks.segmentation import Segmentation
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
-__all__ = ["TASKS", "Classification", "Evaluator", "Table", "Task"]
+__all__ = ["TASKS", "Classification", "Evaluator", "Segmentation", "Table", "Task"]
