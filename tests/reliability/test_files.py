@@ -199,7 +199,17 @@ def test_an_archive_unpacks_inside_its_folder_only(tmp_path: Path) -> None:
 
 SOURCES = [
     path
-    for place in ("configs", "dropblock", "models", "data", "engine", "scripts", "train.py", "evaluate.py")
+    for place in (
+        "configs",
+        "dropblock",
+        "models",
+        "data",
+        "engine",
+        "experiment",
+        "scripts",
+        "train.py",
+        "evaluate.py",
+    )
     for path in ([ROOT / place] if (ROOT / place).is_file() else (ROOT / place).rglob("*.py"))
 ]
 
@@ -246,11 +256,9 @@ EDITS: dict[str, Callable[[Plan], Plan]] = {
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_another_plan_does_not_resume_a_run(stopped: RunFolder, edit: str) -> None:
-    import train
-
     plan = plan_from(load_yaml(stopped.path / "plan.yaml"))
     with pytest.raises(ValueError, match="holds another run") as caught:
-        train.train(EDITS[edit](plan), [], 0.0)
+        run_plan(EDITS[edit](plan))
     assert edit in str(caught.value)
     assert stopped.status()["status"] == "STOPPED"
 
