@@ -25,6 +25,7 @@ from configs.plan import Plan, plan_from
 from configs.schema import load_yaml
 from engine.checkpoint import CheckpointError, load, load_latest, save
 from engine.records import RunFolder
+from experiment import run_plan
 
 Train = Callable[..., int]
 Reference = Callable[..., RunFolder]
@@ -197,20 +198,9 @@ def test_an_archive_unpacks_inside_its_folder_only(tmp_path: Path) -> None:
         assert not Path("/tmp/outside-of-the-archive").exists()
 
 
+PLACES = ("configs", "dropblock", "models", "data", "engine", "experiment", "scripts", "train.py", "evaluate.py")
 SOURCES = [
-    path
-    for place in (
-        "configs",
-        "dropblock",
-        "models",
-        "data",
-        "engine",
-        "experiment",
-        "scripts",
-        "train.py",
-        "evaluate.py",
-    )
-    for path in ([ROOT / place] if (ROOT / place).is_file() else (ROOT / place).rglob("*.py"))
+    path for place in PLACES for path in ([ROOT / place] if (ROOT / place).is_file() else (ROOT / place).rglob("*.py"))
 ]
 
 
