@@ -15,6 +15,7 @@ from configs.schema import (
     RecipeConfig,
     UserError,
     check,
+    paper_from,
 )
 
 CONFIGS = Path(__file__).parent
@@ -114,6 +115,7 @@ def plan_from(values: dict[str, Any]) -> Plan:
     """
     parts = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "layer": LayerPlan}
     parts |= {"paper": PaperConfig, "runtime": Runtime}
+    values = {**values, "paper": paper_from(values.get("paper") or {})}
     try:
         built = {k: check(v, parts[k]) if k in parts and v is not None else v for k, v in values.items()}
         built["companions"] = [check(layer, LayerPlan) for layer in values.get("companions", [])]

@@ -98,7 +98,7 @@ def _recipe(config: Config, remarks: list[str]) -> RecipeConfig:
 def _paper(config: Config, layers: list[LayerConfig], remarks: list[str]) -> PaperConfig:
     """The paper's numbers of an experiment; without them where a knob says that this is another experiment."""
     paper = config.paper
-    if not config.experiment or (paper.top1 is None and not paper.curve):
+    if not config.experiment or not (paper.metrics or paper.curve):
         return paper
     own = load_yaml(CONFIGS / "experiment" / f"{config.experiment}.yaml")
     swept = ("keep_prob",) if paper.curve else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -33,8 +33,8 @@ class Layers(Protocol):
     def set_progress(self, progress: float) -> None: ...
     def set_seeds(self, seed_of: Callable[[int], int]) -> None: ...
     def take_counts(self) -> dict[str, tuple[int, int]]: ...
-    def keep_probs(self, progress: float) -> dict[str, float]: ...
-    def expected_drop(self, progress: float) -> dict[str, float]: ...
+    def keep_probs(self, progress: Sequence[float]) -> dict[str, float]: ...
+    def expected_drop(self, progress: Sequence[float]) -> dict[str, float]: ...
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Fit:
     def result(self) -> dict[str, Any]:
         """What came of the run: see `points.result`."""
         progress = self.state.last_progress / len(self.data.train)
-        result = points.result(self.state, self.task.headline, self.layers.expected_drop(progress))
+        result = points.result(self.state, self.task.headline, self.layers.expected_drop([progress]))
         self._collect_bad_images()
         return {**result, "bad_images": self.state.bad_images}
 
@@ -196,7 +196,7 @@ class Fit:
         self._count_drops()
         # keep_prob is linear in the progress, or constant: its mean is that of the mean progress.
         progress = state.window_progress / state.window_steps
-        keep_probs, expected = self.layers.keep_probs(progress), self.layers.expected_drop(progress)
+        keep_probs, expected = self.layers.keep_probs([progress]), self.layers.expected_drop([progress])
         values = points.training_point(state, metrics, keep_probs, expected, images / max(state.window_seconds, 1e-9))
         self.curves.add(state.step, state.step / len(self.data.train), values)
         self.bar.show(
