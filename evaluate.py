@@ -26,11 +26,11 @@ from configs.schema import UserError, one_of
 from engine import cpu
 from engine.console import table
 from experiment.outcome import report_error
-from experiment.source import Source
+from experiment.source import NetworkSource
 
 
 @dataclass
-class Request(Source):
+class Request(NetworkSource):
     """The arguments of this command."""
 
     split: str = "test"
@@ -41,8 +41,8 @@ class Request(Source):
     device: str = "auto"
     json: str | None = None
 
-    def source(self) -> Source:
-        return Source(**{f.name: getattr(self, f.name) for f in fields(Source)})
+    def source(self) -> NetworkSource:
+        return NetworkSource(**{f.name: getattr(self, f.name) for f in fields(NetworkSource)})
 
 
 def read_request(arguments: list[str]) -> Request:

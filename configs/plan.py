@@ -78,7 +78,8 @@ class Plan:
             del plan[name]
         for name in ("root", "download", "model_width"):
             del plan["data"][name]
-        for part, switch in (("data", "prepared"), ("recipe", "sync_batchnorm")):
+        later = ("prepared", "title", "mean", "std")
+        for part, switch in (*(("data", key) for key in later), ("recipe", "sync_batchnorm")):
             if not plan[part][switch]:  # runs from before there was a choice keep their folders
                 del plan[part][switch]
         return plan
@@ -103,7 +104,7 @@ class Plan:
         if self.runtime.run_dir:
             return Path(self.runtime.run_dir)
         network = f"{self.model.library}-{self.model.name}" if self.model.library else self.model.name
-        place = f"{self.data.name}-{network}"
+        place = f"{self.data.title or self.data.name}-{network}"
         return Path(self.runtime.output_root, place, f"{self.variant}-{self.hash()}", f"seed-{self.seed}")
 
 

@@ -45,6 +45,13 @@ class DataConfig:
     on_bad_image: str = "error"
     decoder: str = "auto"
     prepared: bool = False  # root was written by scripts/prepare_shards.py: smaller photographs
+    title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
+    mean: list[float] | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
+    std: list[float] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What only some data sets have, as far as it is given."""
+        return {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Fit:
         set_lr(state.optimizer, self.lr.at(state.step))
         # The keep_prob decay of the paper: set before step t from t / T, so the first step drops nothing.
         self.layers.set_progress(progress)
-        micro_batches = [batch] if self.accumulate == 1 else split(batch, self.accumulate)
+        micro_batches = [batch] if self.accumulate == 1 else batch.split(self.accumulate)
         for i, micro in enumerate(micro_batches):
             # Masks are a function of where in the run they are used: a resumed run draws the same ones.
             self.layers.set_seeds(partial(mix, self.seed, MASKS, self.ranks.rank, state.step, i))
@@ -144,7 +144,7 @@ class Fit:
             with self._without_reduction(i + 1 < len(micro_batches)), autocast(self.device, self.precision):
                 loss, sums = self.task.loss(self.network, micro)
                 # Micro-batches may differ by a sample; each counts by its size.
-                share = len(micro.labels) / len(batch.labels)
+                share = micro.size / batch.size
             self._guard.loss(loss, micro, i)
             state.scaler.scale(loss * share).backward()
             state.window = sums if state.window is None else state.window + sums
@@ -266,8 +266,3 @@ class Fit:
         if self.ranks.is_main:
             checkpoint.save({**payload, **self.identity}, self.folder.checkpoints / name, keep_previous)
         self.ranks.barrier()
-
-
-def split(batch: Any, parts: int) -> list[Any]:
-    """A batch in micro-batches of nearly equal size."""
-    return [type(batch)(*fields) for fields in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True)]

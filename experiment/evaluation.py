@@ -16,12 +16,12 @@ from dropblock import installed_layers
 from engine.distributed import Ranks, find_device
 from engine.evaluation import evaluate as pass_over
 from engine.tasks import Classification
-from experiment.source import Source
+from experiment.source import NetworkSource
 from experiment.trained import opened, trained
 
 
 def evaluate(
-    source: Source,
+    source: NetworkSource,
     split: str = "test",
     keep_prob: Sequence[float] = (),
     block_size: Sequence[int] = (),

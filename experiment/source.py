@@ -8,7 +8,7 @@ from configs.schema import UserError, one_of
 
 
 @dataclass
-class Source:
+class NetworkSource:
     """A run directory or a checkpoint file, and where its data are.
 
     Args:

@@ -16,10 +16,10 @@ from dropblock import LayerControl
 from engine import checkpoint
 from engine.distributed import Ranks
 from experiment.build import build_network, open_data
-from experiment.source import Source
+from experiment.source import NetworkSource
 
 
-def load(source: Source) -> tuple[Plan, dict[str, Any]]:
+def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
     """The plan that a network was trained to, and its checkpoint."""
     if source.run is not None:
         folder = Path(source.run)
@@ -48,7 +48,7 @@ def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:
     return payload["model"] if ema is None else ema["module"]
 
 
-def opened(source: Source, device: torch.device) -> tuple[Plan, dict[str, Any], Data]:
+def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str, Any], Data]:
     """The plan that a network was trained to, without what drops in it; its checkpoint; the data it was trained on.
 
     Raises:

@@ -24,11 +24,11 @@ from configs.schema import UserError
 from engine.checkpoint import write_aside
 from engine.records import RunFolder
 from experiment.outcome import report_error
-from experiment.source import Source
+from experiment.source import NetworkSource
 from experiment.trained import load, weights_of
 
 
-def export(source: Source, target: Path) -> dict[str, str]:
+def export(source: NetworkSource, target: Path) -> dict[str, str]:
     """Write the weights; returns the text that stands beside them.
 
     Raises:
@@ -46,7 +46,7 @@ def export(source: Source, target: Path) -> dict[str, str]:
     return text
 
 
-def provenance(source: Source) -> dict[str, str]:
+def provenance(source: NetworkSource) -> dict[str, str]:
     """What a finished run tells of its origin."""
     if source.run is None:
         return {"source": str(source.checkpoint)}
@@ -64,7 +64,7 @@ def main(words: list[str]) -> int:
         if len(targets) != 1:
             raise UserError("name one file to write, ending in .safetensors; see --help")
         target = Path(targets[0])
-        source = read_values([word for word in words if word != targets[0]], Source)
+        source = read_values([word for word in words if word != targets[0]], NetworkSource)
         source.check()
         export(source, target)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
