@@ -24,7 +24,7 @@ from typing import Any
 from configs.command_line import read_values
 from configs.schema import UserError, one_of
 from engine import cpu
-from engine.console import table
+from engine.console import metric_text, table, table_rows
 from experiment.outcome import report_error
 from experiment.source import NetworkSource
 
@@ -61,22 +61,22 @@ def read_request(arguments: list[str]) -> Request:
 
 def result_text(result: dict[str, Any]) -> str:
     """The result as tables."""
-    split = result["split"]
-    rows = [
-        (f"{split}/{name}", f"{result[name]:.4f}{unit}") for name, unit in (("loss", ""), ("top1", "%"), ("top5", "%"))
-    ]
+    split, headline = result["split"], result["headline"]
+    names = [name for name in result["metric_labels"] if name in result]
+    rows = [(f"{split}/{name}", metric_text(name, result[name], places=4)) for name in names]
     parts = [table(("metric", f"of {result['samples']:,} images"), rows)]
-    classes = zip(result["classes"], result["top1_per_class"], result["samples_per_class"], strict=True)
-    parts.append(table(("class", "top1", "images"), [(name, f"{top1:.2f}%", int(n)) for name, top1, n in classes]))
+    parts += [table(finer["header"], table_rows(finer["rows"])) for finer in result["tables"]]
     if result["under_drop"]:
         drops = [
-            (row["block_size"], f"{row['keep_prob']:g}", f"{row['top1']:.2f}%", f"{row['loss']:.4f}")
+            (row["block_size"], f"{row['keep_prob']:g}", metric_text(headline, row[headline]), f"{row['loss']:.4f}")
             for row in result["under_drop"]
         ]
-        parts.append(table(("block_size", "keep_prob", "top1 under drop", "loss"), drops))
+        parts.append(table(("block_size", "keep_prob", f"{headline} under drop", "loss"), drops))
     if result["columns"]:
-        alone = [(row["column"], f"{row['top1']:.2f}%", f"{row['loss']:.4f}") for row in result["columns"]]
-        parts.append(table(("column alone", "top1", "loss"), alone))
+        alone = [
+            (row["column"], metric_text(headline, row[headline]), f"{row['loss']:.4f}") for row in result["columns"]
+        ]
+        parts.append(table(("column alone", headline, "loss"), alone))
     return "\n\n".join(parts)
 
 

@@ -12,7 +12,7 @@ from data import Augment, Cut, Data, Loading, Reading, Source, build_data
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
 from engine.distributed import Ranks, synchronized, wrap
-from engine.loop import Fit
+from engine.loop import Fit, LoopSettings
 from engine.optim import LearningRate, build_optimizer
 from engine.records import RunFolder
 from engine.seeding import seed_everything
@@ -105,7 +105,7 @@ def build_fit(
     )
     state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
     fit = Fit(
-        task=Classification(data.num_classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
+        task=Classification(data.classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
         state=state,
         network=wrap(model, ranks, device, plan.runtime.compile),
         data=data,
@@ -120,14 +120,16 @@ def build_fit(
             decay=recipe.lr_decay,
             decay_epochs=recipe.decay_epochs,
         ),
-        epochs=recipe.epochs,
-        accumulate=recipe.accumulate,
-        grad_clip=recipe.grad_clip,
-        precision=recipe.precision,
-        seed=plan.seed,
-        eval_every=recipe.eval_every,
-        log_every=plan.runtime.log_every,
-        checkpoint_every=plan.runtime.checkpoint_every,
+        settings=LoopSettings(
+            epochs=recipe.epochs,
+            seed=plan.seed,
+            accumulate=recipe.accumulate,
+            grad_clip=recipe.grad_clip,
+            precision=recipe.precision,
+            eval_every=recipe.eval_every,
+            log_every=plan.runtime.log_every,
+            checkpoint_every=plan.runtime.checkpoint_every,
+        ),
         folder=folder,
         identity={"plan": plan.identity(), "fingerprint": data.fingerprint},
         ranks=ranks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
@@ -35,7 +35,7 @@ def evaluate(
     loader = getattr(data, split)
     if loader is None:
         raise UserError(f"split={split}: {plan.data.name} was used without one")
-    task = Classification(data.num_classes)
+    task = Classification(data.classes)
 
     def measure(layer: LayerPlan | None, only: int | None = None) -> dict[str, Any]:
         model, layers = trained(replace(plan, layer=layer), payload, data, place)
@@ -43,26 +43,25 @@ def evaluate(
         for installed in installed_layers(model):
             installed.train()
         torch.manual_seed(seed)
-        sums = pass_over(
-            task, model if only is None else column_of(model, only), loader, ranks, place, plan.recipe.precision
-        )
-        return {**task.metrics(sums), **task.details(sums)}
+        network = model if only is None else column_of(model, only)
+        done = pass_over(task, network, loader, ranks, place, plan.recipe.precision)
+        return {**done.metrics, "tables": [asdict(table) for table in done.tables]}
 
     under_drop = []
     if keep_prob or block_size:
         last: Any = trained(plan, payload, data, place)[0].last_group
         for block, kept in product(block_size or [7], keep_prob or [0.9]):
             layer = LayerPlan("dropblock", kept, block, [last - 1, last], True, "constant", 4.0)
-            metrics = without_classes(measure(layer))
-            under_drop.append({"keep_prob": kept, "block_size": block, **metrics})
-    columns = [{"column": k, **without_classes(measure(None, k))} for k in column]
+            under_drop.append({"keep_prob": kept, "block_size": block, **without_tables(measure(layer))})
+    columns = [{"column": k, **without_tables(measure(None, k))} for k in column]
     result = {"split": split, "samples": loader.num_samples, **measure(None)}
-    return {**result, "classes": list(data.classes), "under_drop": under_drop, "columns": columns}
+    named = {"task": task.name, "headline": task.headline, "metric_labels": task.labels}
+    return {**result, **named, "under_drop": under_drop, "columns": columns}
 
 
-def without_classes(metrics: dict[str, Any]) -> dict[str, Any]:
+def without_tables(metrics: dict[str, Any]) -> dict[str, Any]:
     """The metrics of a whole split."""
-    return {name: value for name, value in metrics.items() if not name.endswith("_class")}
+    return {name: value for name, value in metrics.items() if name != "tables"}
 
 
 def column_of(model: Any, column: int) -> nn.Module:
