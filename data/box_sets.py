@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from data import coco, voc_xml
+from data.class_folders import IMAGENET_STATISTICS
 from data.detection import Split, open_detection
 from data.interface import Data
 from data.options import Augment, Cut, Loading, Reading, Source
 
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SPLITS = ("train", "val", "test")
 
 

@@ -172,8 +172,8 @@ def test_missing_files_and_wrong_lists_of_voc_are_named(voc: Path) -> None:
     both.write_text("train_1\ntrain_1\n")
     with pytest.raises(ValueError, match="lists train_1 twice"):
         opened(train_split="both")
+    both.write_text("\n")
     with pytest.raises(ValueError, match="lists no image"):
-        both.write_text("\n")
         opened(train_split="both")
     (voc / "Annotations" / "val_0.xml").unlink()
     with pytest.raises(FileNotFoundError, match=r"Annotations/val_0\.xml, which a list names"):
