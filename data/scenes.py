@@ -145,7 +145,7 @@ def _backgrounds(split: int, count: int, size: int) -> Bytes:
 
 
 def _add_digits(image: Bytes, glyphs: Glyphs, draws: NDArray[np.float64]) -> tuple[Bytes, list[int]]:
-    """Paint digits into an image; returns the (S, S) number of the digit that each pixel shows, 0 = none; the labels."""
+    """Paint digits into an image; returns which digit (1, 2, ...) each pixel shows, 0 = none, and labels."""
     size = len(image)
     owners, labels, pixels = np.zeros((size, size), np.uint8), list[int](), list[int]()
     for draw in draws:
