@@ -42,7 +42,7 @@ class Kind:
 def _dropblock(site: Site, keep_prob: float, block_size: int | None) -> DropLayer:
     if block_size is None:
         raise ValueError("dropblock needs a block_size")
-    return DropBlock2d(block_size, keep_prob)
+    return DropBlock2d(block_size=block_size, keep_prob=keep_prob)
 
 
 def _fractal_drop_path(site: Site, keep_prob: float, block_size: int | None) -> DropLayer:

@@ -60,7 +60,7 @@ class SiteRow:
     after: str
     layer: str
     map_size: tuple[int, int, int]  # channels, height, width
-    block: tuple[int, int]
+    block: tuple[int, ...]
     keep_prob: float
     seed_rate: float
     expected_drop: float
