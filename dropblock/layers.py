@@ -41,7 +41,7 @@ class DropLayer(nn.Module):
     def __init__(self, keep_prob: float) -> None:
         super().__init__()
         self.initial_keep_prob = float(share_to_keep(type(self).__name__, keep_prob, None, None))
-        self.group = 0  # set by `install`
+        self.group: int | str = 0  # set by `install`
         self.seeded = False
         for name, value in DropLayer.fresh_buffers(self).items():
             self.register_buffer(name, value, persistent=False)

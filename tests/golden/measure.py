@@ -118,7 +118,7 @@ def network(words: Sequence[str]) -> dict[str, Any]:
         model, layers = build_network(plan, Shape, torch.device("meta"))  # type: ignore[arg-type]
     assert isinstance(layers, LayerControl)
     rows = [
-        [row.site, row.group, row.branch, list(row.map_size), list(row.block), row.keep_prob, row.expected_drop]
+        [row.site, row.group, row.branch, list(row.map_sizes[0]), list(row.block), row.keep_prob, row.expected_drop]
         for row in layers.table
     ]
     return {"parameters": sum(p.numel() for p in model.parameters()), "sites": rows}
