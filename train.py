@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.command_line import asks_for_prices, check_words, is_sweep, split_flags, sweep_name
-from configs.plan import Plan, plan_from
+from configs.plan import LayerPlan, Plan, plan_from
 from configs.resolve import resolve
 from configs.schema import Config, UserError, check, load_yaml
 from engine import cpu
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered befor
     from torch import nn
 
     from data import Data
-    from dropblock import LayerControl
+    from dropblock import LayerControl, LayerSpec
     from engine.distributed import Ranks
     from engine.loop import Fit
     from engine.prices import Job
@@ -43,28 +43,21 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a typo is answered befor
 
 def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
     """The data set of a plan."""
-    from data import Augment, build_data
+    from data import Augment, Cut, Loading, Reading, Source, build_data
 
-    augment = plan.recipe.augment
+    data, recipe, runtime = plan.data, plan.recipe, plan.runtime
+    workers = cpu.cores_of_a_rank() if runtime.workers is None else runtime.workers
     return build_data(
-        plan.data.name,
-        root=plan.runtime.data_root,
-        image_size=plan.data.image_size,
-        batch_size=plan.recipe.batch_size,
-        eval_batch_size=plan.recipe.eval_batch_size,
-        val_fraction=plan.data.val_fraction,
-        train_subset=plan.data.train_subset,
-        augment=Augment(augment.crop_padding, augment.flip, plan.cutout, plan.autoaugment),
-        seed=plan.seed,
-        device=device,
-        channels_last=True,
-        workers=cpu.cores_of_a_rank() if plan.runtime.workers is None else plan.runtime.workers,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        download=plan.runtime.download,
-        on_bad_image=plan.data.on_bad_image,
-        decoder=plan.data.decoder,
-        prepared=plan.data.prepared,
+        data.name,
+        Source(runtime.data_root, runtime.download, data.options()),
+        Cut(data.val_fraction, data.train_subset),
+        Augment(recipe.augment.crop_padding, recipe.augment.flip, plan.cutout, plan.autoaugment),
+        Reading(data.image_size, data.decoder, workers, data.on_bad_image, data.prepared),
+        Loading(
+            *(recipe.batch_size, recipe.eval_batch_size, plan.seed),
+            *(ranks.rank, ranks.world_size, device),
+            channels_last=True,
+        ),
     )
 
 
@@ -77,7 +70,7 @@ def build_network(
     """
     import torch
 
-    from dropblock import KeepProbSchedule, LayerControl, install_layers
+    from dropblock import LayerControl
     from models import build_model
 
     channels, height, width = data.image_shape
@@ -94,32 +87,25 @@ def build_network(
         **foreign,
         **asked.options,
     )
-    last_group: Any = model.last_group
-    schedules: dict[str, KeepProbSchedule] = {}
-    taken: dict[str, str] = {}
-    for layer in ([plan.layer] if plan.layer else []) + plan.companions:
-        sites = install_layers(
-            model,
-            layer.name,
-            keep_prob=layer.keep_prob,
-            block_size=layer.block_size,
-            groups=layer.groups,
-            skip=bool(layer.skip),
-        )
-        for path in sites.keys() & taken.keys():
-            raise UserError(f"{taken[path]} and {layer.name} both want the site {path}: choose one of them")
-        taken |= dict.fromkeys(sites, layer.name)
-        schedules[layer.name] = KeepProbSchedule(
-            model,
-            layer.keep_prob,
-            layer.schedule,
-            layer.group_divisor,
-            last_group,
-            layer.group_shares,
-            [site.layer for site in sites.values() if site.layer is not None],
-        )
     model = model.to(device).to(memory_format=torch.channels_last)
-    return model, LayerControl(model, torch.zeros(1, channels, height, width, device=device), schedules)
+    specs = [spec_of(layer) for layer in ([plan.layer] if plan.layer else []) + plan.companions]
+    return model, LayerControl.install(model, specs, torch.zeros(1, channels, height, width, device=device))
+
+
+def spec_of(layer: LayerPlan) -> LayerSpec:
+    """A layer of the plan as the library takes it."""
+    from dropblock import LayerSpec
+
+    return LayerSpec(
+        name=layer.name,
+        keep_prob=layer.keep_prob,
+        groups=layer.groups,
+        skip=bool(layer.skip),
+        schedule=layer.schedule,
+        group_divisor=layer.group_divisor,
+        group_shares=layer.group_shares,
+        options={} if layer.block_size is None else {"block_size": layer.block_size},
+    )
 
 
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:

@@ -15,6 +15,7 @@ from configs.schema import (
     RecipeConfig,
     UserError,
     check,
+    paper_from,
 )
 
 CONFIGS = Path(__file__).parent
@@ -77,7 +78,8 @@ class Plan:
             del plan[name]
         for name in ("root", "download", "model_width"):
             del plan["data"][name]
-        for part, switch in (("data", "prepared"), ("recipe", "sync_batchnorm")):
+        later = ("prepared", "title", "mean", "std")
+        for part, switch in (*(("data", key) for key in later), ("recipe", "sync_batchnorm")):
             if not plan[part][switch]:  # runs from before there was a choice keep their folders
                 del plan[part][switch]
         return plan
@@ -102,7 +104,7 @@ class Plan:
         if self.runtime.run_dir:
             return Path(self.runtime.run_dir)
         network = f"{self.model.library}-{self.model.name}" if self.model.library else self.model.name
-        place = f"{self.data.name}-{network}"
+        place = f"{self.data.title or self.data.name}-{network}"
         return Path(self.runtime.output_root, place, f"{self.variant}-{self.hash()}", f"seed-{self.seed}")
 
 
@@ -114,6 +116,7 @@ def plan_from(values: dict[str, Any]) -> Plan:
     """
     parts = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "layer": LayerPlan}
     parts |= {"paper": PaperConfig, "runtime": Runtime}
+    values = {**values, "paper": paper_from(values.get("paper") or {})}
     try:
         built = {k: check(v, parts[k]) if k in parts and v is not None else v for k, v in values.items()}
         built["companions"] = [check(layer, LayerPlan) for layer in values.get("companions", [])]

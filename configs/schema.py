@@ -45,6 +45,13 @@ class DataConfig:
     on_bad_image: str = "error"
     decoder: str = "auto"
     prepared: bool = False  # root was written by scripts/prepare_shards.py: smaller photographs
+    title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
+    mean: list[float] | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
+    std: list[float] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What only some data sets have, as far as it is given."""
+        return {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
@@ -114,15 +121,34 @@ class RegularizerConfig:
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """The numbers of the paper that an experiment stands beside; absent ones are unknown."""
+    """The numbers of the paper that an experiment stands beside; absent ones are unknown.
+
+    Args:
+        place: table and row, or figure and line; differences are taken within one table or figure.
+        certainty: where the numbers were read.
+        metrics: [mean] or [mean, standard deviation] by the name of the metric, in its unit.
+        curve: of a figure, by the name of the metric: its values by keep_prob.
+    """
 
     place: str = ""
-    top1: float | None = None
-    top1_std: float | None = None
-    top5: float | None = None
-    top5_std: float | None = None
-    curve: dict[float, float] = field(default_factory=dict)  # top-1 by keep_prob, of a figure
     certainty: str = ""
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    curve: dict[str, dict[float, float]] = field(default_factory=dict)
+
+
+def paper_from(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a `PaperConfig`, also of runs from before its numbers were keyed by metric."""
+    old = {"top1", "top1_std", "top5", "top5_std"} & set(values)
+    curve = values.get("curve") or {}
+    if not old and all(isinstance(points, dict) for points in curve.values()):
+        return values
+    metrics = {
+        name: [number for number in (values.get(name), values.get(f"{name}_std")) if number is not None]
+        for name in ("top1", "top5")
+        if values.get(name) is not None
+    }
+    kept = {key: values.get(key) or "" for key in ("place", "certainty")}
+    return {**kept, "metrics": metrics, "curve": {"top1": curve} if curve else {}}
 
 
 @dataclass

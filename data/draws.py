@@ -14,6 +14,7 @@ ORDER, AUGMENT, POLICY, SPLIT, FAKE = range(5)
 # The draws of a training image, each always in its place, so that no augmentation moves the draws of another. From BOX
 # on: the attempts at a random box of a photograph.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)
+SCALE = BOX  # of an image with a mask or boxes: it has no random box
 
 Words = NDArray[np.uint64]
 _WORD = 2**64 - 1

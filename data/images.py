@@ -16,13 +16,13 @@ from data.crops import BOX_DRAWS
 from data.decode import Pixels
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, uniforms
 from data.folders import Files
-from data.interface import Augment, Batch
+from data.interface import ClassificationBatch
+from data.options import Augment, Loading, Reading
 from data.pictures import Draws, Picture
 from data.splits import Batches, Indices
 
 MAX_BAD_SHARE, MAX_BAD_ALWAYS = 0.001, 5  # of an epoch's images may be left out before the run stops
 MAX_BAD_IN_A_ROW = 16
-ON_BAD_IMAGE = ("error", "skip")
 log = logging.getLogger(__name__)
 
 
@@ -87,9 +87,7 @@ class ImageLoader:
         batches: which samples make up which batch; a shuffled split is augmented.
         normalize: uint8 batch to float32 batch.
         augment: of training images; what is not done by `picture` (Cutout) is done here, on the device.
-        device, channels_last: where the batches shall be, and their memory format.
-        workers: decoding processes; 0 decodes in this one.
-        on_bad_image: `error` or `skip`.
+        reading, loading: workers (0 decodes in this process) and what happens to bad images; device and memory format.
     """
 
     def __init__(
@@ -99,14 +97,12 @@ class ImageLoader:
         batches: Batches,
         normalize: Normalize,
         augment: Augment,
-        device: torch.device,
-        channels_last: bool,
-        workers: int,
-        on_bad_image: str,
+        reading: Reading,
+        loading: Loading,
     ) -> None:
         self.num_samples, self.bad_images = len(files), dict[str, str]()
-        self.batches, self.normalize, self.device, self.workers = batches, normalize, device, workers
-        self.channels_last, self.skip = channels_last, on_bad_image == "skip"
+        self.batches, self.normalize, self.device, self.workers = batches, normalize, loading.device, reading.workers
+        self.channels_last, self.skip = loading.channels_last, reading.on_bad_image == "skip"
         self.cutout = augment.cutout if batches.shuffled else 0
         self.labels = torch.from_numpy(files.labels)
         self.decoded = DecodedBatches(files, picture, batches.seed, batches.shuffled, self.skip)
@@ -114,7 +110,7 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ClassificationBatch]:
         """See `Loader.epoch`.
 
         Raises:
@@ -141,20 +137,20 @@ class ImageLoader:
             if decoded.indices.shape[1]:
                 yield self._batch(decoded, epoch)
 
-    def _batch(self, decoded: Decoded, epoch: int) -> Batch:
+    def _batch(self, decoded: Decoded, epoch: int) -> ClassificationBatch:
         asked, taken = decoded.indices
         images = self.normalize(decoded.images.to(self.device, non_blocking=True))
         if self.cutout:
             draws = uniforms(self.batches.seed, epoch, asked.numpy(), CUTOUT_ROW, CUTOUT_COLUMN - CUTOUT_ROW + 1)
             images = cutout(images, self.cutout, pick(draws, self.decoded.picture.size).to(self.device))
         images = for_network(images, self.channels_last)
-        return Batch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
+        return ClassificationBatch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
 
     def _account(self, met: list[tuple[str, str]], bad: set[str]) -> None:
         for path, reason in met:
             if not self.skip:
                 raise ValueError(
-                    f"{path}: not a readable image ({reason}); mend or remove it, or set data.on_bad_image=skip"
+                    f"{path}: not a readable image ({reason}); repair or remove it, or set data.on_bad_image=skip"
                 )
             if path not in self.bad_images:
                 log.warning("%s: left out, not a readable image (%s)", path, reason)

@@ -8,15 +8,17 @@ from dropblock.control import LayerControl
 from dropblock.foreign import Place, declare_sites, install_into, known_places
 from dropblock.fractal import FractalDropPath, JoinSite
 from dropblock.functional import drop_block2d, drop_block2d_counted
-from dropblock.kinds import LAYERS, install_layers
+from dropblock.kinds import LAYERS, LayerSpec, install_layers
 from dropblock.law import effective_block, expected_drop, seed_rate
 from dropblock.layers import DropBlock2d, DropLayer, installed_layers
 from dropblock.reference import drop_block2d_reference
-from dropblock.schedule import KeepProbSchedule, keep_prob_at, keep_prob_in_group
-from dropblock.sites import Site, SiteRow, declared_sites, install, site_table, table_text
+from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_prob_in_group
+from dropblock.sites import Site, declared_sites, install
+from dropblock.table import SiteRow, site_table, table_text
 
 __all__ = [
     "LAYERS",
+    "SCHEDULES",
     "DropBlock2d",
     "DropConnect",
     "DropLayer",
@@ -26,6 +28,7 @@ __all__ = [
     "JoinSite",
     "KeepProbSchedule",
     "LayerControl",
+    "LayerSpec",
     "Place",
     "Site",
     "SiteRow",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dropblock.dense import STEP, mixed, shifted
 from dropblock.functional import fresh_seed
 from dropblock.layers import DropLayer
-from dropblock.sites import Site, declared_sites
+from dropblock.sites import Site, declared_sites, depths
 
 # What shares one draw, as the shape of the mask for a tensor of shape (N, C, H, W).
 TOGETHER = {
@@ -199,7 +199,8 @@ def declare_weight_sites(model: nn.Module) -> None:
 
 def set_depths(model: nn.Module) -> None:
     """Tell every StochasticDepth layer how deep it lies among the residual units of the network, l/L."""
-    ends = [site for site in declared_sites(model).values() if site.ends_branch and site.branch == "conv"]
-    for i, site in enumerate(ends, start=1):
-        if isinstance(site.layer, StochasticDepth):
-            site.layer.depth = i / len(ends)
+    sites = declared_sites(model)
+    for path, depth in depths(model).items():
+        layer = sites[path].layer
+        if isinstance(layer, StochasticDepth):
+            layer.depth = depth

@@ -36,7 +36,7 @@ class DropLayer(nn.Module):
         super().__init__()
         if not 0.0 <= keep_prob <= 1.0:
             raise ValueError(f"keep_prob must lie in [0, 1], not {keep_prob}")
-        self.group = 0  # set by `install`
+        self.group: int | str = 0  # set by `install`
         self.seeded = False
         self.register_buffer("keep_prob", torch.tensor(keep_prob, dtype=torch.float32), persistent=False)
         self.register_buffer("mask_seed", torch.zeros((), dtype=torch.int64), persistent=False)

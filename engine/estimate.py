@@ -118,7 +118,7 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
     network = fit.state.evaluated.eval()
     with torch.no_grad(), autocast(fit.device, fit.precision):
         forward = _time(lambda: fit.task.measure(network, batch), seconds / 4, fit.device)
-    timed, train_images = len(batch.labels), fit.data.train.num_samples
+    timed, train_images = batch.size, fit.data.train.num_samples
     if batch_size > train_images:
         raise ValueError(f"batch_size {batch_size} is larger than the {train_images} training samples")
     scale = batch_size / timed

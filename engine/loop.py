@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -33,8 +33,8 @@ class Layers(Protocol):
     def set_progress(self, progress: float) -> None: ...
     def set_seeds(self, seed_of: Callable[[int], int]) -> None: ...
     def take_counts(self) -> dict[str, tuple[int, int]]: ...
-    def keep_probs(self, progress: float) -> dict[str, float]: ...
-    def expected_drop(self, progress: float) -> dict[str, float]: ...
+    def keep_probs(self, progress: Sequence[float]) -> dict[str, float]: ...
+    def expected_drop(self, progress: Sequence[float]) -> dict[str, float]: ...
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Fit:
     def result(self) -> dict[str, Any]:
         """What came of the run: see `points.result`."""
         progress = self.state.last_progress / len(self.data.train)
-        result = points.result(self.state, self.task.headline, self.layers.expected_drop(progress))
+        result = points.result(self.state, self.task.headline, self.layers.expected_drop([progress]))
         self._collect_bad_images()
         return {**result, "bad_images": self.state.bad_images}
 
@@ -136,7 +136,7 @@ class Fit:
         set_lr(state.optimizer, self.lr.at(state.step))
         # The keep_prob decay of the paper: set before step t from t / T, so the first step drops nothing.
         self.layers.set_progress(progress)
-        micro_batches = [batch] if self.accumulate == 1 else split(batch, self.accumulate)
+        micro_batches = [batch] if self.accumulate == 1 else batch.split(self.accumulate)
         for i, micro in enumerate(micro_batches):
             # Masks are a function of where in the run they are used: a resumed run draws the same ones.
             self.layers.set_seeds(partial(mix, self.seed, MASKS, self.ranks.rank, state.step, i))
@@ -144,7 +144,7 @@ class Fit:
             with self._without_reduction(i + 1 < len(micro_batches)), autocast(self.device, self.precision):
                 loss, sums = self.task.loss(self.network, micro)
                 # Micro-batches may differ by a sample; each counts by its size.
-                share = len(micro.labels) / len(batch.labels)
+                share = micro.size / batch.size
             self._guard.loss(loss, micro, i)
             state.scaler.scale(loss * share).backward()
             state.window = sums if state.window is None else state.window + sums
@@ -196,7 +196,7 @@ class Fit:
         self._count_drops()
         # keep_prob is linear in the progress, or constant: its mean is that of the mean progress.
         progress = state.window_progress / state.window_steps
-        keep_probs, expected = self.layers.keep_probs(progress), self.layers.expected_drop(progress)
+        keep_probs, expected = self.layers.keep_probs([progress]), self.layers.expected_drop([progress])
         values = points.training_point(state, metrics, keep_probs, expected, images / max(state.window_seconds, 1e-9))
         self.curves.add(state.step, state.step / len(self.data.train), values)
         self.bar.show(
@@ -266,8 +266,3 @@ class Fit:
         if self.ranks.is_main:
             checkpoint.save({**payload, **self.identity}, self.folder.checkpoints / name, keep_previous)
         self.ranks.barrier()
-
-
-def split(batch: Any, parts: int) -> list[Any]:
-    """A batch in micro-batches of nearly equal size."""
-    return [type(batch)(*fields) for fields in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True)]

@@ -36,6 +36,9 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
     return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
+BASIC_BLOCK_NOTE = "basic block: three sites of this project's choosing; the authors' released code has none there"
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions (ResNet-18 and -34)."""
 
@@ -46,12 +49,13 @@ class BasicBlock(nn.Module):
         self.conv1 = conv(in_channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.site1 = Site(group, "conv", "relu(bn1)")
+        self.site1 = Site(group, "conv", "relu(bn1)", note=BASIC_BLOCK_NOTE)
         self.conv2 = conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
-        self.site2 = Site(group, "conv", "bn2", ends_branch=True)
+        self.site2 = Site(group, "conv", "bn2", ends_branch=True, note=BASIC_BLOCK_NOTE)
         self.downsample = projection(in_channels, width, stride)
-        self.site_skip = Site(group, "skip", "identity" if self.downsample is None else "downsample", ends_branch=True)
+        place = "identity" if self.downsample is None else "downsample"
+        self.site_skip = Site(group, "skip", place, ends_branch=True, note=BASIC_BLOCK_NOTE)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.site_skip(x if self.downsample is None else self.downsample(x))

@@ -32,7 +32,7 @@ def short(report: str) -> str:
         [
             *(row["label"], row["n"], number(row["last_test_mean"], row["last_test_std"])),
             number(row["last_gain_mean"], row["last_gain_std"], sign="+"),
-            *(number(row["paper_top1"], row["paper_top1_std"]), number(row["paper_gain"], sign="+")),
+            *(number(row["paper_mean"], row["paper_std"]), number(row["paper_gain"], sign="+")),
         ]
         for row in csv.DictReader(io.StringIO(report))
     ]

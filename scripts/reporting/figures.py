@@ -20,11 +20,9 @@ def ranking(sweep: Sweep, out: Path) -> None:
     y = np.arange(len(rows))[::-1]
     with drawing(out, 2, 10.0, 1.6 + 0.36 * len(rows)) as (figure, (paper, ours)):
         for row, height in zip(rows, y, strict=True):
-            value, tint = row.paper_top1(), colour(row)
+            (value, std), tint = row.paper_number(), colour(row)
             if value is not None:
-                paper.errorbar(
-                    value, height, xerr=row.paper.get("top1_std") or 0, fmt="o", color=tint, capsize=2.5, ms=6
-                )
+                paper.errorbar(value, height, xerr=std or 0, fmt="o", color=tint, capsize=2.5, ms=6)
             if last := row.spread("last"):
                 ours.errorbar(last.mean, height, xerr=last.std or 0, fmt="o", color=tint, capsize=2.5, ms=6)
                 values = [run.value("last", "test") or 0.0 for run in row.runs]
@@ -32,7 +30,7 @@ def ranking(sweep: Sweep, out: Path) -> None:
             if peak := row.spread("peak"):
                 ours.plot(peak.mean, height, "o", mfc="white", mec=tint, ms=6, zorder=1.5)
         for axes, base in (
-            (paper, sweep.baseline.paper_top1() if sweep.baseline else None),
+            (paper, sweep.baseline.paper_number()[0] if sweep.baseline else None),
             (ours, mean_of(sweep.baseline)),
         ):
             axes.set_ylim(-0.7, len(rows) - 0.4)

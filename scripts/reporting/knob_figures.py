@@ -45,10 +45,10 @@ def over_keep_prob(sweep: Sweep, out: Path) -> None:
             best = best_on_val(rows)
             if best is not None and (spread := best.spread("last")):
                 ours.plot(best.knob("keep_prob"), spread.mean, "o", ms=12, mfc="none", mec=tint, mew=1.4)
-            curve = sorted((float(k), v) for k, v in rows[0].paper.get("curve", {}).items())
+            curve = rows[0].paper_curve
             if curve:
-                paper.plot(*zip(*curve, strict=True), color=tint, marker="o", ms=5, linewidth=1.6)
-        base = sweep.baseline.paper_top1() if sweep.baseline else None
+                paper.plot(list(curve), list(curve.values()), color=tint, marker="o", ms=5, linewidth=1.6)
+        base = sweep.baseline.paper_number()[0] if sweep.baseline else None
         if base is not None:
             paper.axhline(base, color=COLOURS["none"], linewidth=1.3, linestyle=(0, (5, 3)))
         baseline_band(ours, sweep)
@@ -104,7 +104,9 @@ def block_name(sweep: Sweep, size: int) -> str:
     for run in sweep.runs:
         if (run.plan["layer"] or {}).get("block_size") == size:
             for site in run.folder.read("sites.json") or []:
-                if site["block"] == site["map_size"][1:]:
+                # A record from before a site could see several feature maps has one `map_size`.
+                sizes = site.get("map_sizes") or [site["map_size"]]
+                if all(site["block"] == size[1:] for size in sizes):
                     covered.add(site["group"])
     whole = "+".join(str(group) for group in sorted(covered))
     return f"{size}\nwhole map,\ngroup{'s' if len(covered) > 1 else ''} {whole}" if covered else str(size)

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from configs.schema import paper_from
 from engine.records import RunFolder
 from scripts.reporting.words import ALWAYS_TOLD, KNOBS, METHODS, told
 
@@ -71,7 +72,8 @@ class Row:
 
     @property
     def paper(self) -> dict[str, Any]:
-        return self.runs[0].entry.get("paper") or self.plan["paper"]
+        """What the paper says of this row: the values of a `PaperConfig`."""
+        return paper_from(self.runs[0].entry.get("paper") or self.plan["paper"])
 
     @property
     def experiment(self) -> str | None:
@@ -108,12 +110,26 @@ class Row:
         values = [value for run in self.runs if (value := run.value(which, split)) is not None]
         return Spread(tuple(values)) if values else None
 
-    def paper_top1(self) -> float | None:
-        """The paper's number for this row; of a figure, that at this row's keep_prob."""
-        if self.paper.get("top1") is not None:
-            return self.paper["top1"]
-        curve = {float(key): value for key, value in self.paper.get("curve", {}).items()}
-        return curve.get(self.knob("keep_prob"))
+    @property
+    def headline(self) -> str:
+        """The metric that a row is judged by: its task's."""
+        return self.runs[0].summary["headline"]
+
+    @property
+    def paper_source(self) -> str:
+        """The table or figure of the paper that a row stands beside: its place without the row or line."""
+        return str(self.paper.get("place") or "").rpartition(",")[0] or str(self.paper.get("place") or "")
+
+    @property
+    def paper_curve(self) -> dict[float, float]:
+        """The paper's values of the headline by keep_prob, of a figure; {} where none are known."""
+        curve = (self.paper.get("curve") or {}).get(self.headline) or {}
+        return {float(keep_prob): value for keep_prob, value in sorted(curve.items(), key=lambda item: float(item[0]))}
+
+    def paper_number(self) -> tuple[float | None, float | None]:
+        """The paper's (mean, standard deviation) of the headline; of a figure, the value at this row's keep_prob."""
+        mean, std, *_ = [*((self.paper.get("metrics") or {}).get(self.headline) or []), None, None]
+        return (self.paper_curve.get(self.knob("keep_prob")), None) if mean is None else (mean, std)
 
 
 @dataclass

@@ -24,9 +24,11 @@ def gain(row: Row, baseline: Row | None, which: str) -> Spread | None:
 
 
 def paper_gain(row: Row, baseline: Row | None) -> float | None:
-    """The paper's difference to its baseline."""
-    ours, theirs = row.paper_top1(), baseline.paper_top1() if baseline else None
-    return None if ours is None or theirs is None or row is baseline else ours - theirs
+    """The paper's difference to its baseline, within one of its tables or figures: their baselines differ."""
+    if baseline is None or row is baseline or row.paper_source != baseline.paper_source:
+        return None
+    ours, theirs = row.paper_number()[0], baseline.paper_number()[0]
+    return None if ours is None or theirs is None else ours - theirs
 
 
 def gain_text(row: Row, baseline: Row | None, which: str) -> str:
@@ -39,7 +41,7 @@ def gain_text(row: Row, baseline: Row | None, which: str) -> str:
 
 
 def paper_number(row: Row) -> str:
-    value, std = row.paper_top1(), row.paper.get("top1_std")
+    value, std = row.paper_number()
     return "" if value is None else f"{value:.2f}" if std is None else f"{value:.2f} ± {std:.2f}"
 
 
@@ -91,7 +93,7 @@ def chosen(sweep: Sweep, knob: str) -> str:
         best = best_on_val(rows)
         if best is None:
             continue
-        curve = {float(k): v for k, v in best.paper.get("curve", {}).items()} if knob == "keep_prob" else {}
+        curve = best.paper_curve if knob == "keep_prob" else {}
         paper = max(curve, key=lambda k: curve[k], default=None)
         lines.append(
             [
@@ -201,8 +203,8 @@ def rows_csv(sweep: Sweep) -> str:
         baseline = sweep.baseline_of(row)
         line |= mean_and_std("last_gain", gain(row, baseline, "last"))
         theirs = paper_gain(row, baseline)
-        line |= {"paper_place": row.paper.get("place"), "paper_top1": row.paper_top1()}
-        line["paper_top1_std"] = row.paper.get("top1_std")
+        line["paper_place"] = row.paper.get("place")
+        line["paper_mean"], line["paper_std"] = row.paper_number()
         line["paper_gain"] = None if theirs is None else round(theirs, 4)
         lines.append(line)
     return csv_text(lines)

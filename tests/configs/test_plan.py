@@ -218,3 +218,13 @@ def test_a_library_network_has_no_width_or_stem() -> None:
         model = replace(config.model, library="torchvision", name="resnet18", **{key: value})
         with pytest.raises(UserError, match=f"model.{key}"):
             resolve(replace(config, model=model))
+
+
+def test_a_plan_from_before_the_papers_numbers_were_keyed_by_metric_still_loads() -> None:
+    plan = plan_of("drop_path")
+    old = {"place": "Table 1, row 3", "top1": 77.10, "top1_std": 0.08, "top5": 93.50, "top5_std": None, "curve": {}}
+    again = plan_from({**asdict(plan), "paper": {**old, "certainty": ""}})
+    assert again.paper.metrics == {"top1": [77.10, 0.08], "top5": [93.50]}
+    assert again.hash() == plan.hash()
+    figure = {"place": "Figure 3, line 2", "top1": None, "top5": None, "curve": {0.9: 76.62}, "certainty": ""}
+    assert plan_from({**asdict(plan), "paper": figure}).paper.curve == {"top1": {0.9: 76.62}}

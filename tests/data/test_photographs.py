@@ -14,11 +14,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from opening import build_data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
-from data import Augment, Batch, Data, build_data, crops, decode, draws, images
+from data import Augment, ClassificationBatch, Data, crops, decode, draws, images
 from data.pictures import Draws, Picture, resized
 
 PHOTOS = load_sample_images().images
@@ -214,8 +215,8 @@ def photos(root: Path, **options: object) -> Data:
     return build_data("imagenet", **given)  # type: ignore[arg-type]
 
 
-def equal(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def equal(one: ClassificationBatch, other: ClassificationBatch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.plain().values(), other.plain().values(), strict=True))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -244,7 +245,10 @@ def test_each_epoch_draws_anew(tree: Path) -> None:
 def test_ranks_share_out_the_batches(tree: Path) -> None:
     alone, *ranks = photos(tree), *(photos(tree, rank=rank, world_size=2) for rank in range(2))
     for batch, *shares in zip(alone.train.epoch(1), *(rank.train.epoch(1) for rank in ranks), strict=True):
-        assert all(torch.equal(whole, torch.cat(parts)) for whole, *parts in zip(batch, *shares, strict=True))
+        assert all(
+            torch.equal(whole, torch.cat(parts))
+            for whole, *parts in zip(*(b.plain().values() for b in (batch, *shares)), strict=True)
+        )
     seen = torch.cat([batch.indices for rank in ranks for batch in rank.test.epoch(0)])
     assert sorted(seen.tolist()) == list(range(14))
 

@@ -75,7 +75,7 @@ def test_values_of_the_schedule() -> None:
     assert keep_prob_in_group(0.9, 3) == pytest.approx(0.975)
     assert keep_prob_in_group(0.9, 2) == pytest.approx(1 - 0.1 / 16)
     assert keep_prob_in_group(0.9, 3, divisor=1.0) == pytest.approx(0.9)
-    for wrong in ((1.1, 0.5, "linear"), (0.9, 1.5, "linear"), (0.9, 0.5, "cosine")):
+    for wrong in ((1.1, 0.5, "linear"), (0.9, 1.5, "linear"), (0.9, 0.5, "quadratic")):
         with pytest.raises(ValueError, match=r"must lie|unknown schedule"):
             keep_prob_at(*wrong)
 

@@ -8,26 +8,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data import ClassificationBatch
 from engine.attempt import differences
 from engine.console import duration, table
 from engine.loggers import Curves
-from engine.loop import split
 from engine.records import RunFolder, RunLocked
 from engine.seeding import mix
 from engine.tasks import Classification
-
-
-class Batch(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
 
 
 def test_seeds_do_not_collide_and_look_random() -> None:
@@ -46,8 +39,10 @@ def test_metrics_do_not_depend_on_how_a_split_is_cut_into_batches() -> None:
     torch.manual_seed(0)
     task, logits, labels = Classification(7), torch.randn(50, 7), torch.randint(7, (50,))
     model = nn.Identity()
-    whole = task.metrics(task.measure(model, Batch(logits, labels, labels)))
-    parts = [task.measure(model, Batch(x, y, y)) for x, y in zip(logits.split(8), labels.split(8), strict=True)]
+    whole = task.metrics(task.measure(model, ClassificationBatch(logits, labels, labels)))
+    parts = [
+        task.measure(model, ClassificationBatch(x, y, y)) for x, y in zip(logits.split(8), labels.split(8), strict=True)
+    ]
     cut = task.metrics(torch.stack(parts).sum(0))
     assert cut == pytest.approx(whole, rel=1e-12)
     assert whole["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
@@ -62,7 +57,7 @@ def test_metrics_do_not_depend_on_how_a_split_is_cut_into_batches() -> None:
 
 def test_label_smoothing_is_uniform_over_all_classes() -> None:
     logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
-    loss, _ = Classification(5, label_smoothing=0.1).loss(nn.Identity(), Batch(logits, labels, labels))
+    loss, _ = Classification(5, label_smoothing=0.1).loss(nn.Identity(), ClassificationBatch(logits, labels, labels))
     target = 0.9 * F.one_hot(labels, 5) + 0.1 / 5
     torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
 
@@ -73,13 +68,13 @@ def test_an_auxiliary_head_adds_its_weighted_loss() -> None:
             return x, 2 * x
 
     logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
-    loss, _ = Classification(5, aux_weight=0.4).loss(TwoHeads(), Batch(logits, labels, labels))
+    loss, _ = Classification(5, aux_weight=0.4).loss(TwoHeads(), ClassificationBatch(logits, labels, labels))
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(2 * logits, labels))
 
 
 def test_micro_batches_cover_the_batch_once() -> None:
-    batch = Batch(torch.arange(7.0), torch.arange(7), torch.arange(7))
-    parts = split(batch, 3)
+    batch = ClassificationBatch(torch.arange(7.0), torch.arange(7), torch.arange(7))
+    parts = batch.split(3)
     assert [len(part.labels) for part in parts] == [3, 2, 2]
     assert torch.cat([part.images for part in parts]).equal(batch.images)
 

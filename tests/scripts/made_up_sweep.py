@@ -88,8 +88,8 @@ def made_up(root: Path, sweep: str, seeds: int = 3, spread: float = 0.3) -> Path
         first = plan_of(*words, "data=fashion_mnist", "model=resnet18", "data.train_subset=2000")
         for seed in range(1, seeds + 1):
             plan = replace(first, seed=seed)
-            curve = plan.paper.curve.get(plan.layer.keep_prob) if plan.layer else None
-            gain = ((plan.paper.top1 or curve or 76.0) - 76.51) / 2
+            curve = plan.paper.curve.get("top1", {}).get(plan.layer.keep_prob) if plan.layer else None
+            gain = (((plan.paper.metrics.get("top1") or [None])[0] or curve or 76.0) - 76.51) / 2
             top1 = 84.0 + gain + float(np.random.default_rng([seed, i]).normal(0, spread))
             folder = note(root, plan, write_run(root, plan, top1))
     params = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["hydra"]["sweeper"]["params"]

@@ -36,7 +36,7 @@ def table1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_stand_in_the_papers_order_beside_its_numbers(table1: Path) -> None:
     rows = rows_of(table1)
-    assert [row["paper_top1"] for row in rows] == (
+    assert [row["paper_mean"] for row in rows] == (
         ["76.51", "76.8", "77.1", "77.41", "76.52", "77.63", "77.17", "78.13", "78.35"]
     )
     assert [row["paper_place"] for row in rows] == [f"Table 1, row {i}" for i in range(1, 10)]

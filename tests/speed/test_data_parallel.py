@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from opening import build_data
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from data import Augment, build_data
+from data import Augment
 from dropblock import DropBlock2d, install_into
 from engine.distributed import Ranks, join, synchronized, with_hooks, wrap
 from engine.loop import Fit

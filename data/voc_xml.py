@@ -1,0 +1,161 @@
+"""PASCAL VOC's boxes: a list of names, an XML for each name in `Annotations/`, its image in `JPEGImages/`.
+
+Any classes may stand there, so the layout serves other data sets as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from data.annotated import Annotated, Categories, Objects, gathered
+from data.folders import ENDINGS
+
+LAYOUT = "needs ImageSets/Main/<list>.txt, Annotations/<name>.xml and JPEGImages/<name>.jpg"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one XML says: size (height, width); of each object its class, box (left, top, width, height), difficulty."""
+
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    difficult: tuple[bool, ...]
+
+
+class _WithoutDeclarations(ElementTree.TreeBuilder):
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Entities are declared here: a file of a hundred bytes may stand for gigabytes, or for another file."""
+        raise ValueError("it declares a document type, which no annotation needs")
+
+
+def read_list(root: Path, name: str) -> list[str]:
+    """The image names of a list, one a line.
+
+    Raises:
+        FileNotFoundError: if there is no such list; names those that there are.
+        ValueError: if the list is empty or a line holds anything but one name, or a name twice.
+    """
+    path = root / "ImageSets" / "Main" / f"{name}.txt"
+    if not path.is_file():
+        there = sorted(file.stem for file in path.parent.glob("*.txt"))[:8]
+        known = f"; lists there: {', '.join(there)}" if there else f"; data.root {LAYOUT}"
+        raise FileNotFoundError(f"voc_detection: no file {path}{known}")
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file ({error})") from error
+    names = []
+    for number, line in enumerate(lines, start=1):
+        if len(line) > 1 or (line and os.path.basename(line[0]) != line[0]):
+            raise ValueError(f"{path}: line {number} is not the name of an image: {' '.join(line)}")
+        names += line
+    if not names:
+        raise ValueError(f"{path}: lists no image")
+    if len(set(names)) < len(names):
+        twice = next(name for position, name in enumerate(names) if name in names[:position])
+        raise ValueError(f"{path}: lists {twice} twice")
+    return names
+
+
+def read_scene(path: Path) -> Scene:
+    """Parse one annotation. Corners are 1-based and inclusive there: pixel columns xmin - 1 up to xmax, exclusive.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not an annotation; names the file.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"voc_detection: no file {path}, which a list names") from error
+    try:
+        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutDeclarations()))
+        objects = root.findall("object")
+        corners = [[_number(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")] for entry in objects]
+        return Scene(
+            (int(_number(root, "size/height")), int(_number(root, "size/width"))),
+            tuple(_text(entry, "name") for entry in objects),
+            tuple((left - 1, top - 1, right - left + 1, bottom - top + 1) for left, top, right, bottom in corners),
+            tuple(entry.findtext("difficult", "0").strip() not in ("0", "") for entry in objects),
+        )
+    except (ValueError, ElementTree.ParseError) as error:
+        raise ValueError(f"{path}: not an annotation of VOC ({error})") from error
+
+
+def _text(entry: ElementTree.Element, where: str) -> str:
+    text = (entry.findtext(where) or "").strip()
+    if not text:
+        raise ValueError(f"an <{entry.tag}> lacks <{where}>")
+    return text
+
+
+def _number(entry: ElementTree.Element, where: str) -> float:
+    text = _text(entry, where)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"<{where}> is {text!r}, not a number")
+    return number
+
+
+def read_voc(root: Path, names: Sequence[str], classes: Sequence[str] | None) -> Annotated:
+    """The images and boxes of the named images.
+
+    Args:
+        root: holds `Annotations/` and `JPEGImages/`.
+        names: of the images, without their endings.
+        classes: in the order of the labels; None: all that occur, sorted.
+
+    Raises:
+        FileNotFoundError: if an image or annotation is not there.
+        ValueError: if an annotation is damaged, or names a class that is not among `classes`; names the file.
+    """
+    files = _images(root / "JPEGImages")
+    missing = next((name for name in names if name not in files), None)
+    if missing is not None:
+        raise FileNotFoundError(f"voc_detection: no image {root / 'JPEGImages' / missing}.jpg, which a list names")
+    scenes = [read_scene(root / "Annotations" / f"{name}.xml") for name in names]
+    if classes is None:
+        classes = sorted({label for scene in scenes for label in scene.classes})
+    place = {label: position for position, label in enumerate(classes)}
+    for name, scene in zip(names, scenes, strict=True):
+        unknown = next((label for label in scene.classes if label not in place), None)
+        if unknown is not None:
+            path = root / "Annotations" / f"{name}.xml"
+            raise ValueError(f"{path}: the class {unknown!r} is not one of {', '.join(classes) or 'none'}")
+    boxes = np.array([box for scene in scenes for box in scene.boxes], np.float64).reshape(-1, 4)
+    objects = Objects(
+        boxes,
+        np.array([place[label] for scene in scenes for label in scene.classes], np.int64),
+        boxes[:, 2] * boxes[:, 3],
+        np.array([hard for scene in scenes for hard in scene.difficult], bool),
+    )
+    return gathered(
+        root / "JPEGImages",
+        [files[name] for name in names],
+        np.arange(len(names)),
+        [scene.size for scene in scenes],
+        np.repeat(np.arange(len(names)), [len(scene.boxes) for scene in scenes]),
+        objects,
+        Categories(tuple(range(1, len(classes) + 1)), tuple(classes)),
+    )
+
+
+def _images(folder: Path) -> dict[str, str]:
+    try:
+        entries = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(ENDINGS))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"voc_detection: no folder {folder}; data.root {LAYOUT}") from error
+    except OSError as error:
+        raise ValueError(f"voc_detection: cannot read {folder} ({error.strerror})") from error
+    return {Path(name).stem: name for name in entries}

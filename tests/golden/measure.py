@@ -1,0 +1,153 @@
+"""What must not move when the code is reshaped: losses, sites tables, parameter counts, and where a plan runs.
+
+    python -m tests.golden.measure              # writes tests/golden/*.json anew
+
+Run it only for a change that is meant to move them, and say in CHANGELOG.md which moved and why.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+STEPS = 6
+
+# Six steps of each on made-up images: (networks and their sizes) x (regularizers), one thread, deterministic.
+RUNS: dict[str, Sequence[str]] = {
+    "resnet18-none": ("model=resnet18", "regularizer=none"),
+    "resnet18-dropblock": ("model=resnet18", "regularizer=dropblock", "block_size=3", "keep_prob=0.7"),
+    "resnet18-dropblock-constant": ("model=resnet18", "regularizer=dropblock", "schedule=constant", "groups=[2,3,4]"),
+    "resnet18-dropblock-bfloat16": ("model=resnet18", "regularizer=dropblock", "recipe.precision=bfloat16"),
+    "resnet18-dropout": ("model=resnet18", "regularizer=dropout", "schedule=constant", "keep_prob=0.5"),
+    "resnet18-spatial_dropout": ("model=resnet18", "regularizer=spatial_dropout", "schedule=constant", "keep_prob=0.5"),
+    "resnet18-drop_connect": ("model=resnet18", "regularizer=drop_connect", "keep_prob=0.5"),
+    "resnet50-dropblock": ("model=resnet50", "regularizer=[dropblock,label_smoothing]", "keep_prob=0.8"),
+    "resnet50-drop_path": ("model=resnet50", "regularizer=drop_path", "keep_prob=0.5"),
+    "resnet50-stochastic_depth": ("model=resnet50", "regularizer=stochastic_depth", "schedule=constant"),
+    "resnet18-augmented": (
+        "model=resnet18",
+        "regularizer=[cutout,autoaugment]",
+        "recipe.augment.flip=true",
+        "recipe.ema_decay=0.9",
+        "recipe.accumulate=2",
+    ),
+    "fractalnet20-drop_path": ("model=fractalnet20", "regularizer=fractal_drop_path"),
+    "amoebanet-dropblock": (
+        *("model=amoebanet_b", "model.options.cells=1", "regularizer=dropblock", "recipe.optimizer=rmsprop"),
+        *("model.options.auxiliary=false", "lr=0.01", "recipe.grad_clip=10"),
+    ),
+}
+SMALL = ("data=fake", "model.width=4", "epochs=1", "log_every=1", "seed=3", "device=cpu", "progress=false")
+
+# The sites tables and parameter counts of networks of the paper's size, which are built but not trained.
+NETWORKS: dict[str, Sequence[str]] = {
+    name: (f"model={name}", "data=imagenet", "data.root=/data", *more)
+    for name, more in {
+        "resnet18": (),
+        "resnet34": (),
+        "resnet50": (),
+        "resnet101": (),
+        "resnet152": (),
+        "amoebanet_b": ("data.image_size=331",),
+        "fractalnet20": ("data=cifar10", "recipe=fractalnet"),
+        "fractalnet40": ("data=cifar10", "recipe=fractalnet"),
+        "torchvision": ("model.name=resnet50",),
+        "timm": ("model.name=resnet50",),
+    }.items()
+}
+
+# Where runs of these commands lie: a change moves every finished run away from its command.
+PLANS: Sequence[Sequence[str]] = (
+    (),
+    ("regularizer=none",),
+    ("block_size=3", "keep_prob=0.8", "seed=2"),
+    ("groups=[4]", "skip=false", "schedule=constant"),
+    ("data=fashion_mnist", "model=resnet18", "model.width=8", "data.train_subset=2000", "epochs=40"),
+    ("data=cifar10", "regularizer=[dropblock,cutout]", "model=resnet18"),
+    ("data=imagenet", "recipe=imagenet_270", "data.root=/data"),
+    ("experiment=table1/dropblock_label_smoothing", "data=imagenet", "data.root=/data"),
+    ("experiment=fig4/group4_conv", "block_size=4", "data=imagenet", "data.root=/data"),
+    ("model=torchvision", "model.name=resnet18", "data=cifar100", "regularizer=dropblock"),
+)
+
+
+def train(words: Sequence[str], root: Path) -> Path:
+    """Run train.py in this process; returns the run directory."""
+    from train import main
+
+    # The last BatchNorm of a residual unit starts at 1 here: at 0 nothing that is dropped would move the first losses.
+    plain = ["model.zero_gamma=false"] if words[0].startswith("model=resnet") else []
+    with redirect_stdout(StringIO()) as shown:
+        code = main([*SMALL, *plain, *words, f"output_root={root}"])
+    if code:
+        raise RuntimeError(f"train.py {' '.join(words)}: exit code {code}\n{shown.getvalue()}")
+    (summary,) = root.rglob("summary.json")
+    return summary.parent
+
+
+def losses(words: Sequence[str]) -> list[float]:
+    """The training losses of the first steps."""
+    with tempfile.TemporaryDirectory() as root:
+        lines = (train(words, Path(root)) / "metrics.jsonl").read_text().splitlines()
+    found = [entry["train/loss"] for entry in map(json.loads, lines) if "train/loss" in entry]
+    return found[:STEPS]
+
+
+def network(words: Sequence[str]) -> dict[str, Any]:
+    """Number of parameters, and the rows of the sites table with DropBlock installed."""
+    import torch
+
+    from dropblock import LayerControl
+    from train import build_network
+
+    class Shape:
+        num_classes = 1000 if "data=imagenet" in words else 10
+        image_shape: tuple[int, int, int]
+
+    plan = plan_of([*words, "regularizer=dropblock"])
+    Shape.image_shape = (3, plan.data.image_size, plan.data.image_size)
+    with torch.device("meta"):
+        model, layers = build_network(plan, Shape, torch.device("meta"))  # type: ignore[arg-type]
+    assert isinstance(layers, LayerControl)
+    rows = [
+        [row.site, row.group, row.branch, list(row.map_sizes[0]), list(row.block), row.keep_prob, row.expected_drop]
+        for row in layers.table
+    ]
+    return {"parameters": sum(p.numel() for p in model.parameters()), "sites": rows}
+
+
+def plan_of(words: Sequence[str]) -> Any:
+    from hydra import compose, initialize_config_dir
+
+    from configs.resolve import resolve
+    from configs.schema import Config, check
+
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return resolve(check(compose("config", overrides=list(words)), Config))[0]
+
+
+def measured() -> dict[str, Any]:
+    """File name -> what it holds."""
+    return {
+        "losses": {name: losses(words) for name, words in RUNS.items()},
+        "networks": {name: network(words) for name, words in NETWORKS.items()},
+        "plans": {" ".join(words): str(plan_of(words).run_dir()) for words in PLANS},
+    }
+
+
+if __name__ == "__main__":
+    import torch
+
+    sys.path.insert(0, str(ROOT))
+    torch.set_num_threads(1)
+    for file, values in measured().items():
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+        (HERE / f"{file}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -1,0 +1,38 @@
+"""The numbers of `measure.py` are those committed: a reshaped code computes what it computed before."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.golden import measure
+
+# Another processor sums in another order. A mask that differs, or a number drawn in another order, moves the losses of
+# float32 by more than this.
+TOLERANCE = {"resnet18-dropblock-bfloat16": 2e-3}
+
+
+def committed(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((measure.HERE / f"{name}.json").read_text())
+    return values
+
+
+@pytest.mark.parametrize("name", measure.RUNS)
+def test_first_losses(name: str) -> None:
+    assert measure.losses(measure.RUNS[name]) == pytest.approx(committed("losses")[name], rel=TOLERANCE.get(name, 1e-4))
+
+
+@pytest.mark.parametrize("name", measure.NETWORKS)
+def test_parameters_and_sites(name: str) -> None:
+    found = json.loads(json.dumps(measure.network(measure.NETWORKS[name])))
+    assert found["parameters"] == committed("networks")[name]["parameters"]
+    for ours, theirs in zip(found["sites"], committed("networks")[name]["sites"], strict=True):
+        assert ours[:-1] == theirs[:-1]
+        assert ours[-1] == pytest.approx(theirs[-1], rel=1e-12)
+
+
+@pytest.mark.parametrize("words", measure.PLANS, ids=" ".join)
+def test_a_plan_keeps_its_run_directory(words: tuple[str, ...]) -> None:
+    assert str(measure.plan_of(words).run_dir()) == committed("plans")[" ".join(words)]
