@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +153,7 @@ def evaluate(request: Request) -> dict[str, Any]:
     loader = getattr(data, request.split)
     if loader is None:
         raise UserError(f"split={request.split}: {plan.data.name} was used without one")
-    task = Classification(data.num_classes)
+    task = Classification(data.classes)
 
     def measure(layer: LayerPlan | None, column: int | None = None) -> dict[str, Any]:
         model, layers = trained(replace(plan, layer=layer), payload, data, device)
@@ -161,26 +161,26 @@ def evaluate(request: Request) -> dict[str, Any]:
         for installed in installed_layers(model):
             installed.train()
         torch.manual_seed(request.seed)
-        sums = pass_over(
-            task, model if column is None else column_of(model, column), loader, ranks, device, plan.recipe.precision
-        )
-        return {**task.metrics(sums), **task.details(sums)}
+        network = model if column is None else column_of(model, column)
+        done = pass_over(task, network, loader, ranks, device, plan.recipe.precision)
+        return {**done.metrics, "tables": [asdict(table) for table in done.tables]}
 
     under_drop = []
     if request.keep_prob or request.block_size:
         last: Any = trained(plan, payload, data, device)[0].last_group
         for block_size, keep_prob in product(request.block_size or [7], request.keep_prob or [0.9]):
             layer = LayerPlan("dropblock", keep_prob, block_size, [last - 1, last], True, "constant", 4.0)
-            metrics = without_classes(measure(layer))
+            metrics = without_tables(measure(layer))
             under_drop.append({"keep_prob": keep_prob, "block_size": block_size, **metrics})
-    columns = [{"column": k, **without_classes(measure(None, k))} for k in request.column]
+    columns = [{"column": k, **without_tables(measure(None, k))} for k in request.column]
     result = {"split": request.split, "samples": loader.num_samples, **measure(None)}
-    return {**result, "classes": list(data.classes), "under_drop": under_drop, "columns": columns}
+    named = {"task": task.name, "headline": task.headline, "metric_labels": task.labels}
+    return {**result, **named, "under_drop": under_drop, "columns": columns}
 
 
-def without_classes(metrics: dict[str, Any]) -> dict[str, Any]:
+def without_tables(metrics: dict[str, Any]) -> dict[str, Any]:
     """The metrics of a whole split."""
-    return {name: value for name, value in metrics.items() if not name.endswith("_class")}
+    return {name: value for name, value in metrics.items() if name != "tables"}
 
 
 def column_of(model: Any, column: int) -> nn.Module:
@@ -194,24 +194,24 @@ def column_of(model: Any, column: int) -> nn.Module:
 
 def result_text(result: dict[str, Any]) -> str:
     """The result as tables."""
-    from engine.console import table
+    from engine.console import metric_text, table, table_rows
 
-    split = result["split"]
-    rows = [
-        (f"{split}/{name}", f"{result[name]:.4f}{unit}") for name, unit in (("loss", ""), ("top1", "%"), ("top5", "%"))
-    ]
+    split, headline = result["split"], result["headline"]
+    names = [name for name in result["metric_labels"] if name in result]
+    rows = [(f"{split}/{name}", metric_text(name, result[name], places=4)) for name in names]
     parts = [table(("metric", f"of {result['samples']:,} images"), rows)]
-    classes = zip(result["classes"], result["top1_per_class"], result["samples_per_class"], strict=True)
-    parts.append(table(("class", "top1", "images"), [(name, f"{top1:.2f}%", int(n)) for name, top1, n in classes]))
+    parts += [table(finer["header"], table_rows(finer["rows"])) for finer in result["tables"]]
     if result["under_drop"]:
         drops = [
-            (row["block_size"], f"{row['keep_prob']:g}", f"{row['top1']:.2f}%", f"{row['loss']:.4f}")
+            (row["block_size"], f"{row['keep_prob']:g}", metric_text(headline, row[headline]), f"{row['loss']:.4f}")
             for row in result["under_drop"]
         ]
-        parts.append(table(("block_size", "keep_prob", "top1 under drop", "loss"), drops))
+        parts.append(table(("block_size", "keep_prob", f"{headline} under drop", "loss"), drops))
     if result["columns"]:
-        alone = [(row["column"], f"{row['top1']:.2f}%", f"{row['loss']:.4f}") for row in result["columns"]]
-        parts.append(table(("column alone", "top1", "loss"), alone))
+        alone = [
+            (row["column"], metric_text(headline, row[headline]), f"{row['loss']:.4f}") for row in result["columns"]
+        ]
+        parts.append(table(("column alone", headline, "loss"), alone))
     return "\n\n".join(parts)
 
 

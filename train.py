@@ -144,7 +144,7 @@ def assemble(
 ) -> tuple[Fit, LayerControl]:
     """A run at its first step, and its layers; writes nothing. `pretrained`: see `build_network`."""
     from engine.distributed import synchronized, wrap
-    from engine.loop import Fit
+    from engine.loop import Fit, LoopSettings
     from engine.optim import LearningRate, build_optimizer
     from engine.seeding import seed_everything
     from engine.state import TrainState
@@ -165,7 +165,7 @@ def assemble(
     )
     state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
     fit = Fit(
-        task=Classification(data.num_classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
+        task=Classification(data.classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
         state=state,
         network=wrap(model, ranks, device, plan.runtime.compile),
         data=data,
@@ -180,14 +180,16 @@ def assemble(
             decay=recipe.lr_decay,
             decay_epochs=recipe.decay_epochs,
         ),
-        epochs=recipe.epochs,
-        accumulate=recipe.accumulate,
-        grad_clip=recipe.grad_clip,
-        precision=recipe.precision,
-        seed=plan.seed,
-        eval_every=recipe.eval_every,
-        log_every=plan.runtime.log_every,
-        checkpoint_every=plan.runtime.checkpoint_every,
+        settings=LoopSettings(
+            epochs=recipe.epochs,
+            seed=plan.seed,
+            accumulate=recipe.accumulate,
+            grad_clip=recipe.grad_clip,
+            precision=recipe.precision,
+            eval_every=recipe.eval_every,
+            log_every=plan.runtime.log_every,
+            checkpoint_every=plan.runtime.checkpoint_every,
+        ),
         folder=folder,
         identity={"plan": plan.identity(), "fingerprint": data.fingerprint},
         ranks=ranks,

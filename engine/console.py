@@ -31,12 +31,24 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def table_rows(rows: Sequence[Sequence[Any]]) -> list[list[object]]:
+    """Plain values as they stand in a table: fractions with two places, "-" for what there is not."""
+    return [
+        ["-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in rows
+    ]
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 07 s`, `2 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def metric_text(name: str, value: float, places: int = 2) -> str:
+    """A metric with its unit: all are percentages but for losses."""
+    return f"{value:.{places + 2}f}" if "loss" in name else f"{value:.{places}f}%"
 
 
 def result_text(summary: dict[str, Any], folder: Path) -> str:
@@ -50,7 +62,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
             rows.append(
                 (
                     f"{which} {split}/{headline}",
-                    f"{values[f'{split}/{headline}']:.2f}%",
+                    metric_text(headline, values[f"{split}/{headline}"]),
                     f"epoch {values['epoch']}{note}",
                 )
             )

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from engine.evaluation import autocast
-from engine.loggers import Progress
 from engine.loop import Fit
 
 WARM_UP, MOST_STEPS = 3, 20
@@ -108,16 +107,15 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
     Raises:
         ValueError: if the plan's batch is larger than the training set.
     """
-    fit.bar = Progress(0, 0, shown=False)
     reset_peak(fit.device)
     batch, loading = _time_loading(fit.data.train, seconds / 2, fit.device)
-    step = _time(lambda: fit._step(batch, HALF_WAY), seconds, fit.device)
+    step = _time(lambda: fit.step(batch, HALF_WAY), seconds, fit.device)
     # The state of a step belongs to a checkpoint: momentum, averages.
     last = _size({**fit.state.state_dict(), **fit.identity})
     best = _size({"model": fit.state.evaluated.state_dict(), **fit.identity}) if fit.data.val else 0
-    network = fit.state.evaluated.eval()
-    with torch.no_grad(), autocast(fit.device, fit.precision):
-        forward = _time(lambda: fit.task.measure(network, batch), seconds / 4, fit.device)
+    network, evaluator = fit.state.evaluated.eval(), fit.task.evaluator(fit.data.test)
+    with torch.no_grad(), autocast(fit.device, fit.settings.precision):
+        forward = _time(lambda: evaluator.update(network, batch), seconds / 4, fit.device)
     timed, train_images = batch.size, fit.data.train.num_samples
     if batch_size > train_images:
         raise ValueError(f"batch_size {batch_size} is larger than the {train_images} training samples")

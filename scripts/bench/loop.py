@@ -24,7 +24,7 @@ from configs.plan import Plan
 from configs.resolve import resolve
 from configs.schema import Config, check, load_yaml
 from engine.distributed import Ranks
-from engine.loggers import Curves, Progress
+from engine.loggers import MetricsWriter, Progress
 from engine.loop import Fit
 from engine.records import RunFolder
 from engine.signals import StopRequest
@@ -85,7 +85,7 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[s
     batch = next(iter(data.train.epoch(0)))
     clocks = {BARE: Clock(device), OURS: Clock(device)}
     ours = fit()
-    ours.bar, ours.curves, ours._clock = Progress(10**6, 0, shown=False), Curves(place, 0), time.perf_counter()
+    ours.bar, ours.writer, ours._clock = Progress(10**6, 0, shown=False), MetricsWriter(place, 0), time.perf_counter()
     steps = {BARE: bare_step(fit(), batch, clocks[BARE]), OURS: our_step(ours, batch, clocks[OURS])}
     outside: dict[str, list[float]] = {key: [] for key in steps}
     whole: dict[str, list[float]] = {key: [] for key in steps}
@@ -101,7 +101,7 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[s
                 whole[key].append(seconds / arguments.steps)
     cost = [(a - b) / w for a, b, w in zip(outside[OURS], outside[BARE], whole[BARE], strict=True)]
     memory = {key: peak_of(step, device) for key, step in steps.items()}
-    ours.curves.close()
+    ours.writer.close()
     return {
         "step_ms": {key: spread([1000 * seconds for seconds in whole[key]]) for key in steps},
         "outside_ms": {key: spread([1000 * seconds for seconds in outside[key]]) for key in steps},
@@ -152,7 +152,7 @@ class Clock:
 def bare_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
     """What nobody could leave out."""
     network, optimizer = fit.network.train(), fit.state.optimizer
-    low = {"float32": None, "bfloat16": torch.bfloat16}[fit.precision]
+    low = {"float32": None, "bfloat16": torch.bfloat16}[fit.settings.precision]
 
     def step() -> None:
         with clock.watching(network, optimizer):
@@ -170,7 +170,7 @@ def our_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
 
     def step() -> None:
         with clock.watching(fit.network, fit.state.optimizer):
-            fit._step(batch, min(1.0, fit.state.step / 1000))
+            fit.step(batch, min(1.0, fit.state.step / 1000))
             if fit.state.step % LOG_EVERY == 0:
                 fit._log()
             fit._stop_if_asked()

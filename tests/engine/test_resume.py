@@ -27,7 +27,7 @@ PER_EPOCH = 288 // 32
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """As if SIGTERM had come during that step of this process."""
-    step, done = Fit._step, [0]
+    step, done = Fit.step, [0]
 
     def patched(self: Fit, *args: Any) -> None:
         step(self, *args)
@@ -35,7 +35,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         if done[0] == steps:
             self.stop.received = signal.SIGTERM
 
-    monkeypatch.setattr(Fit, "_step", patched)
+    monkeypatch.setattr(Fit, "step", patched)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_signal_after_the_last_step_stops_no_run_that_is_done(
 
     def signalled(self: Fit) -> None:
         end(self)
-        if self.state.epochs_done == self.epochs:
+        if self.state.epochs_done == self.settings.epochs:
             self.stop.received = signal.SIGTERM
 
     with monkeypatch.context() as patch:
