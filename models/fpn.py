@@ -33,7 +33,7 @@ def resnet_body(name: str, in_channels: int, width: int, stem: str, zero_gamma: 
     if name not in UNITS:
         raise ValueError(f"unknown body '{name}', choose one of {', '.join(UNITS)}")
     body = ResNet(*UNITS[name], num_classes=1, in_channels=in_channels, width=width, stem=stem, zero_gamma=zero_gamma)
-    body.fc = nn.Identity()
+    body.add_module("fc", nn.Identity())
     body.conv1.weight.requires_grad_(not freeze_stem)
     return body
 

@@ -116,9 +116,9 @@ class ResNet(nn.Module):
             so). Group 1 then has maps at a stride of 4, 2 or 1 pixels, and every later group twice the stride.
         zero_gamma: start the last BN of every unit at weight 0, so that every unit starts as its shortcut.
 
-    Input (N, in_channels, H, W), output logits (N, num_classes). `stages` gives the maps of all groups, `features` those
-    of the last, which `fc` weighs in a class-activation map. `channels` are those of the four groups, `strides` the
-    pixels of the image between two neighbours on their maps.
+    Input (N, in_channels, H, W), output logits (N, num_classes). `stages` gives the maps of all groups, `features`
+    those of the last, which `fc` weighs in a class-activation map. `channels` are those of the four groups, `strides`
+    the pixels of the image between two neighbours on their maps.
     """
 
     last_group = 4
