@@ -97,7 +97,7 @@ class Loader(Protocol):
         ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Batches `start`, `start + 1`, ... of this epoch, of the data's task; a split that is not shuffled ignores `epoch`."""
+        """Batches `start`, `start + 1`, ... of this epoch; a split that is not shuffled ignores `epoch`."""
         ...
 
 
