@@ -7,8 +7,9 @@ from configs.schema import UserError, one_of
 
 SCHEDULES = ("linear", "constant")
 LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
-OPTIMIZERS = ("sgd", "rmsprop")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 PRECISIONS = ("float32", "bfloat16", "float16")
+TASKS = ("classification", "segmentation", "detection")
 DEVICES = ("auto", "cpu", "cuda")
 POLICIES = ("imagenet", "cifar10", "svhn")
 
@@ -22,10 +23,11 @@ def check_values(plan: Plan) -> None:
     recipe = plan.recipe
     if plan.model.library is None:
         one_of("model.name", plan.model.name, choices("model"))
-        one_of("model.stem", str(plan.model.stem), ("small", "imagenet"))
+        one_of("model.stem", str(plan.model.stem), ("small", "stride2", "imagenet"))
     else:
         one_of("model.library", plan.model.library, ("torchvision", "timm"))
     one_of("data.name", plan.data.name, choices("data"))
+    one_of("data.task", plan.data.task, TASKS)
     one_of("lr_schedule", recipe.lr_schedule, LR_SCHEDULES)
     one_of("recipe.optimizer", recipe.optimizer, OPTIMIZERS)
     one_of("recipe.precision", recipe.precision, PRECISIONS)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from configs.plan import CONFIGS, LayerPlan, Plan, Runtime
 from configs.ranges import POLICIES, SCHEDULES, check_values
 from configs.schema import (
     Config,
+    DataConfig,
     LayerConfig,
     PaperConfig,
     RecipeConfig,
@@ -52,7 +55,7 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     )
     plan = Plan(
         model=model,
-        data=config.data,
+        data=_data(config.data),
         recipe=_recipe(config, remarks),
         regularizer=list(config.regularizer),
         layer=complete[0] if complete else None,
@@ -71,6 +74,22 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     )
     check_values(plan)
     return plan, remarks
+
+
+OWN_DATA = ("folder", "voc_detection")  # a layout of folders rather than one data set: VOC's serves many
+
+
+def _data(data: DataConfig) -> DataConfig:
+    """One's own data are named after their folder, so that two folders do not meet in one run directory."""
+    if data.name not in OWN_DATA:
+        return data
+    if data.root is None:
+        raise UserError(f"data={data.name}: name your folder by data.root=PATH")
+    if data.title is not None:
+        return data
+    folder = Path(data.root).expanduser().absolute().name
+    readable = re.sub(r"[^\w.-]+", "-", folder).strip("-.") or "data"
+    return replace(data, title=f"{data.name}-{readable}")
 
 
 def _recipe(config: Config, remarks: list[str]) -> RecipeConfig:

@@ -27,7 +27,7 @@ class ModelConfig:
     name: str = "???"
     library: str | None = None  # torchvision | timm: `name` is an architecture there
     width: int | None = None  # channels of the first group; null: as the data set says
-    stem: str | None = None  # imagenet | small; null: small up to 64 pixels
+    stem: str | None = None  # imagenet | stride2 (ResNets) | small; null: small up to 64 pixels
     zero_gamma: bool = True  # last BatchNorm of each block starts at 0 (PAPER: released code)
     pretrained: str | None = None  # weights file with torchvision's keys
     options: dict[str, Any] = field(default_factory=dict)  # what only this family has
@@ -45,12 +45,28 @@ class DataConfig:
     on_bad_image: str = "error"
     decoder: str = "auto"
     prepared: bool = False  # root was written by scripts/prepare_shards.py: smaller photographs
+    title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
+    mean: list[float] | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
+    std: list[float] | None = None
+    task: str = "classification"  # | segmentation | detection
+    train_split: str | None = None  # names of the splits, of data sets that have several; null: the usual ones
+    val_split: str | None = None  # null: val is cut from the training split
+    test_split: str | None = None
+    classes: list[str] | None = None  # of voc_detection, in the order of the labels; null: all in the training list
+
+    def options(self) -> dict[str, Any]:
+        """What only some data sets have, as far as it is given."""
+        some = ("mean", "std", "train_split", "val_split", "test_split", "classes")
+        return {key: value for key in some if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     crop_padding: int = 0
     flip: bool = False
+    scale_min: float = 1.0  # of segmentation and detection: the longer side becomes U(min, max) * image_size
+    scale_max: float = 1.0
+    photometric: float = 0.0  # brightness, contrast and saturation times U(1 - p, 1 + p) each
 
 
 @dataclass(frozen=True)
@@ -173,6 +189,7 @@ class StudyConfig:
         margin: differences within +- this many points are of no interest ("equivalent").
         keep_prob: the candidates that each method's keep_prob is chosen from, on val.
         pilot_seed: the seed of the runs that choose; they enter no row.
+        pilot_sweep: the sweep that has them, where it is another one.
         limitations: sentences that the report ends with.
         claims: what the rows are to answer.
     """
@@ -181,6 +198,7 @@ class StudyConfig:
     margin: float = 0.5
     keep_prob: list[float] = field(default_factory=list)
     pilot_seed: int | None = None
+    pilot_sweep: str = ""
     limitations: list[str] = field(default_factory=list)
     claims: list[ClaimConfig] = field(default_factory=list)
 

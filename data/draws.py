@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # What a draw is for: the first part of its key, so that no two uses share their numbers.
-ORDER, AUGMENT, POLICY, SPLIT, FAKE = range(5)
+ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE = range(6)
 # The draws of a training image, each always in its place, so that no augmentation moves the draws of another. From BOX
 # on: the attempts at a random box of a photograph.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)
@@ -36,6 +36,11 @@ def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], first: int, coun
     """Draws number `first` ... `first + count - 1` of each sample of an epoch: (len(indices), count) in [0, 1)."""
     words = hashed(AUGMENT, seed, epoch, np.asarray(indices)[:, None], np.arange(first, first + count)[None, :])
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def fixed_uniforms(*key: int | NDArray[np.integer]) -> NDArray[np.float64]:
+    """Draws in [0, 1) that belong to a data set, not to a run: one for each entry of the broadcast key parts."""
+    return (hashed(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:

@@ -73,9 +73,9 @@ def open_folders(name: str, root: Path | None, download: bool) -> Folders:
         ValueError: if train and val do not hold the same classes, or a class holds no image; names the folders.
     """
     root = _imagenette(root, download) if name == "imagenette" else _imagenet(root)
-    classes = _classes(name, root / "train")
-    _same(name, classes, _classes(name, root / "val"), root)
-    train, test = (_list(name, root / split, classes) for split in ("train", "val"))
+    classes = class_names(name, root / "train")
+    require_same(name, classes, root, "val")
+    train, test = (list_files(name, root / split, classes) for split in ("train", "val"))
     found = (len(train), len(test), len(classes))
     notes: tuple[str, ...] = ()
     if found != OFFICIAL[name]:
@@ -83,6 +83,10 @@ def open_folders(name: str, root: Path | None, download: bool) -> Folders:
             "{}: {:,} + {:,} images in {:,} classes found, the official set has {:,} + {:,} in {:,}".format(
                 name, *found, *OFFICIAL[name]
             ),
+        )
+    if (root / "test").is_dir():
+        notes += (
+            f"{name}: {root / 'test'} is not used, val/ is the official evaluation set; data=folder takes all three",
         )
     if root.name == "imagenette2-320":
         notes += ("imagenette: the version whose short sides are 320 px",)
@@ -112,33 +116,47 @@ def _imagenette(root: Path | None, download: bool) -> Path:
     return place / unpacked
 
 
-def _classes(name: str, folder: Path) -> list[str]:
-    """The class folders of a split, in the order of their labels."""
+def class_names(name: str, folder: Path, layout: str = LAYOUT) -> list[str]:
+    """The class folders of a split, in the order of their labels.
+
+    Raises:
+        FileNotFoundError: if there are none; says which `layout` is expected.
+        ValueError: for a folder that cannot be read or holds hidden folders.
+    """
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: no folder {folder}; data.root {LAYOUT}") from error
+        raise FileNotFoundError(f"{name}: no folder {folder}; data.root {layout}") from error
     except OSError as error:
         raise ValueError(f"{name}: cannot read {folder} ({error.strerror})") from error
     classes = sorted(entry.name for entry in entries if entry.is_dir())
     hidden = [known for known in classes if known.startswith(".")]
     if hidden:
-        raise ValueError(f"{name}: {folder} holds hidden folders, which are no classes: {_few(hidden)}; remove them")
+        raise ValueError(f"{name}: {folder} holds hidden folders, which are no classes: {few(hidden)}; remove them")
     if not classes:
-        raise FileNotFoundError(f"{name}: {folder} holds no class folders; data.root {LAYOUT}")
+        raise FileNotFoundError(f"{name}: {folder} holds no class folders; data.root {layout}")
     return classes
 
 
-def _same(name: str, train: Sequence[str], val: Sequence[str], root: Path) -> None:
-    """Numbering each split by itself would shift every label behind a missing folder."""
-    missing, extra = sorted(set(train) - set(val)), sorted(set(val) - set(train))
-    problems = [f"{root / 'val'} lacks {_few(missing)}"] if missing else []
-    problems += [f"{root / 'train'} lacks {_few(extra)}"] if extra else []
+def require_same(name: str, train: Sequence[str], root: Path, split: str, layout: str = LAYOUT) -> None:
+    """Raise ValueError unless a split holds the classes of train.
+
+    Numbering each split by itself would shift every label behind a missing folder.
+    """
+    other = class_names(name, root / split, layout)
+    missing, extra = sorted(set(train) - set(other)), sorted(set(other) - set(train))
+    problems = [f"{root / split} lacks {few(missing)}"] if missing else []
+    problems += [f"{root / 'train'} lacks {few(extra)}"] if extra else []
     if problems:
-        raise ValueError(f"{name}: train and val must hold the same class folders, but {' and '.join(problems)}")
+        raise ValueError(f"{name}: train and {split} must hold the same class folders, but {' and '.join(problems)}")
 
 
-def _list(name: str, folder: Path, classes: Sequence[str]) -> Files:
+def list_files(name: str, folder: Path, classes: Sequence[str]) -> Files:
+    """The image files of a split.
+
+    Raises:
+        ValueError: for a class folder that is empty, holds folders, or cannot be read; names it.
+    """
     names: list[bytes] = []
     counts = []
     for known in classes:
@@ -149,7 +167,7 @@ def _list(name: str, folder: Path, classes: Sequence[str]) -> Files:
         images = sorted(entry.name for entry in entries if _is_image(entry))
         nested = sorted(entry.name for entry in entries if entry.is_dir())
         if nested:
-            raise ValueError(f"{name}: the class folder {folder / known} holds folders ({_few(nested)}); remove them")
+            raise ValueError(f"{name}: the class folder {folder / known} holds folders ({few(nested)}); remove them")
         if not images:
             raise ValueError(f"{name}: the class folder {folder / known} holds no image ({', '.join(ENDINGS)})")
         names.extend(os.fsencode(f"{known}/{image}") for image in images)
@@ -162,6 +180,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file()
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

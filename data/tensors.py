@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data.augment import Normalize, Policy, cutout, for_network, mirror, pick, windows
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, FLIP, LEFT, TOP, uniforms
-from data.interface import Augment, Batch
+from data.interface import ClassificationBatch
+from data.options import Augment
 from data.splits import Batches
 
 
@@ -49,7 +50,7 @@ class TensorLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ClassificationBatch]:
         """See `Loader.epoch`. The draws of the whole epoch go to the device at once: no transfer per batch."""
         shares = list(self.batches.epoch(epoch, start))
         if not shares:
@@ -63,7 +64,7 @@ class TensorLoader:
             part = slice(begin, begin + len(share))
             begin = part.stop
             images = self._images(where[part], indices[part], picked[part], epoch)
-            yield Batch(images, self.labels[where[part]], indices[part])
+            yield ClassificationBatch(images, self.labels[where[part]], indices[part])
 
     def _picked(self, epoch: int, order: NDArray[np.int64]) -> Tensor:
         """What is drawn for each image, (N, 5): its window's row and column, 0 = flip, Cutout's row and column."""

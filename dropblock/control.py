@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
+from dropblock.kinds import LayerSpec, install_layers, kind_of
 from dropblock.layers import DropLayer
 from dropblock.schedule import KeepProbSchedule
-from dropblock.sites import declared_sites, site_table
+from dropblock.sites import Group, declared_sites
+from dropblock.table import mean_drop, site_table
+
+
+def group_name(group: Group) -> str:
+    """What the record calls a group: "group3", or "head"."""
+    return group if isinstance(group, str) else f"group{group}"
 
 
 class LayerControl:
     """One handle for all layers of a network; of a network without layers it does nothing.
 
-    Results are named after groups, "group3"; with several kinds of layers the kind comes first, "drop_path/group3".
+    Results are named after groups, "group3" or "head"; with several kinds of layers the kind comes first,
+    "drop_path/group3".
 
     Args:
         model: the network, layers installed.
@@ -30,12 +39,40 @@ class LayerControl:
         self.layers: list[DropLayer] = [layer for schedule in schedules.values() for layer in schedule.layers]
         several = len(self.schedules) > 1
         self._names = {
-            layer: f"{kind}/group{layer.group}" if several else f"group{layer.group}"
+            layer: f"{kind}/{group_name(layer.group)}" if several else group_name(layer.group)
             for kind, schedule in self.schedules.items()
             for layer in schedule.layers
         }
         sites = declared_sites(model)
         self._at_rows = [(row, layer) for row in self.table if (layer := sites[row.site].layer) is not None]
+
+    @classmethod
+    def install(cls, model: nn.Module, specs: Sequence[LayerSpec], example: Tensor) -> LayerControl:
+        """Put the layers of some specifications into a network, each with its schedule.
+
+        Args:
+            model: a network that declares sites and knows its `last_group`, on the device of `example`.
+            specs: none for a network without layers. Two of one name are told apart by a number: "dropblock2".
+            example: see `LayerControl`.
+
+        Raises:
+            ValueError: if two layers want one site, or a specification does not suit the network.
+        """
+        schedules: dict[str, KeepProbSchedule] = {}
+        taken: dict[str, str] = {}
+        for number, spec in enumerate(specs, start=1):
+            if spec.depth_rule != "group" and kind_of(spec.name).own_depth:
+                raise ValueError(f"depth_rule={spec.depth_rule}: {spec.name} has a depth rule of its own")
+            sites = install_layers(
+                model, spec.name, keep_prob=spec.keep_prob, groups=spec.groups, skip=spec.skip, **spec.options
+            )
+            for path in sites.keys() & taken.keys():
+                raise ValueError(f"{taken[path]} and {spec.name} both want the site {path}: choose one of them")
+            taken |= dict.fromkeys(sites, spec.name)
+            name = spec.name if spec.name not in schedules else f"{spec.name}{number}"
+            layers = [site.layer.to(example.device) for site in sites.values() if site.layer is not None]
+            schedules[name] = schedule_of(model, spec, layers)
+        return cls(model, example, schedules)
 
     def set_progress(self, progress: float) -> None:
         """Fill every layer's keep_prob for this share of training."""
@@ -47,11 +84,17 @@ class LayerControl:
         for i, layer in enumerate(self.layers):
             layer.set_mask_seed(seed_of(i))
 
-    def keep_probs(self, progress: float) -> dict[str, float]:
-        """keep_prob of the last group: "keep_prob/target", or one "keep_prob/KIND" for each of several kinds."""
+    def keep_probs(self, progress: Sequence[float]) -> dict[str, float]:
+        """Mean keep_prob of the last group: "keep_prob/target", or one "keep_prob/KIND" for each of several kinds.
+
+        Args:
+            progress: of every step to average over, at least one.
+        """
         several = len(self.schedules) > 1
-        now = ((kind if several else "target", schedule.at(progress)) for kind, schedule in self.schedules.items())
-        return {f"keep_prob/{name}": keep_prob for name, keep_prob in now}
+        return {
+            f"keep_prob/{kind if several else 'target'}": fmean(schedule.at(step) for step in progress)
+            for kind, schedule in self.schedules.items()
+        }
 
     def take_counts(self) -> dict[str, tuple[int, int]]:
         """Units (kept, seen) per group since the last call, in one transfer from the device."""
@@ -66,15 +109,42 @@ class LayerControl:
         torch._foreach_zero_(counters)
         return sums
 
-    def expected_drop(self, progress: float) -> dict[str, float]:
-        """The closed form per group at this share of training: what `take_counts` should show."""
+    def expected_drop(self, progress: Sequence[float]) -> dict[str, float]:
+        """The closed form per group, what `take_counts` should show: the mean over some steps, exact for any schedule.
+
+        It holds for feature maps of the size that the example has.
+
+        Args:
+            progress: of every step to average over, at least one.
+        """
         dropped: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
         schedules = {layer: schedule for schedule in self.schedules.values() for layer in schedule.layers}
+        values = {s: Counter(s.at(step) for step in progress) for s in self.schedules.values()}
         for row, layer in self._at_rows:
-            channels, height, width = row.map_size
             schedule, name = schedules[layer], self._names[layer]
-            kept = schedule.in_group(schedule.at(progress), row.group)
-            dropped[name] += layer.expected_drop(kept, height, width) * channels * height * width
-            units[name] += channels * height * width
+            drops = (
+                steps * mean_drop(layer, schedule.kept_by(layer, kept), row.map_sizes)
+                for kept, steps in values[schedule].items()
+            )
+            number = sum(channels * height * width for channels, height, width in row.map_sizes)
+            dropped[name] += sum(drops) / len(progress) * number
+            units[name] += number
         return {name: dropped[name] / units[name] for name in sorted(units)}
+
+
+def schedule_of(model: nn.Module, spec: LayerSpec, layers: Sequence[DropLayer]) -> KeepProbSchedule:
+    """The schedule that a specification asks for; `last_group` is the network's."""
+    return KeepProbSchedule(
+        model,
+        spec.keep_prob,
+        spec.schedule,
+        spec.group_divisor,
+        int(model.last_group),  # type: ignore[arg-type]
+        spec.group_shares,
+        layers,
+        schedule_start=spec.schedule_start,
+        schedule_end=spec.schedule_end,
+        head_share=spec.head_share,
+        depth_rule=spec.depth_rule,
+    )

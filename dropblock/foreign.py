@@ -37,7 +37,7 @@ class Place:
 
     modules: str
     where: str = "after"
-    group: int = 4
+    group: int | str = 4
     branch: str = "conv"
     ends_branch: bool = False
 

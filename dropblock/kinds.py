@@ -1,9 +1,15 @@
-"""The layers by name, and which sites each belongs at: how a configuration asks for one."""
+"""The layers by name, and which sites each belongs at: how a configuration asks for one.
+
+A new layer is a class and an entry in LAYERS. What its `make` takes beside the site and keep_prob are its options, by
+keyword; nothing else has to know their names.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +25,7 @@ from dropblock.baselines import (
 )
 from dropblock.fractal import FractalDropPath, JoinSite
 from dropblock.layers import DropBlock2d, DropLayer
-from dropblock.sites import Site, declared_sites, install
+from dropblock.sites import Site, declared_sites, groups_text, install
 
 
 @dataclass(frozen=True)
@@ -27,27 +33,32 @@ class Kind:
     """A layer that a configuration can name.
 
     Args:
-        make: (site, keep_prob, block_size) -> layer; block_size is None for a layer without blocks.
+        make: (site, keep_prob, **options) -> layer.
         sits_at: whether the layer belongs at a site, whatever groups and branches were chosen.
         before: called with the model before installation, for a layer that needs sites of its own.
         after: called with the model after installation, for layers that depend on one another's place.
+        own_depth: the layer divides its rate by depth itself, so depth_rule=linear would do it twice.
     """
 
-    make: Callable[[Site, float, int | None], DropLayer]
+    make: Callable[..., DropLayer]
     sits_at: Callable[[Site], bool]
     before: Callable[[nn.Module], None] = lambda model: None
     after: Callable[[nn.Module], None] = lambda model: None
+    own_depth: bool = False
+
+    def options(self) -> dict[str, bool]:
+        """The options of this layer: name -> whether it has to be given."""
+        taken = list(inspect.signature(self.make).parameters.values())[2:]
+        return {parameter.name: parameter.default is parameter.empty for parameter in taken}
 
 
-def _dropblock(site: Site, keep_prob: float, block_size: int | None) -> DropLayer:
-    if block_size is None:
-        raise ValueError("dropblock needs a block_size")
-    return DropBlock2d(block_size, keep_prob)
+def _dropblock(site: Site, keep_prob: float, *, block_size: int) -> DropLayer:
+    return DropBlock2d(block_size=block_size, keep_prob=keep_prob)
 
 
-def _fractal_drop_path(site: Site, keep_prob: float, block_size: int | None) -> DropLayer:
+def _fractal_drop_path(site: Site, keep_prob: float, *, global_share: float = 0.5) -> DropLayer:
     assert isinstance(site, JoinSite)
-    return FractalDropPath(site.joins, keep_prob)
+    return FractalDropPath(site.joins, keep_prob, global_share)
 
 
 def on_maps(site: Site) -> bool:
@@ -62,12 +73,14 @@ def on_branches(site: Site) -> bool:
 
 LAYERS: dict[str, Kind] = {
     "dropblock": Kind(_dropblock, on_maps),
-    "dropout": Kind(lambda _, keep_prob, __: Dropout(keep_prob), on_maps),
-    "spatial_dropout": Kind(lambda _, keep_prob, __: SpatialDropout(keep_prob), on_maps),
-    "drop_path": Kind(lambda _, keep_prob, __: DropPath(keep_prob), on_branches),
-    "stochastic_depth": Kind(lambda _, keep_prob, __: StochasticDepth(keep_prob), on_branches, after=set_depths),
+    "dropout": Kind(lambda _, keep_prob: Dropout(keep_prob), on_maps),
+    "spatial_dropout": Kind(lambda _, keep_prob: SpatialDropout(keep_prob), on_maps),
+    "drop_path": Kind(lambda _, keep_prob: DropPath(keep_prob), on_branches),
+    "stochastic_depth": Kind(
+        lambda _, keep_prob: StochasticDepth(keep_prob), on_branches, after=set_depths, own_depth=True
+    ),
     "drop_connect": Kind(
-        lambda _, keep_prob, __: DropConnect(keep_prob),
+        lambda _, keep_prob: DropConnect(keep_prob),
         lambda site: isinstance(site, WeightSite),
         before=declare_weight_sites,
     ),
@@ -75,42 +88,88 @@ LAYERS: dict[str, Kind] = {
 }
 
 
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer at the sites of a network, as a configuration asks for it (`LayerControl.install`).
+
+    Args:
+        name: a key of LAYERS.
+        keep_prob: target of the last group, in [0, 1].
+        groups: which groups of the network: numbers, and "head" where it has one.
+        skip: on the shortcut as well as on the conv branch.
+        schedule, schedule_start, schedule_end: see `dropblock.schedule`; shares of the run.
+        group_divisor, group_shares, head_share, depth_rule: see `KeepProbSchedule`. The share of a head is its own: it
+            does not move the division of the groups.
+        options: of the layer, `block_size` for instance.
+    """
+
+    name: str
+    keep_prob: float
+    groups: Sequence[int | str] = (3, 4)
+    skip: bool = False
+    schedule: str | Callable[[float], float] = "linear"
+    schedule_start: float | None = None
+    schedule_end: float | None = None
+    group_divisor: float = 1.0
+    group_shares: Sequence[float] | None = None
+    head_share: float = 1.0
+    depth_rule: str = "group"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of layer of this name.
+
+    Raises:
+        ValueError: for a name that is none.
+    """
+    if name not in LAYERS:
+        raise ValueError(f"unknown layer '{name}', choose one of {', '.join(LAYERS)}")
+    return LAYERS[name]
+
+
 def install_layers(
     model: nn.Module,
     name: str,
     *,
     keep_prob: float,
-    block_size: int | None = None,
-    groups: Sequence[int] = (3, 4),
+    groups: Sequence[int | str] = (3, 4),
     skip: bool = False,
+    **options: Any,
 ) -> dict[str, Site]:
     """Install a layer by name into the declared sites of some groups.
 
     Args:
         model: a network that declares sites.
         name: a key of LAYERS.
-        keep_prob, block_size: of the layer.
+        keep_prob: of the layer.
         groups: which groups of the network; the paper's best are 3 and 4.
         skip: on the shortcut as well as on the conv branch.
+        options: of the layer, `block_size=7` for DropBlock.
 
     Returns:
         the filled sites by module path.
 
     Raises:
-        ValueError: for an unknown name, a group that the network does not have, or no site to install into.
+        ValueError: for an unknown name, an option that the layer does not have or misses, a group that the network
+            does not have, or no site to install into.
     """
-    if name not in LAYERS:
-        raise ValueError(f"unknown layer '{name}', choose one of {', '.join(LAYERS)}")
-    kind = LAYERS[name]
+    kind = kind_of(name)
+    known = kind.options()
+    for option in options.keys() - known.keys():
+        raise ValueError(f"{name} has no option '{option}'" + (f", only {', '.join(known)}" if known else ""))
+    for option, needed in known.items():
+        if needed and option not in options:
+            raise ValueError(f"{name} needs a {option}")
     kind.before(model)
     existing = {site.group for site in declared_sites(model).values()}
     for group in groups:
         if group not in existing:
-            raise ValueError(f"groups={list(groups)}: this network has the groups {sorted(existing)}")
+            raise ValueError(f"groups={groups_text(groups)}: this network has the groups {groups_text(existing)}")
 
     def chosen(site: Site) -> bool:
         return site.group in groups and (skip or site.branch == "conv") and kind.sits_at(site)
 
-    filled = install(model, lambda site: kind.make(site, keep_prob, block_size), chosen)
+    filled = install(model, lambda site: kind.make(site, keep_prob, **options), chosen)
     kind.after(model)
     return filled

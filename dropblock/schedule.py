@@ -1,31 +1,62 @@
-"""keep_prob as a function of training progress, and of the group a layer sits in (paper, sections 3 and 4.1)."""
+"""keep_prob as a function of training progress, and of where a layer sits (DropBlock paper, sections 3 and 4.1)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from dropblock.layers import DropLayer, installed_layers
+from dropblock.sites import declared_sites, depths
 
-SCHEDULES: dict[str, Callable[[float, float], float]] = {
-    # The paper's: from 1 at the first step down to the target at the end of training.
-    "linear": lambda target, progress: 1.0 - progress * (1.0 - target),
-    "constant": lambda target, progress: target,
+DEPTH_RULES = ("group", "linear")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The share of the drop rate that is in force at a moment of training.
+
+    Args:
+        share: (progress, start, end), each a share of the run in [0, 1], -> share of the drop rate, in [0, 1].
+        reads: which of `start` and `end` it depends on.
+    """
+
+    share: Callable[[float, float, float], float]
+    reads: frozenset[str] = frozenset()
+
+
+SCHEDULES: dict[str, Schedule] = {
+    # The paper's: nothing at the first step, the whole drop rate at the end of training.
+    "linear": Schedule(lambda progress, start, end: progress),
+    "constant": Schedule(lambda progress, start, end: 1.0),
+    "cosine": Schedule(lambda progress, start, end: 0.5 - 0.5 * math.cos(math.pi * progress)),
+    # Liu et al., "Dropout Reduces Underfitting", ICML 2023, arXiv 2303.01500: early dropout with a linear decrease,
+    # and late dropout.
+    "early": Schedule(lambda progress, start, end: max(0.0, 1.0 - progress / end), frozenset({"end"})),
+    "late": Schedule(lambda progress, start, end: float(progress >= start), frozenset({"start"})),
+    "ramp": Schedule(lambda progress, start, end: min(1.0, progress / end), frozenset({"end"})),
+    # Morerio et al., "Curriculum Dropout", ICCV 2017, arXiv 1703.06229, equation 2 with its gamma = 10 / T.
+    "curriculum": Schedule(lambda progress, start, end: 1.0 - math.exp(-10.0 * progress)),
 }
 
 
-def keep_prob_at(target: float, progress: float, schedule: str = "linear") -> float:
+def keep_prob_at(
+    target: float, progress: float, schedule: str = "linear", start: float | None = None, end: float | None = None
+) -> float:
     """keep_prob at a moment of training.
 
     Args:
-        target: the value at the end of training, in [0, 1].
-        progress: share of training done, in [0, 1]: step t of T uses t / T, so the first step of the linear
-            schedule drops nothing.
-        schedule: `linear` or `constant`.
+        target: the value when the whole drop rate is in force, in [0, 1].
+        progress: share of training done, in [0, 1]: step t of T uses t / T, so the first step of the linear schedule
+            drops nothing.
+        schedule: a key of SCHEDULES.
+        start: where `late` begins, a share of the run in [0, 1]; None is 0.
+        end: where `early` has faded out, or `ramp` has reached the target, a share of the run in (0, 1]; None is 1.
 
     Raises:
-        ValueError: for a value out of range or an unknown schedule.
+        ValueError: for a value out of range, an unknown schedule, or a start or end that the schedule does not have.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule '{schedule}', choose one of {', '.join(SCHEDULES)}")
@@ -33,7 +64,17 @@ def keep_prob_at(target: float, progress: float, schedule: str = "linear") -> fl
         raise ValueError(f"progress must lie in [0, 1], not {progress}")
     if not 0.0 <= target <= 1.0:
         raise ValueError(f"keep_prob must lie in [0, 1], not {target}")
-    return SCHEDULES[schedule](target, progress)
+    reads = SCHEDULES[schedule].reads
+    for name, value, default in (("start", start, 0.0), ("end", end, 1.0)):
+        if value is not None and value != default and name not in reads:
+            raise ValueError(f"schedule '{schedule}' has no schedule_{name}")
+    start, end = 0.0 if start is None else start, 1.0 if end is None else end
+    if not 0.0 <= start <= 1.0:
+        raise ValueError(f"schedule_start must lie within the run, not at {start:g} of it")
+    if not 0.0 < end <= 1.0:
+        raise ValueError(f"schedule_end must lie within the run and after its first step, not at {end:g} of it")
+    share = SCHEDULES[schedule].share(progress, start, end)
+    return target if share == 1.0 else 1.0 - share * (1.0 - target)
 
 
 def keep_prob_in_group(keep_prob: float, group: int, last_group: int = 4, divisor: float = 4.0) -> float:
@@ -47,14 +88,23 @@ def keep_prob_in_group(keep_prob: float, group: int, last_group: int = 4, diviso
 class KeepProbSchedule:
     """Sets the keep_prob of every installed layer: call `set(t / T)` before optimizer step t = 0 ... T - 1.
 
+    The state of a schedule is the progress it is given, so nothing has to be saved: after a resume, and with any
+    number of processes or replicas, the same step has the same keep_prob.
+
     Args:
         model: a network that layers were installed into.
-        keep_prob: target of the last group, in [0, 1].
-        schedule: `linear` or `constant`.
+        keep_prob: target of the last group, in [0, 1]. With a function as schedule it is what the sites table shows.
+        schedule: a key of SCHEDULES, or a function of what `set` is given that returns keep_prob of the last group,
+            such as `lambda n: max(1 - 0.1 * n / 40000, 0.9)`.
         group_divisor: see `keep_prob_in_group`.
         last_group: the group that gets `keep_prob` itself.
         group_shares: instead of a divisor, the share of the drop rate that groups 1, 2, ... get, each in [0, 1].
         layers: the layers to schedule, where a model holds several kinds; None means all.
+        schedule_start, schedule_end: see `keep_prob_at`; in steps where `total_steps` is given.
+        total_steps: the length of the run, if `set` is to be given the step t instead of t / T.
+        head_share: the share of the drop rate that sites of a head (a group that is no number) get, in [0, 1].
+        depth_rule: `group` (divisor or shares), or `linear`: the drop rate grows with the index l of the block, the
+            layers of block l of L get l / L of it (see `dropblock.sites.depths`); the groups then count for nothing.
 
     Raises:
         ValueError: if there is no layer, or a value is out of range.
@@ -64,37 +114,82 @@ class KeepProbSchedule:
         self,
         model: nn.Module,
         keep_prob: float,
-        schedule: str = "linear",
+        schedule: str | Callable[[float], float] = "linear",
         group_divisor: float = 1.0,
         last_group: int = 4,
         group_shares: Sequence[float] | None = None,
         layers: Sequence[DropLayer] | None = None,
+        *,
+        schedule_start: float | None = None,
+        schedule_end: float | None = None,
+        total_steps: int | None = None,
+        head_share: float = 1.0,
+        depth_rule: str = "group",
     ) -> None:
-        keep_prob_at(keep_prob, 0.0, schedule)
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, not {total_steps}")
+        self.keep_prob, self.schedule, self.length = keep_prob, schedule, total_steps or 1
+        self.start = None if schedule_start is None else schedule_start / self.length
+        self.end = None if schedule_end is None else schedule_end / self.length
+        if callable(schedule) and not (self.start is self.end is None and total_steps is None):
+            raise ValueError("a function as schedule has no schedule_start, schedule_end or total_steps")
+        self.at(0)
         self.layers: list[DropLayer] = installed_layers(model) if layers is None else list(layers)
         if not self.layers:
             raise ValueError("no layer to schedule: install one first")
-        self.keep_prob, self.schedule = keep_prob, schedule
         self.group_divisor, self.last_group, self.group_shares = group_divisor, last_group, group_shares
-        for share in group_shares or ():
-            if not 0.0 <= share <= 1.0:
-                raise ValueError(f"group_shares must lie in [0, 1], not {share}")
-        if group_shares is not None and max(layer.group for layer in self.layers) > len(group_shares):
-            raise ValueError(f"group_shares={list(group_shares)}: there are layers in more groups than that")
+        self.head_share = head_share
+        self._check_shares()
+        self._depths = self._depths_of_layers(model, depth_rule)
 
     def set(self, progress: float) -> float:
         """Fill the keep_prob buffer of every layer; returns the value of the last group."""
         now = self.at(progress)
         for layer in self.layers:
-            layer.keep_prob.fill_(self.in_group(now, layer.group))
+            layer.keep_prob.fill_(self.kept_by(layer, now))
         return now
 
     def at(self, progress: float) -> float:
-        """keep_prob of the last group at this share of training."""
-        return keep_prob_at(self.keep_prob, progress, self.schedule)
+        """keep_prob of the last group at this progress: a share of training, or a step where there are total_steps."""
+        if isinstance(self.schedule, str):
+            if self.length > 1 and not 0 <= progress <= self.length:
+                raise ValueError(f"the step must lie in [0, {self.length}], not {progress}")
+            return keep_prob_at(self.keep_prob, progress / self.length, self.schedule, self.start, self.end)
+        kept = float(self.schedule(progress))
+        if not 0.0 <= kept <= 1.0:
+            raise ValueError(f"the schedule must return a keep_prob in [0, 1], not {kept} at {progress}")
+        return kept
 
-    def in_group(self, keep_prob: float, group: int) -> float:
-        """What a group keeps when the last group keeps `keep_prob`."""
-        if self.group_shares is not None:
-            return 1.0 - (1.0 - keep_prob) * self.group_shares[group - 1]
-        return keep_prob_in_group(keep_prob, group, self.last_group, self.group_divisor)
+    def kept_by(self, layer: DropLayer, keep_prob: float) -> float:
+        """What a layer keeps when the last group keeps `keep_prob`."""
+        if isinstance(layer.group, str):
+            share = self.head_share
+        elif self._depths is not None:
+            share = self._depths[layer]
+        elif self.group_shares is not None:
+            share = self.group_shares[layer.group - 1]
+        else:
+            return keep_prob_in_group(keep_prob, layer.group, self.last_group, self.group_divisor)
+        return 1.0 - (1.0 - keep_prob) * share
+
+    def _check_shares(self) -> None:
+        for name, shares in (("group_shares", self.group_shares or ()), ("head_share", [self.head_share])):
+            for share in shares:
+                if not 0.0 <= share <= 1.0:
+                    raise ValueError(f"{name} must lie in [0, 1], not {share}")
+        groups = [layer.group for layer in self.layers if isinstance(layer.group, int)]
+        if self.group_shares is not None and groups and not 1 <= min(groups) <= max(groups) <= len(self.group_shares):
+            raise ValueError(f"group_shares={list(self.group_shares)}: there are layers in more groups than that")
+
+    def _depths_of_layers(self, model: nn.Module, depth_rule: str) -> dict[DropLayer, float] | None:
+        """l / L of every layer, or None where groups decide."""
+        if depth_rule not in DEPTH_RULES:
+            raise ValueError(f"unknown depth_rule '{depth_rule}', choose one of {', '.join(DEPTH_RULES)}")
+        if depth_rule == "group":
+            return None
+        sites, found = declared_sites(model), depths(model)
+        of_layers = {layer: found[path] for path in found if (layer := sites[path].layer) is not None}
+        for layer in self.layers:
+            if isinstance(layer.group, int) and layer not in of_layers:
+                raise ValueError("depth_rule=linear is for layers at the sites of a network")
+        return of_layers

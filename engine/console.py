@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns padded to one width; numbers to the right, words to the left."""
@@ -31,12 +28,24 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def table_rows(rows: Sequence[Sequence[Any]]) -> list[list[object]]:
+    """Plain values as they stand in a table: fractions with two places, "-" for what there is not."""
+    return [
+        ["-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in rows
+    ]
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 07 s`, `2 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def metric_text(name: str, value: float, places: int = 2) -> str:
+    """A metric with its unit: all are percentages but for losses."""
+    return f"{value:.{places + 2}f}" if "loss" in name else f"{value:.{places}f}%"
 
 
 def result_text(summary: dict[str, Any], folder: Path) -> str:
@@ -50,7 +59,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
             rows.append(
                 (
                     f"{which} {split}/{headline}",
-                    f"{values[f'{split}/{headline}']:.2f}%",
+                    metric_text(headline, values[f"{split}/{headline}"]),
                     f"epoch {values['epoch']}{note}",
                 )
             )
@@ -67,18 +76,3 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
     )
     lines = [table(("result", "value", "of"), rows), f"run folder   {folder}"]
     return "\n".join([*lines, f"curves       tensorboard --logdir {folder}"])
-
-
-def plan_text(plan: Any, data: Any, model: nn.Module, device: torch.device) -> str:
-    """Two lines that open a run: what is trained on what, and how."""
-    recipe, val = plan.recipe, f" + {data.val.num_samples:,} val" if data.val else ""
-    parameters = sum(p.numel() for p in model.parameters())
-    width = f" width {plan.model.width}" if plan.model.width else ""
-    lines = [
-        f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
-        f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
-        f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
-        f"seed {plan.seed}; {device}",
-        *(f"note: {note}" for note in data.notes),
-    ]
-    return "\n".join(lines)

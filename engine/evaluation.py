@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.distributed import Ranks
-from engine.tasks import Task
+from engine.tasks import Table, Task
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,38 +21,59 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of a pass over a split, equal on all ranks.
+
+    Args:
+        metrics: by name; losses, and percentages of which more is better.
+        tables: finer results.
+        images: how many were counted, over all ranks.
+    """
+
+    metrics: dict[str, float]
+    tables: list[Table]
+    images: int
+
+
 @torch.no_grad()
 def evaluate(
     task: Task,
-    model: nn.Module,
+    network: nn.Module,
     loader: Any,
     ranks: Ranks,
     device: torch.device,
     precision: str,
-    look_up: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """The task's sums over one split, on the CPU.
+    poll: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Evaluate a network on one split.
 
     Args:
-        task, model, loader: what is evaluated. The model is in evaluation mode, except for layers that the caller
+        task, network, loader: what is evaluated. The network is in evaluation mode, except for layers that the caller
             wants to drop at inference.
-        ranks: the split is shared out among them and the sums are added up.
+        ranks: the split is shared out among them; rank 0 merges what they saw.
         device, precision: as in training.
-        look_up: called before every batch, equally often on all ranks; may raise to leave.
+        poll: called before every batch, equally often on all ranks; may raise to end the pass.
 
     Raises:
         ValueError: for a split without samples.
     """
-    total: Tensor | None = None
+    evaluator, images = task.evaluator(loader), 0
     with autocast(device, precision):
         batches = iter(loader.epoch(0))
         for _ in range(ranks.max(len(loader))):  # a rank may have no share of the last one
-            look_up()
+            poll()
             batch = next(batches, None)
             if batch is not None:
-                sums = task.measure(model, batch)
-                total = sums if total is None else total + sums
-    parts = [part for part in ranks.gather(None if total is None else total.cpu()) if part is not None]
-    if not parts:
+                evaluator.update(network, batch)
+                images += batch.size
+    seen, states = zip(*ranks.gather((images, evaluator.state())), strict=True)
+    if not sum(seen):
         raise ValueError("a split without samples cannot be evaluated")
-    return torch.stack(parts).sum(0)
+    merged: Evaluation | None = None
+    if ranks.is_main:
+        evaluator.merge(list(states))
+        merged = Evaluation(evaluator.metrics(), evaluator.tables(), sum(seen))
+    merged = ranks.gather(merged)[0]
+    assert merged is not None
+    return merged

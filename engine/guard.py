@@ -125,7 +125,7 @@ class Guard:
     def _refuse(self, what: str, numbers: Iterable[Tensor], batch: Any, micro: int) -> None:
         bad = not all_finite(numbers)
         if self.ranks.any(bad):
-            kept = {"rank": self.ranks.rank, "micro": micro, "batch": batch._asdict(), **self.identity}
+            kept = {"rank": self.ranks.rank, "micro": micro, "batch": batch.plain(), **self.identity}
             raise self._stop(what, bad, self._here(batch), {**self.state.state_dict(), **kept} if bad else None)
 
     def _stop(self, what: str, bad: bool, seen: Seen, kept: dict[str, Any] | None) -> NonFinite:

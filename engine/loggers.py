@@ -16,15 +16,15 @@ from tqdm import tqdm
 from engine.checkpoint import cannot_write, write_aside
 
 
-class Curves:
-    """The curves of a run, in metrics.jsonl and for TensorBoard, under the same names.
+class MetricsWriter:
+    """Writes a run's log entries to metrics.jsonl and for TensorBoard, under the same names.
 
-    Opened at `step`, points after it are forgotten (they belong to work that a kill undid), so each step stands once.
+    Opened at `step`, entries after it are removed (they belong to work that a kill undid), so each step stands once.
 
     Args:
-        folder: the run folder.
+        folder: the run directory.
         step: the step that the run continues from.
-        writes: whether this process does; the curves of the other ranks are dumb.
+        writes: False on all ranks but the main one; then every method does nothing.
     """
 
     def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
@@ -37,7 +37,7 @@ class Curves:
                 self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
                 self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def __enter__(self) -> Curves:
+    def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -67,7 +67,7 @@ class Curves:
         write_aside(self.path, ["".join(line + "\n" for line in kept).encode()])
 
     def add(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One point of several curves: `step` optimizer steps are done."""
+        """One log entry: `step` optimizer steps are done."""
         if self.writes:
             with self._named():
                 self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
@@ -75,7 +75,7 @@ class Curves:
                     self.writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """To the disk: called before a checkpoint, so that no checkpoint is ahead of its curves."""
+        """To the disk: called before a checkpoint, so that no checkpoint is ahead of its metrics."""
         if self.writes:
             with self._named():
                 self.file.flush()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from engine import checkpoint, points
+from engine.console import metric_text
 from engine.distributed import Ranks, running_statistics, share_statistics
 from engine.evaluation import autocast, evaluate
 from engine.guard import Guard, refuse_metrics
-from engine.loggers import Curves, Progress
+from engine.loggers import MetricsWriter, Progress
 from engine.optim import LearningRate, set_lr
 from engine.records import RunFolder
 from engine.seeding import mix, seed_device
@@ -33,30 +34,49 @@ class Layers(Protocol):
     def set_progress(self, progress: float) -> None: ...
     def set_seeds(self, seed_of: Callable[[int], int]) -> None: ...
     def take_counts(self) -> dict[str, tuple[int, int]]: ...
-    def keep_probs(self, progress: float) -> dict[str, float]: ...
-    def expected_drop(self, progress: float) -> dict[str, float]: ...
+    def keep_probs(self, progress: Sequence[float]) -> dict[str, float]: ...
+    def expected_drop(self, progress: Sequence[float]) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long and how often.
+
+    Args:
+        epochs: length of the run.
+        seed: of the run; masks draw from (seed, rank, step, micro-batch, layer).
+        accumulate: micro-batches per optimizer step.
+        grad_clip: largest norm of all gradients together, None for no limit.
+        precision: `float32`, `bfloat16` or `float16` (autocast; the last with a scaled loss).
+        eval_every: epochs between evaluations.
+        log_every: optimizer steps between log entries.
+        checkpoint_every: optimizer steps between checkpoints; 0: after every epoch.
+    """
+
+    epochs: int
+    seed: int
+    accumulate: int = 1
+    grad_clip: float | None = None
+    precision: str = "float32"
+    eval_every: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 0
 
 
 @dataclass
 class Fit:
-    """One training run. `run()` goes on from wherever the state stands until the last epoch is done.
+    """One training run. `run()` continues from wherever the state stands until the last epoch is done.
 
     Args:
         task: loss and metrics.
         state: everything that changes.
         network: what is called in training (the model, perhaps wrapped for several ranks or compiled).
-        data: loaders `train`, `val` (or None) and `test`.
+        data: loaders `train`, `val` (or None) and `test`; their batches know their size and how to split.
         layers: the installed layers.
         lr: the learning rate of a step.
-        epochs: length of the run.
-        accumulate: micro-batches per optimizer step.
-        grad_clip: largest norm of all gradients together, None for no limit.
-        precision: `float32`, `bfloat16` or `float16` (autocast; the last with a scaled loss).
-        seed: of the run; masks draw from (seed, rank, step, micro-batch, layer).
-        eval_every: epochs between evaluations.
-        log_every, checkpoint_every: steps between points of the curves, between checkpoints (0: every epoch).
-        folder: the run folder.
-        identity: the plan and the data's fingerprint, stored with every checkpoint.
+        settings: how long and how often.
+        folder: the run directory.
+        identity: what every checkpoint says about its origin: the configuration and the data's fingerprint.
         ranks, device: where this process stands.
         stop: looked at after every step and every batch of an evaluation.
         progress: show a progress bar.
@@ -68,14 +88,7 @@ class Fit:
     data: Any
     layers: Layers
     lr: LearningRate
-    epochs: int
-    accumulate: int
-    grad_clip: float | None
-    precision: str
-    seed: int
-    eval_every: int
-    log_every: int
-    checkpoint_every: int
+    settings: LoopSettings
     folder: RunFolder
     identity: dict[str, Any]
     ranks: Ranks
@@ -87,82 +100,94 @@ class Fit:
         self._statistics = running_statistics(self.state.model)
         self._guard = Guard(self.state, self._statistics, self.ranks, self.device, self.folder, self.identity)
 
+    @property
+    def total_steps(self) -> int:
+        return self.settings.epochs * len(self.data.train)
+
     def run(self) -> None:
         """Train to the end.
 
         Raises:
-            NonFinite: if a number goes wrong; no checkpoint is touched.
+            NonFinite: if a loss, gradient, weight or metric is not finite; no checkpoint is touched.
             Stopped: if a signal asked for it; the state is written.
         """
-        state, per_epoch = self.state, len(self.data.train)
-        total = self.epochs * per_epoch
+        state, settings, per_epoch = self.state, self.settings, len(self.data.train)
         self.stop.defer()
-        self.bar = Progress(total, state.step, shown=self.progress and self.ranks.is_main)
-        with Curves(self.folder.path, state.step, writes=self.ranks.is_main) as self.curves, self.bar:
-            while state.epochs_done < self.epochs:
+        self.bar = Progress(self.total_steps, state.step, shown=self.progress and self.ranks.is_main)
+        with MetricsWriter(self.folder.path, state.step, self.ranks.is_main) as self.writer, self.bar:
+            while state.epochs_done < settings.epochs:
                 self._clock = time.perf_counter()
                 epoch = state.epochs_done
                 first = state.step - epoch * per_epoch  # all, where only the evaluation was left to do
                 for batch in self.data.train.epoch(epoch, first) if first < per_epoch else ():
-                    self._step(batch, state.step / total)
+                    # The paper sets keep_prob before step t from t / T, so the first step drops nothing.
+                    self.step(batch, state.step / self.total_steps)
+                    self.bar.advance(epoch, settings.epochs)
                     ends_epoch = state.step % per_epoch == 0
-                    if state.step % self.log_every == 0 or ends_epoch:
+                    if state.step % settings.log_every == 0 or ends_epoch:
                         self._log()
                     if not ends_epoch:
                         self._stop_if_asked()
-                        if self.checkpoint_every and state.step % self.checkpoint_every == 0:
+                        if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
                             self._save()
                 self._end_epoch()
 
     def result(self) -> dict[str, Any]:
-        """What came of the run: see `points.result`."""
-        progress = self.state.last_progress / len(self.data.train)
-        result = points.result(self.state, self.task.headline, self.layers.expected_drop(progress))
+        """The outcome of the run: see `points.result`."""
+        per_epoch, epochs_done = len(self.data.train), self.state.epochs_done
+        last_epoch = self._progress((epochs_done - 1) * per_epoch, epochs_done * per_epoch)
+        result = points.result(self.state, self.task, self.layers.expected_drop(last_epoch))
         self._collect_bad_images()
         return {**result, "bad_images": self.state.bad_images}
 
+    def _progress(self, start: int, end: int) -> list[float]:
+        """The training progress at which keep_prob was set for each of the steps `start`, ..., `end - 1`."""
+        return [step / self.total_steps for step in range(start, end)]
+
     def _collect_bad_images(self) -> None:
-        """Path and reason of the images that all ranks' loaders left out, added to those of earlier attempts."""
+        """Path and reason of the images that all ranks' loaders left out, added to those before a restart."""
         loaders = [loader for loader in (self.data.train, self.data.val, self.data.test) if loader is not None]
         ours = {path: reason for loader in loaders for path, reason in loader.bad_images.items()}
         for part in self.ranks.gather(ours):
             self.state.bad_images |= part
 
-    def _step(self, batch: Any, progress: float) -> None:
-        """One optimizer step."""
-        state = self.state
+    def step(self, batch: Any, progress: float) -> None:
+        """One optimizer step on a batch.
+
+        Args:
+            batch: of the task, on the device.
+            progress: share of training that is done, in [0, 1]: keep_prob follows from it.
+        """
+        state, settings, rank = self.state, self.settings, self.ranks.rank
         if not state.model.training:  # asked first: the walk over all modules takes half a millisecond
             self.network.train()
         set_lr(state.optimizer, self.lr.at(state.step))
-        # The keep_prob decay of the paper: set before step t from t / T, so the first step drops nothing.
         self.layers.set_progress(progress)
-        micro_batches = [batch] if self.accumulate == 1 else split(batch, self.accumulate)
+        micro_batches = [batch] if settings.accumulate == 1 else batch.split(settings.accumulate)
         for i, micro in enumerate(micro_batches):
             # Masks are a function of where in the run they are used: a resumed run draws the same ones.
-            self.layers.set_seeds(partial(mix, self.seed, MASKS, self.ranks.rank, state.step, i))
-            seed_device(mix(self.seed, OTHERS, self.ranks.rank, state.step, i), self.device)
-            with self._without_reduction(i + 1 < len(micro_batches)), autocast(self.device, self.precision):
+            self.layers.set_seeds(partial(mix, settings.seed, MASKS, rank, state.step, i))
+            seed_device(mix(settings.seed, OTHERS, rank, state.step, i), self.device)
+            with self._without_reduction(i + 1 < len(micro_batches)), autocast(self.device, settings.precision):
                 loss, sums = self.task.loss(self.network, micro)
                 # Micro-batches may differ by a sample; each counts by its size.
-                share = len(micro.labels) / len(batch.labels)
+                share = micro.size / batch.size
             self._guard.loss(loss, micro, i)
             state.scaler.scale(loss * share).backward()
-            state.window = sums if state.window is None else state.window + sums
+            state.window.add(sums, micro.size)
         self._move_weights(batch)
         share_statistics(self._statistics, self.ranks)
         if state.ema is not None:
             state.ema.update_parameters(state.model)
         state.step += 1
-        state.add_progress(progress)
-        self.bar.advance((state.step - 1) // len(self.data.train), self.epochs)
 
     def _move_weights(self, batch: Any) -> None:
-        """The gradients, looked at and clipped, become a step of the weights."""
+        """Check and clip the gradients, and step."""
         optimizer, scaler = self.state.optimizer, self.state.scaler  # which does nothing but in float16
         scaler.unscale_(optimizer)
         self._guard.gradients(batch)
-        if self.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.state.model.parameters(), self.grad_clip)
+        if self.settings.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.state.model.parameters(), self.settings.grad_clip)
         scale = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
@@ -183,31 +208,33 @@ class Fit:
             raise Stopped(asked, f"after step {self.state.step}")
 
     def _log(self) -> None:
-        """One point of the curves: the only time a training step looks at numbers on the device."""
+        """Write a log entry: the only time a training step looks at numbers on the device."""
         self._guard.look_back()
-        state = self.state
-        assert state.window is not None
-        sums = self.ranks.sum(state.window).cpu()
-        metrics = self.task.train_metrics(sums)
+        state, window = self.state, self.state.window
+        assert window.sums is not None
+        ours = torch.cat([window.sums.cpu(), torch.tensor([window.images], dtype=torch.float64)])
+        *sums, images = self.ranks.sum(ours).tolist()
+        metrics = self.task.train_metrics(torch.tensor(sums, dtype=torch.float64), int(images))
         refuse_metrics({f"train/{name}": value for name, value in metrics.items()})
         self._read_clock()
-        images = int(sums[-1])
-        state.images += images
+        state.images += int(images)
         self._count_drops()
-        # keep_prob is linear in the progress, or constant: its mean is that of the mean progress.
-        progress = state.window_progress / state.window_steps
+        progress = self._progress(window.start, state.step)
         keep_probs, expected = self.layers.keep_probs(progress), self.layers.expected_drop(progress)
-        values = points.training_point(state, metrics, keep_probs, expected, images / max(state.window_seconds, 1e-9))
-        self.curves.add(state.step, state.step / len(self.data.train), values)
+        values = points.training_point(state, metrics, keep_probs, expected, images / max(window.seconds, 1e-9))
+        self.writer.add(state.step, state.step / len(self.data.train), values)
+        # Where training has no headline (average precision), that of the latest evaluation.
+        headline = self.task.headline
+        shown = metrics.get(headline, state.last.get(f"test/{headline}"))
         self.bar.show(
             loss=f"{metrics['loss']:.3f}",
-            **{self.task.headline: f"{metrics[self.task.headline]:.1f}%"},
+            **({} if shown is None else {headline: metric_text(headline, shown, places=1)}),
             speed=f"{values['time/images_per_s']:.0f} img/s",
         )
         state.end_window()
 
     def _read_clock(self) -> None:
-        """The time since the last look is training time."""
+        """Count the time since the last call as training time."""
         now = time.perf_counter()
         self.state.add_seconds(now - self._clock)
         self._clock = now
@@ -220,30 +247,31 @@ class Fit:
             self.state.add_drops(dict(zip(counts, units, strict=True)))
 
     def _end_epoch(self) -> None:
-        """Evaluate, remember the best on val, write. A signal meanwhile leaves the evaluation for the next attempt."""
-        state, epoch = self.state, self.state.epochs_done + 1
+        """Evaluate, remember the best on val, write. After a signal meanwhile, a resumed run repeats the evaluation."""
+        state, epoch, epochs = self.state, self.state.epochs_done + 1, self.settings.epochs
         values: dict[str, float] = {}
-        if epoch % self.eval_every == 0 or epoch == self.epochs:
+        if epoch % self.settings.eval_every == 0 or epoch == epochs:
             values = self._evaluate()
-            self.curves.add(state.step, epoch, values)
-            self.bar.write(points.epoch_line(epoch, self.epochs, values))
+            self.writer.add(state.step, epoch, values)
+            self.bar.write(points.epoch_line(epoch, epochs, values))
         if state.end_epoch(values, self.task.headline):
             self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
         self._clock = time.perf_counter()
         self._save()
-        if epoch < self.epochs:
+        if epoch < epochs:
             self._stop_if_asked()
 
     def _evaluate(self) -> dict[str, float]:
         """The metrics of val, where there is one, and test."""
         values: dict[str, float] = {}
-        network = self.state.evaluated.eval()  # `_step` goes back to training mode
-        for split_name in ("val", "test"):
-            loader = getattr(self.data, split_name)
+        network = self.state.evaluated.eval()  # `step` goes back to training mode
+        for split in ("val", "test"):
+            loader = getattr(self.data, split)
             if loader is not None:
-                look_up = self._between_evaluations
-                sums = evaluate(self.task, network, loader, self.ranks, self.device, self.precision, look_up)
-                values |= {f"{split_name}/{name}": value for name, value in self.task.metrics(sums).items()}
+                poll, precision = self._between_evaluations, self.settings.precision
+                done = evaluate(self.task, network, loader, self.ranks, self.device, precision, poll)
+                values |= {f"{split}/{name}": value for name, value in done.metrics.items()}
+        self.state.tables = [asdict(table) for table in done.tables]
         refuse_metrics(values)
         return values
 
@@ -258,7 +286,7 @@ class Fit:
         self._read_clock()
         self._count_drops()
         self._collect_bad_images()
-        self.curves.flush()
+        self.writer.flush()
         self._write("last.pt", self.state.state_dict(self.ranks), keep_previous=True)
         self._clock = time.perf_counter()
 
@@ -266,8 +294,3 @@ class Fit:
         if self.ranks.is_main:
             checkpoint.save({**payload, **self.identity}, self.folder.checkpoints / name, keep_previous)
         self.ranks.barrier()
-
-
-def split(batch: Any, parts: int) -> list[Any]:
-    """A batch in micro-batches of nearly equal size."""
-    return [type(batch)(*fields) for fields in zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.console import metric_text
 from engine.state import TrainState
+from engine.tasks import Task
 
 
 def training_point(
@@ -27,7 +29,7 @@ def training_point(
     values["lr"] = state.optimizer.param_groups[0]["lr"]
     values |= keep_probs
     for group, share in expected.items():
-        values[f"drop/measured/{group}"] = dropped(state.window_drops[group])
+        values[f"drop/measured/{group}"] = dropped(state.window.drops[group])
         values[f"drop/expected/{group}"] = share
     values["time/images_per_s"] = images_per_s
     return values
@@ -35,11 +37,11 @@ def training_point(
 
 def epoch_line(epoch: int, epochs: int, values: dict[str, float]) -> str:
     """The line at the terminal that an evaluation leaves."""
-    told = (f"{name} {value:.4f}" if "loss" in name else f"{name} {value:.2f}%" for name, value in values.items())
-    return f"epoch {epoch:>3}/{epochs}  {'  '.join(told)}"
+    shown = (f"{name} {metric_text(name, value)}" for name, value in values.items())
+    return f"epoch {epoch:>3}/{epochs}  {'  '.join(shown)}"
 
 
-def result(state: TrainState, headline: str, expected: dict[str, float]) -> dict[str, Any]:
+def result(state: TrainState, task: Task, expected: dict[str, float]) -> dict[str, Any]:
     """What came of a run, each number under the name of the split it comes from.
 
     `last`: the last epoch (the headline). `best`: the epoch chosen on val, None without one. `peak`: the maximum over
@@ -47,14 +49,17 @@ def result(state: TrainState, headline: str, expected: dict[str, float]) -> dict
 
     Args:
         state: at the end.
-        headline: name of the metric that chooses.
+        task: names the headline, the metric that chooses, and the axis labels of all metrics.
         expected: closed-form drop per group over the last epoch.
     """
     return {
         "last": state.last,
         "best": state.best,
         "peak": state.peak,
-        "headline": headline,
+        "task": task.name,
+        "headline": task.headline,
+        "metric_labels": task.labels,
+        "tables": state.tables,
         "drop_last_epoch": {
             group: {"measured": dropped(state.last_drops[group]), "expected": share}
             for group, share in expected.items()
@@ -70,16 +75,3 @@ def dropped(kept_and_seen: list[int]) -> float:
     """The share of units that were dropped."""
     kept, seen = kept_and_seen
     return 1.0 - kept / seen if seen else 0.0
-
-
-def table_row(plan: Any) -> dict[str, Any]:
-    """What sets a run apart from others, for a table of many: one level of names, plain values."""
-    layer, recipe = plan.layer, plan.recipe
-    row: dict[str, Any] = {"data": plan.data.name, "model": plan.model.name, "width": plan.model.width}
-    row |= {"regularizer": "+".join(plan.regularizer), "cutout": plan.cutout, "autoaugment": plan.autoaugment}
-    row |= {"label_smoothing": plan.label_smoothing, "train_subset": plan.data.train_subset, "seed": plan.seed}
-    row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
-    if layer is not None:
-        row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}
-        row["groups"] = ",".join(map(str, layer.groups))
-    return row

@@ -69,7 +69,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("name", help="what to call it in docs/results")
     given = parser.parse_args(words)
     page = README.read_text()
-    write_report(read_sweep(given.sweep), RESULTS / given.name)
+    write_report(read_sweep(given.sweep), RESULTS / given.name, with_page=False)
     table = short((RESULTS / given.name / "report.csv").read_text())
     page = filled(page, given.name, table)
     README.write_text(filled(page, "findings", findings_table(RESULTS)))

@@ -17,8 +17,14 @@ from scripts.entry import folder, guarded, parser_of
 from scripts.reporting.sweep import Sweep
 
 
-def write_report(sweep: Sweep, out: Path) -> Path:
-    """Write everything but the curves for TensorBoard; returns the path of the Markdown."""
+def write_report(sweep: Sweep, out: Path, with_page: bool = True) -> Path:
+    """Write everything but the curves for TensorBoard; returns the path of the Markdown.
+
+    Args:
+        sweep: what was run.
+        out: the folder of the files.
+        with_page: the HTML as well, which holds every picture a second time.
+    """
     from scripts.reporting import csv_files, figures, page, tables
     from scripts.reporting.comparison import Report, answers, lines_of
 
@@ -30,7 +36,7 @@ def write_report(sweep: Sweep, out: Path) -> Path:
         "claims.csv": csv_files.claims_csv(report.answers),
         "under_drop.csv": csv_files.under_drop_csv(sweep),
         "report.md": tables.report_text(report),
-        "report.html": page.page(report, out),
+        "report.html": page.page(report, out) if with_page else "",
     }
     for name, text in texts.items():
         if text:

@@ -20,7 +20,7 @@ def assert_same(ours: Any, theirs: Any, key: str = "") -> None:
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys(), key
         for name in ours:
-            if name not in ("seconds", "window_seconds", "environments"):
+            if name not in ("seconds", "environments"):
                 assert_same(ours[name], theirs[name], f"{key}.{name}")
     elif isinstance(ours, list):
         assert len(ours) == len(theirs), key

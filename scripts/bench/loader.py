@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data import Augment, build_data
+from data import Augment, Cut, Loading, Reading, Source, build_data
 from data.augment import Normalize
-from data.build import IMAGENET_STATISTICS
+from data.class_folders import IMAGENET_STATISTICS
 from data.folders import open_folders
 from data.prepare import Preparation, prepare
 from data.splits import Batches
@@ -108,15 +108,11 @@ def photograph_loaders(place: Path, arguments: argparse.Namespace) -> dict[str, 
     def ours(root: str, decoder: str, prepared: bool = False) -> Epoch:
         data = build_data(
             "imagenet",
-            root=place / root,
-            batch_size=arguments.batch,
-            val_fraction=0.0,
-            augment=Augment(flip=True),
-            device=arguments.device,
-            channels_last=True,
-            workers=arguments.workers,
-            decoder=decoder,
-            prepared=prepared,
+            Source(place / root),
+            Cut(val_fraction=0.0),
+            Augment(flip=True),
+            Reading(None, decoder, arguments.workers, prepared=prepared),
+            Loading(arguments.batch, device=torch.device(arguments.device), channels_last=True),
         )
         return data.train.epoch
 

@@ -52,12 +52,12 @@ def network(name: str, device: str) -> nn.Module:
 def in_site(name: str, site: Site, device: str) -> DropLayer:
     """Ours as it is trained with, counters included."""
     if name == OURS:
-        return DropBlock2d(BLOCK, keep_prob_in_group(KEEP_PROB, site.group))
+        return DropBlock2d(block_size=BLOCK, keep_prob=keep_prob_in_group(KEEP_PROB, int(site.group)))
     return Foreign(layer_for(name, site, device))
 
 
 def layer_for(name: str, site: Site, device: str) -> Callable[[Tensor], Tensor]:
-    return contestants(keep_prob_in_group(KEEP_PROB, site.group), BLOCK, device)[name]
+    return contestants(keep_prob_in_group(KEEP_PROB, int(site.group)), BLOCK, device)[name]
 
 
 def training_step(model: nn.Module, images: Tensor, labels: Tensor, dtype: str) -> Callable[[], object]:

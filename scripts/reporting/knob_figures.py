@@ -119,16 +119,15 @@ def block_name(sweep: Sweep, size: int) -> str:
     for row in sweep.rows:
         if size in (row.knob("block_size"), *row.same):
             sites = row.runs[0].folder.read("sites.json") or []
-            left = {site["group"] for site in sites if list(site["block"]) != map_sides(site)}
-            covered |= {site["group"] for site in sites} - left
+            covered |= {site["group"] for site in sites} - {site["group"] for site in sites if not is_covered(site)}
     whole = "+".join(str(group) for group in sorted(covered, key=str))
     return f"{size}\nwhole map,\ngroup{'s' if len(covered) > 1 else ''} {whole}" if covered else str(size)
 
 
-def map_sides(site: dict[str, Any]) -> list[int]:
-    """Height and width of the feature map of a site; of the largest, where it is met several times."""
-    sizes = site.get("map_sizes") or [site["map_size"]]
-    return list(max(sizes, key=lambda size: size[-1] * size[-2])[-2:])
+def is_covered(site: dict[str, Any]) -> bool:
+    """Whether a block covers every feature map that a line of the sites table stands for."""
+    sizes = site.get("map_sizes") or [site["map_size"]]  # a record from before a site could see several has one
+    return all(list(site["block"]) == list(size[-2:]) for size in sizes)
 
 
 def under_drop_lines(sweep: Sweep, out: Path) -> None:

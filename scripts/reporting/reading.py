@@ -35,7 +35,7 @@ def read_sweep(folder: Path) -> Sweep:
         if entry is None:
             lost.append((name, "UNREADABLE", f"{notes.path / name} is damaged"))
             continue
-        run = RunFolder(place(folder, Path(entry["run"])))
+        run = RunFolder(place_of(folder, Path(entry["run"])))
         jobs.append(job_of(run, entry, asked.knob))
         summary = run.summary()
         if run.status().get("status") == DONE and summary:
@@ -46,7 +46,7 @@ def read_sweep(folder: Path) -> Sweep:
     if not found:
         raise UserError(f"{folder}: none of its {len(names)} runs is finished")
     study = study_of(asked.sweep)
-    chosen_by = [run for run in found if run.seed == study.pilot_seed]
+    chosen_by = [run for run in [*found, *pilots_beside(folder, study)] if run.seed == study.pilot_seed]
     reported = [run for run in found if run.seed != study.pilot_seed] or found
     sweep = Sweep(folder.resolve().name, rows_of(reported), lost, study, rows_of(chosen_by))
     sweep.lost += [(what, "NOT RUN", "") for what in not_run(asked, jobs, sweep)]
@@ -107,6 +107,18 @@ def computation(row: Row) -> str:
     return repr((row.experiment, row.plan["regularizer"], tried, sorted(row.setting.items(), key=str), sites))
 
 
+def pilots_beside(folder: Path, study: StudyConfig) -> list[Run]:
+    """The finished runs of the sweep that chose keep_prob, from its own folder beside this one."""
+    found = {}
+    for place in sorted(folder.resolve().parent.glob(f"{study.pilot_sweep}*")) if study.pilot_sweep else []:
+        notes = RunFolder(place / "runs")
+        for entry in filter(None, (notes.read(path.name) for path in sorted(notes.path.glob("*.json")))):
+            run = RunFolder(place_of(place, Path(entry["run"])))
+            if summary := run.summary():
+                found[run.path] = Run(run, entry, summary)
+    return list(found.values())
+
+
 def study_of(sweep: str | None) -> StudyConfig:
     """What a sweep's file declares for its report; the defaults for another folder."""
     if sweep is None or sweep not in choices("sweep"):
@@ -114,7 +126,7 @@ def study_of(sweep: str | None) -> StudyConfig:
     return check(load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml").get("study") or {}, StudyConfig)
 
 
-def place(sweep: Path, run: Path) -> Path:
+def place_of(sweep: Path, run: Path) -> Path:
     """Where a run is: beside the sweeps, wherever the outputs were moved to, or where it was written."""
     beside = sweep.resolve().parent.parent.joinpath(*run.parts[-3:])
     return beside if beside.exists() else run

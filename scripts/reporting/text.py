@@ -39,7 +39,7 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
     """What the columns mean, and by what rule the verdicts are given."""
     plan, margin = sweep.runs[0].plan, sweep.study.margin
     compared = sum(line.adjusted is not None for line in lines)
-    evaluations = len(sweep.runs[0].curve(f"test/{sweep.rows[0].headline}"))
+    evaluations = -(-plan["recipe"]["epochs"] // plan["recipe"]["eval_every"])
     test = "made-up test images" if sweep.made_up else "the test set"
     parts = [
         f"{sweep.metric} on {test}, mean ± sample standard deviation over n seeds (none for n = 1). *Last epoch* is "
@@ -49,7 +49,7 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
         f"within ±{margin:g} points; else not resolved. *Smallest difference*: what this many seeds with this spread "
         "would find in 80 % of such experiments (before the correction). *Train - test*: the training batches of the "
         "last epoch, as trained, less test. "
-        f"*Peak*: the maximum over the {evaluations or 'few'} evaluations of a run on test, the paper's convention; it "
+        f"*Peak*: the maximum over the {evaluations} evaluations of a run on test, the paper's convention; it "
         "chooses nothing. *Dropped*: share of units in the last group, measured in the last epoch (and expected)."
     ]
     if sweep.study.headline:

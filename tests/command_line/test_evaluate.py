@@ -31,8 +31,10 @@ def test_equal_to_the_summary(run: RunFolder, tmp_path: Path, capsys: pytest.Cap
         result = json.loads(out.read_text())
         for metric in ("loss", "top1", "top5"):
             assert result[metric] == summary[which][f"{split}/{metric}"]
-    seen = sum(result["samples_per_class"])
-    weighted = sum(a * n for a, n in zip(result["top1_per_class"], result["samples_per_class"], strict=True))
+    (classes,) = result["tables"]
+    assert summary["tables"][0]["header"] == classes["header"] == ["class", "top1 (%)", "images"]
+    seen = sum(images for _, _, images in classes["rows"])
+    weighted = sum(top1 * images for _, top1, images in classes["rows"] if images)
     assert weighted / seen == pytest.approx(result["top1"])
     assert "class 3" in capsys.readouterr().out
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision.datasets
+from opening import build_data
 from PIL import Image
-
-from data import build_data
 
 CLASSES = ("n01", "n02", "n03")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from opening import build_data
 
-from data import Augment, Batch, Data, build_data
+from data import Augment, ClassificationBatch, Data
 
 ALL = Augment(crop_padding=4, flip=True, cutout=8)
 
@@ -14,8 +15,8 @@ def digits(**options: object) -> Data:
     return build_data("digits", **{"batch_size": 32, "augment": ALL, **options})  # type: ignore[arg-type]
 
 
-def equal(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def equal(one: ClassificationBatch, other: ClassificationBatch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.plain().values(), other.plain().values(), strict=True))
 
 
 def test_splits_are_stratified_disjoint_and_the_same_for_every_seed() -> None:

@@ -14,12 +14,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from opening import build_data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
-from data import Augment, Batch, Data, build_data, crops, decode, draws, images
+from data import Augment, ClassificationBatch, Data, crops, decode, draws
 from data.pictures import Draws, Picture, resized
+from data.workers import MAX_BAD_ALWAYS
 
 PHOTOS = load_sample_images().images
 FAST = ("simplejpeg", "pillow")
@@ -214,8 +216,8 @@ def photos(root: Path, **options: object) -> Data:
     return build_data("imagenet", **given)  # type: ignore[arg-type]
 
 
-def equal(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def equal(one: ClassificationBatch, other: ClassificationBatch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.plain().values(), other.plain().values(), strict=True))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -244,7 +246,10 @@ def test_each_epoch_draws_anew(tree: Path) -> None:
 def test_ranks_share_out_the_batches(tree: Path) -> None:
     alone, *ranks = photos(tree), *(photos(tree, rank=rank, world_size=2) for rank in range(2))
     for batch, *shares in zip(alone.train.epoch(1), *(rank.train.epoch(1) for rank in ranks), strict=True):
-        assert all(torch.equal(whole, torch.cat(parts)) for whole, *parts in zip(batch, *shares, strict=True))
+        assert all(
+            torch.equal(whole, torch.cat(parts))
+            for whole, *parts in zip(*(b.plain().values() for b in (batch, *shares)), strict=True)
+        )
     seen = torch.cat([batch.indices for rank in ranks for batch in rank.test.epoch(0)])
     assert sorted(seen.tolist()) == list(range(14))
 
@@ -324,7 +329,7 @@ def test_skip_takes_the_next_good_image_and_counts(spoiled: Path, tree: Path, wo
 
 
 def test_too_many_bad_images_end_the_run_all_the_same(spoiled: Path) -> None:
-    for i in range(images.MAX_BAD_ALWAYS):
+    for i in range(MAX_BAD_ALWAYS):
         (spoiled / f"train/class1/{2 * i:02d}.JPEG").write_bytes(b"")
     with pytest.raises(ValueError, match=r"6 of 40 images cannot be read, more than 0\.1%"):
         list(photos(spoiled, on_bad_image="skip").train.epoch(0))

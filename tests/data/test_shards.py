@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from opening import build_data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import scripts.prepare_shards as command
 from configs.plan import Plan
 from configs.schema import DataConfig, ModelConfig, RecipeConfig
-from data import Augment, Data, build_data, prepare, shards
+from data import Augment, Data, prepare, shards
 from data.folders import open_folders
 from data.prepare import Preparation
 
@@ -176,7 +177,7 @@ def test_what_is_prepared_and_what_is_not_are_told_apart(source: Path, tmp_path:
         open_data(tmp_path, prepared=True, decoder="pil")
     with pytest.raises(ValueError, match="prepared from imagenet"):
         build_data("imagenette", root=tmp_path, prepared=True, batch_size=2)
-    with pytest.raises(ValueError, match="small as it comes"):
+    with pytest.raises(ValueError, match="not for digits"):
         build_data("digits", prepared=True, batch_size=2)
     manifest = json.loads((tmp_path / "prepared.json").read_text())
     (tmp_path / "prepared.json").write_text(json.dumps({**manifest, "version": 99}))

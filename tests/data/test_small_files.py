@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from opening import build_data
 
-from data import build_data, download, fashion
+from data import download, fashion
 
 NAMES = fashion.FILES
 

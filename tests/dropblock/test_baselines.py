@@ -153,10 +153,14 @@ def test_mistakes_are_named(call: Callable[[], object], error: type[Exception], 
         call()
 
 
+def options(name: str) -> dict[str, int]:
+    return {"block_size": 2} if name == "dropblock" else {}
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "fractal_drop_path"])
 def test_in_a_network_keys_stay_and_evaluation_is_the_plain_network(name: str) -> None:
     plain, model = network(), network()
-    install_layers(model, name, keep_prob=0.5, block_size=3)
+    install_layers(model, name, keep_prob=0.5, **options(name))
     assert list(model.state_dict()) == list(plain.state_dict())
     model.load_state_dict(plain.state_dict())
     x = torch.randn(2, 1, 32, 32)
@@ -186,7 +190,7 @@ def test_each_sits_on_the_conv_branch_where_it_belongs(name: str, places: set[st
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "fractal_drop_path"])
 def test_it_measures_what_it_expects_and_resumes_on_the_same_draws(name: str) -> None:
     model = network()
-    install_layers(model, name, keep_prob=0.6, block_size=2)
+    install_layers(model, name, keep_prob=0.6, **options(name))
     control = LayerControl(model, torch.zeros(1, 1, 32, 32), {"drop_connect": KeepProbSchedule(model, 0.6, "constant")})
     control.set_progress(1.0)
     model.train()
@@ -204,7 +208,7 @@ def test_it_measures_what_it_expects_and_resumes_on_the_same_draws(name: str) ->
     # Draws in group 4, which has 3 residual units: 30 steps, 8 samples, 16 channels or more. DropBlock's 2x2 blocks are
     # fewer than a map has units. 4.5 standard errors: false alarm 7e-6 a case.
     draws = {"stochastic_depth": 3 * 30, "drop_path": 3 * 30 * 8}.get(name, 3 * 30 * 8 * 16)
-    for group, expected in control.expected_drop(0.6).items():
+    for group, expected in control.expected_drop([0.6]).items():
         kept, seen = (sum(count[group][i] for count in counts[:-1]) for i in (0, 1))
         assert abs(1 - kept / seen - expected) < 4.5 * (0.25 / draws) ** 0.5
 

@@ -25,7 +25,7 @@ from dropblock import (
     installed_layers,
     site_table,
 )
-from dropblock.sites import table_text
+from dropblock.table import table_text
 from models.resnet import Bottleneck as OurBottleneck
 from models.resnet import ResNet
 
@@ -54,7 +54,7 @@ def network(name: str) -> nn.Module:
 
 
 def block3(site: Site) -> DropBlock2d:
-    return DropBlock2d(3, 0.9)
+    return DropBlock2d(block_size=3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -80,8 +80,8 @@ def test_keys_and_outputs_stay_and_every_site_drops_what_it_should(name: str) ->
         model(x).square().mean().backward()
     for path, row in rows.items():
         layer = filled[path].layer
-        seen, maps = layer.seen_units.item(), 2 * 8 * row.map_size[0]
-        assert seen == maps * row.map_size[1] * row.map_size[2], "called once in a pass"
+        seen, maps = layer.seen_units.item(), 2 * 8 * row.map_sizes[0][0]
+        assert seen == maps * row.map_sizes[0][1] * row.map_sizes[0][2], "called once in a pass"
         p = row.expected_drop
         assert abs(1 - layer.kept_units.item() / seen - p) < 5 * math.sqrt(p * (1 - p) / maps), path
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -8,26 +8,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data import ClassificationBatch
 from engine.attempt import differences
 from engine.console import duration, table
-from engine.loggers import Curves
-from engine.loop import split
+from engine.loggers import MetricsWriter
 from engine.records import RunFolder, RunLocked
 from engine.seeding import mix
-from engine.tasks import Classification
+from engine.tasks import Classification, Table
 
 
-class Batch(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
+def batch_of(images: Tensor, labels: Tensor) -> ClassificationBatch:
+    return ClassificationBatch(images, labels, torch.arange(len(labels)))
+
+
+def evaluated(batches: list[ClassificationBatch], classes: int) -> tuple[dict[str, float], Table]:
+    evaluator = Classification([str(k) for k in range(classes)]).evaluator(None)
+    for batch in batches:
+        evaluator.update(nn.Identity(), batch)
+    evaluator.merge([evaluator.state()])
+    return evaluator.metrics(), evaluator.tables()[0]
 
 
 def test_seeds_do_not_collide_and_look_random() -> None:
@@ -44,25 +49,23 @@ def test_seeds_do_not_collide_and_look_random() -> None:
 
 def test_metrics_do_not_depend_on_how_a_split_is_cut_into_batches() -> None:
     torch.manual_seed(0)
-    task, logits, labels = Classification(7), torch.randn(50, 7), torch.randint(7, (50,))
-    model = nn.Identity()
-    whole = task.metrics(task.measure(model, Batch(logits, labels, labels)))
-    parts = [task.measure(model, Batch(x, y, y)) for x, y in zip(logits.split(8), labels.split(8), strict=True)]
-    cut = task.metrics(torch.stack(parts).sum(0))
+    logits, labels = torch.randn(50, 7), torch.randint(7, (50,))
+    whole, _ = evaluated([batch_of(logits, labels)], 7)
+    cut, table = evaluated([batch_of(x, y) for x, y in zip(logits.split(8), labels.split(8), strict=True)], 7)
     assert cut == pytest.approx(whole, rel=1e-12)
     assert whole["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert whole["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
     top5 = (logits.argsort(1, descending=True)[:, :5] == labels[:, None]).any(1)
     assert whole["top5"] == pytest.approx(100 * top5.double().mean().item())
-    details = task.details(torch.stack(parts).sum(0))
-    for k in range(7):
+    for k, (name, top1, images) in enumerate(table.rows):
         right = (logits.argmax(1) == labels)[labels == k].double().mean().item()
-        assert details["top1_per_class"][k] == pytest.approx(100 * right)
+        assert (name, images) == (str(k), int((labels == k).sum()))
+        assert top1 == pytest.approx(100 * right)
 
 
 def test_label_smoothing_is_uniform_over_all_classes() -> None:
     logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
-    loss, _ = Classification(5, label_smoothing=0.1).loss(nn.Identity(), Batch(logits, labels, labels))
+    loss, _ = Classification("abcde", label_smoothing=0.1).loss(nn.Identity(), batch_of(logits, labels))
     target = 0.9 * F.one_hot(labels, 5) + 0.1 / 5
     torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
 
@@ -73,25 +76,25 @@ def test_an_auxiliary_head_adds_its_weighted_loss() -> None:
             return x, 2 * x
 
     logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
-    loss, _ = Classification(5, aux_weight=0.4).loss(TwoHeads(), Batch(logits, labels, labels))
+    loss, _ = Classification("abcde", aux_weight=0.4).loss(TwoHeads(), batch_of(logits, labels))
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(2 * logits, labels))
 
 
 def test_micro_batches_cover_the_batch_once() -> None:
-    batch = Batch(torch.arange(7.0), torch.arange(7), torch.arange(7))
-    parts = split(batch, 3)
-    assert [len(part.labels) for part in parts] == [3, 2, 2]
+    batch = batch_of(torch.arange(7.0), torch.arange(7))
+    parts = batch.split(3)
+    assert [part.size for part in parts] == [3, 2, 2]
     assert torch.cat([part.images for part in parts]).equal(batch.images)
 
 
 def test_points_that_a_kill_undid_are_forgotten(tmp_path: Path) -> None:
-    curves = Curves(tmp_path, 0)
+    curves = MetricsWriter(tmp_path, 0)
     for step in range(1, 11):
         curves.add(step, step / 5, {"train/loss": float(step)})
     curves.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 11, "train/lo')  # cut off by a kill
-    resumed = Curves(tmp_path, 6)
+    resumed = MetricsWriter(tmp_path, 6)
     for step in range(7, 13):
         resumed.add(step, step / 5, {"train/loss": 100.0 + step})
     resumed.close()

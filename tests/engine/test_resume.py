@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from comparison import assert_same, curves
 
-from engine import records
 from engine.checkpoint import load
 from engine.loop import Fit
 from engine.records import RunFolder
@@ -27,7 +26,7 @@ PER_EPOCH = 288 // 32
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """As if SIGTERM had come during that step of this process."""
-    step, done = Fit._step, [0]
+    step, done = Fit.step, [0]
 
     def patched(self: Fit, *args: Any) -> None:
         step(self, *args)
@@ -35,7 +34,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         if done[0] == steps:
             self.stop.received = signal.SIGTERM
 
-    monkeypatch.setattr(Fit, "_step", patched)
+    monkeypatch.setattr(Fit, "step", patched)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_the_record_names_every_place_a_run_has_been_through(
     for number, commit in enumerate("aabc"):
         there = {"commit": commit, "date": str(number)}
         with monkeypatch.context() as patch:
-            patch.setattr(records, "environment", there.copy)
+            patch.setattr("experiment.run.environment", there.copy)
             if number < 3:
                 stop_after(patch, 4)
             assert train() == (143 if number < 3 else 0)
@@ -94,7 +93,7 @@ def test_a_signal_after_the_last_step_stops_no_run_that_is_done(
 
     def signalled(self: Fit) -> None:
         end(self)
-        if self.state.epochs_done == self.epochs:
+        if self.state.epochs_done == self.settings.epochs:
             self.stop.received = signal.SIGTERM
 
     with monkeypatch.context() as patch:

@@ -106,7 +106,7 @@ def network(words: Sequence[str]) -> dict[str, Any]:
     import torch
 
     from dropblock import LayerControl
-    from train import build_network
+    from experiment.build import build_network
 
     class Shape:
         num_classes = 1000 if "data=imagenet" in words else 10
@@ -118,20 +118,16 @@ def network(words: Sequence[str]) -> dict[str, Any]:
         model, layers = build_network(plan, Shape, torch.device("meta"))  # type: ignore[arg-type]
     assert isinstance(layers, LayerControl)
     rows = [
-        [row.site, row.group, row.branch, list(row.map_size), list(row.block), row.keep_prob, row.expected_drop]
+        [row.site, row.group, row.branch, list(row.map_sizes[0]), list(row.block), row.keep_prob, row.expected_drop]
         for row in layers.table
     ]
     return {"parameters": sum(p.numel() for p in model.parameters()), "sites": rows}
 
 
 def plan_of(words: Sequence[str]) -> Any:
-    from hydra import compose, initialize_config_dir
+    from configs import compose
 
-    from configs.resolve import resolve
-    from configs.schema import Config, check
-
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return resolve(check(compose("config", overrides=list(words)), Config))[0]
+    return compose.plan_of(*words)
 
 
 def measured() -> dict[str, Any]:

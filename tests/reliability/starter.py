@@ -31,7 +31,7 @@ class Faults:
         """As if SIGTERM had come during that step of this process."""
         from engine.loop import Fit
 
-        step, done = Fit._step, [0]
+        step, done = Fit.step, [0]
 
         def patched(fit: Fit, *args: Any) -> None:
             step(fit, *args)
@@ -39,7 +39,7 @@ class Faults:
             if done[0] == steps:
                 fit.stop.received = 15
 
-        Fit._step = patched  # type: ignore[method-assign]
+        Fit.step = patched  # type: ignore[method-assign]
 
     def die_after_write_of(self, name: str) -> None:
         """A kill between two files: the first of that name is whole, the next does not exist."""
@@ -90,13 +90,13 @@ class Faults:
         elif where == "evaluation":
             patch(loop.Fit, "_evaluate")
         elif where == "data":
-            import data
+            from experiment import build
 
-            patch(data, "build_data")
+            patch(build, "build_data")
         elif where == "compose":
-            import train
+            from experiment import grid
 
-            patch(train, "resolve")
+            patch(grid, "resolve")
 
     def bad_loss(self, step: int, rank: int = 0) -> None:
         """The loss of this step is NaN on that rank."""
@@ -117,7 +117,7 @@ class Faults:
         """Write down which samples every step was given, and how many an evaluation counted."""
         from engine import loop
 
-        step, evaluate = loop.Fit._step, loop.evaluate
+        step, evaluate = loop.Fit.step, loop.evaluate
         file = open(path, "a", buffering=1)  # noqa: SIM115
 
         def patched(fit: Any, batch: Any, *args: Any) -> None:
@@ -126,11 +126,11 @@ class Faults:
             file.write(json.dumps({**line, "mask": fit.layers.layers[0].mask_seed.item()}) + "\n")
 
         def counted(task: Any, *args: Any) -> Any:
-            sums = evaluate(task, *args)
-            file.write(json.dumps({"evaluated": sum(task.details(sums)["samples_per_class"])}) + "\n")
-            return sums
+            done = evaluate(task, *args)
+            file.write(json.dumps({"evaluated": done.images}) + "\n")
+            return done
 
-        loop.Fit._step, loop.evaluate = patched, counted  # type: ignore[method-assign,assignment]
+        loop.Fit.step, loop.evaluate = patched, counted  # type: ignore[method-assign,assignment]
 
     def keep_state(self, path: str) -> None:
         """What this rank holds in the end, not only what the main rank writes."""
@@ -188,7 +188,7 @@ def serve() -> int:
     import data  # noqa: F401
     import dropblock  # noqa: F401
     import engine.loop  # noqa: F401
-    import evaluate  # noqa: F401
+    import experiment.run  # noqa: F401
     import models  # noqa: F401
 
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from engine import loop
 from engine.checkpoint import load
 from engine.guard import MAX_SKIPS_IN_A_ROW, Guard, NonFinite, all_finite, refuse_metrics
 from engine.records import RunFolder
-from engine.tasks import Classification
+from engine.tasks.classification import Classification, ClassificationEvaluator
 
 Train = Callable[..., int]
 WORDS = ("checkpoint_every=2", "batch_size=48", "recipe.ema_decay=0.9")
@@ -64,13 +64,13 @@ def test_what_is_kept_leads_to_the_same_loss_again(train: Train, tmp_path: Path)
     from configs.schema import load_yaml
     from engine.distributed import Ranks
     from engine.signals import StopRequest
-    from train import assemble, open_data
+    from experiment.build import build_fit, open_data
 
     assert train("lr=1e20", "recipe.warmup_epochs=0", *WORDS) == 1
     run = run_in(tmp_path)
     plan, kept = plan_from(load_yaml(run.path / "plan.yaml")), load(run.path / "nonfinite.pt")
     data = open_data(plan, torch.device("cpu"), Ranks())
-    fit, layers = assemble(plan, data, run, torch.device("cpu"), Ranks(), StopRequest())
+    fit, layers = build_fit(plan, data, run, torch.device("cpu"), Ranks(), StopRequest())
     fit.state.load_state_dict(kept)
     layers.set_progress(kept["step"] / (2 * len(data.train)))
     layers.set_seeds(lambda i: loop.mix(plan.seed, loop.MASKS, kept["rank"], kept["step"], kept["micro"], i))
@@ -121,14 +121,14 @@ def test_on_a_device_that_is_not_waited_for_it_is_noticed_before_anything_is_wri
 def test_spoilt_weights_are_never_written(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = loop.Fit._step
+    step = loop.Fit.step
 
     def patched(fit: loop.Fit, *args: Any) -> None:
         step(fit, *args)
         if fit.state.step == 4:
             fit.state.model.get_buffer("bn1.running_var")[0] = float("inf")
 
-    monkeypatch.setattr(loop.Fit, "_step", patched)
+    monkeypatch.setattr(loop.Fit, "step", patched)
     assert train(*WORDS) == 1
     assert "a running statistic is not finite after step 4" in capsys.readouterr().err
     assert load(run_in(tmp_path).checkpoints / "last.pt")["step"] == 2
@@ -137,7 +137,7 @@ def test_spoilt_weights_are_never_written(
 def test_a_metric_that_is_no_number_is_an_error(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Classification, "metrics", lambda *_: {"loss": float("nan"), "top1": 1.0, "top5": 1.0})
+    monkeypatch.setattr(ClassificationEvaluator, "metrics", lambda *_: {"loss": float("nan"), "top1": 1.0, "top5": 1.0})
     assert train(*WORDS) == 1
     assert "val/loss is nan" in capsys.readouterr().err
     assert not any("val/loss" in line for line in run_in(tmp_path).metrics())

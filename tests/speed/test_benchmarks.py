@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from data import Batch
 from engine.guard import all_finite
 from scripts.bench import loader, loop, startup
 from scripts.bench.rounds import interleaved
@@ -95,7 +96,8 @@ def test_loaders_become_a_table(tmp_path: Path) -> None:
 def test_small_images_through_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SMALL_IMAGES", 384)
     for name, epoch in loader.small_loaders(argparse.Namespace(device="cpu", workers=0)).items():
-        images, labels = next(iter(epoch(0)))[:2]
+        batch = next(iter(epoch(0)))
+        images, labels = (batch.images, batch.labels) if isinstance(batch, Batch) else batch[:2]
         assert images.shape == (128, 3, 32, 32), name
         assert images.dtype == torch.float32
         assert labels.shape == (128,)

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from opening import build_data
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from data import Augment, build_data
+from data import Augment
 from dropblock import DropBlock2d, install_into
 from engine.distributed import Ranks, join, synchronized, with_hooks, wrap
-from engine.loop import Fit
+from engine.loop import Fit, LoopSettings
 from engine.optim import LearningRate, build_optimizer
 from engine.records import RunFolder
 from engine.signals import StopRequest
@@ -88,20 +89,13 @@ def fit(
         lambda *_: steps.append({"lr": optimizer.param_groups[0]["lr"], "reductions": reductions[0]})
     )
     Fit(
-        task=Classification(10),
+        task=Classification("0123456789"),
         state=TrainState(model, optimizer),
         network=wrapped,
         data=data,
         layers=NoLayers(),
         lr=LearningRate(0.05, "cosine", EPOCHS * len(data.train), len(data.train), warmup_epochs=0.5),
-        epochs=EPOCHS,
-        accumulate=accumulate,
-        grad_clip=None,
-        precision="float32",
-        seed=3,
-        eval_every=1,
-        log_every=3,
-        checkpoint_every=0,
+        settings=LoopSettings(epochs=EPOCHS, seed=3, accumulate=accumulate, log_every=3),
         folder=RunFolder(place),
         identity={},
         ranks=ranks,
@@ -191,7 +185,7 @@ def test_synchronized_batch_norm_keeps_the_sites_of_a_foreign_network(name: str)
     import torchvision
 
     model = torchvision.models.get_model(name, weights=None, num_classes=4)
-    sites = install_into(model, lambda site: DropBlock2d(3), sites=lambda site: site.group >= 3)
+    sites = install_into(model, lambda site: DropBlock2d(block_size=3), sites=lambda site: site.group >= 3)
     model = with_hooks(nn.SyncBatchNorm.convert_sync_batchnorm, model).eval()
     assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     calls = dict.fromkeys(sites.values(), 0)

@@ -1,0 +1,135 @@
+"""The sites table: what sits where in a network, and what it drops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from dropblock.layers import DropLayer
+from dropblock.schedule import KeepProbSchedule
+from dropblock.sites import Group, Site, declared_sites, map_sizes
+
+OUT_OF_REACH = "out of reach"  # stands for the layer in the row of a place that no layer can get at
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One line of the sites table: what sits where, and what it is expected to do at the target keep_prob.
+
+    Args:
+        site: module path.
+        group, branch, after, note: of the `Site`.
+        layer: class of the layer.
+        map_sizes: (channels, height, width) of every feature map that the site sees in one pass.
+        block: (height, width) of what is dropped together on the largest of them, clamped to it. Two layers of one
+            kind compute the same if this is equal: a block clamped here is clamped on every smaller map as well.
+        clamped: the block that was asked for does not fit even the largest map.
+        keep_prob: when the whole drop rate is in force.
+        seed_rate: the probability of one draw, on the largest map.
+        expected_drop: the closed form, over all its units.
+    """
+
+    site: str
+    group: Group
+    branch: str
+    after: str
+    layer: str
+    map_sizes: list[tuple[int, int, int]] = field(default_factory=list)
+    block: tuple[int, ...] = (0, 0)
+    clamped: bool = False
+    keep_prob: float = 1.0
+    seed_rate: float = 0.0
+    expected_drop: float = 0.0
+    note: str = ""
+
+
+def site_table(model: nn.Module, example: Tensor, *schedules: KeepProbSchedule) -> list[SiteRow]:
+    """What is installed where, with map sizes found by one forward pass in evaluation mode.
+
+    A place of a foreign network where a layer was wanted but cannot be has a row too, without map sizes and with the
+    layer "out of reach".
+
+    Args:
+        model: a network with installed layers; left as it was.
+        example: (1, channels, height, width), the input the network will see.
+        schedules: say what each group keeps at the target, each for its own layers.
+
+    Raises:
+        ValueError: if a layer has no schedule.
+    """
+    scheduled = {layer: schedule for schedule in schedules for layer in schedule.layers}
+    rows, declared = [], declared_sites(model)
+    sizes = map_sizes(model, example, {name: site for name, site in declared.items() if site.layer is not None})
+    for name, site in declared.items():
+        if site.layer is not None:
+            if site.layer not in scheduled:
+                raise ValueError(f"the layer at {name} has no keep_prob schedule")
+            schedule = scheduled[site.layer]
+            rows.append(row_of(name, site, site.layer, schedule.kept_by(site.layer, schedule.keep_prob), sizes[name]))
+        elif site.missed:
+            rows.append(SiteRow(name, site.group, site.branch, site.after, OUT_OF_REACH, note=site.note))
+    return rows
+
+
+def row_of(name: str, site: Site, layer: DropLayer, kept: float, sizes: list[tuple[int, int, int]]) -> SiteRow:
+    """The row of one site with a layer that keeps `kept` of its units."""
+    _, height, width = largest(sizes)
+    return SiteRow(
+        site=name,
+        group=site.group,
+        branch=site.branch,
+        after=site.after,
+        layer=type(layer).__name__,
+        map_sizes=sizes,
+        block=layer.block(height, width),
+        clamped=getattr(layer, "block_size", 1) > min(height, width),
+        keep_prob=kept,
+        seed_rate=layer.seed_rate(kept, height, width),
+        expected_drop=mean_drop(layer, kept, sizes),
+        note=site.note,
+    )
+
+
+def largest(sizes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """The size with most positions."""
+    return max(sizes, key=lambda size: size[1] * size[2])
+
+
+def mean_drop(layer: DropLayer, kept: float, sizes: list[tuple[int, int, int]]) -> float:
+    """The expected share of dropped units over all feature maps of a site."""
+    if len(sizes) == 1:  # to the last bit what the layer says
+        return layer.expected_drop(kept, *sizes[0][1:])
+    units = sum(channels * height * width for channels, height, width in sizes)
+    return sum(layer.expected_drop(kept, h, w) * c * h * w for c, h, w in sizes) / units
+
+
+def table_text(rows: list[SiteRow]) -> str:
+    """The sites table for people: sites that are alike share a line, with their number; notes stand below it."""
+    alike: dict[tuple[object, ...], list[SiteRow]] = {}
+    for row in rows:
+        key = (row.group, row.branch, row.after, row.layer, *row.map_sizes, row.block, row.expected_drop)
+        alike.setdefault(key, []).append(row)
+    lines = [("group", "branch", "after", "sites", "layer", "map", "block", "keep_prob", "gamma", "expected drop")]
+    for same in alike.values():
+        row = same[0]
+        place = (str(row.group), row.branch, row.after, str(len(same)), row.layer)
+        lines.append((*place, *(("-", "-", "-", "-", "0.00%") if row.layer == OUT_OF_REACH else rates_text(row))))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    padded = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    notes = dict.fromkeys(f"note: {row.note}" for row in rows if row.note)
+    return "\n".join([padded[0], "  ".join("-" * w for w in widths), *padded[1:], *notes])
+
+
+def rates_text(row: SiteRow) -> tuple[str, str, str, str, str]:
+    """Feature maps, block, keep_prob, gamma and expected drop of a row."""
+    channels, height, width = largest(row.map_sizes)
+    others = [f"{h}x{w}" for _, h, w in row.map_sizes if (h, w) != (height, width)]
+    b_h, b_w = row.block
+    return (
+        " ".join([f"{channels}x{height}x{width}", *others]),
+        f"{b_h}x{b_w}" + (" = whole map" if (b_h, b_w) == (height, width) else ""),
+        f"{row.keep_prob:g}",
+        f"{row.seed_rate:.3g}",
+        f"{100 * row.expected_drop:.2f}%",
+    )

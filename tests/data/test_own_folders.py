@@ -1,0 +1,161 @@
+"""`data=folder`: a user's own class folders, from the files to a finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from opening import build_data
+from PIL import Image
+
+from train import main
+
+CLASSES = ("pears 2", "äpfel")
+Build = Callable[..., object]
+
+
+def plant(root: Path, counts: dict[str, int], mode: str = "RGB", size: tuple[int, int] = (12, 12)) -> Path:
+    """Class folders with that many images a class; the second class is brighter."""
+    draws = np.random.default_rng(0)
+    for split, count in counts.items():
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                shape = size if mode == "L" else (*size, 3)
+                pixels = draws.integers(100 * label, 100 * label + 80, shape).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def build(root: Path | None, **options: object) -> object:
+    return build_data("folder", **{"root": root, "image_size": 12, "batch_size": 4, **options})  # type: ignore[arg-type]
+
+
+def samples(loader: object) -> torch.Tensor:
+    return torch.cat([batch.images for batch in loader.epoch(0)])
+
+
+def test_train_val_and_test_are_the_folders_own(tmp_path: Path) -> None:
+    data = build(plant(tmp_path, {"train": 6, "val": 3, "test": 4}))
+    assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (12, 6, 8)
+    assert (data.classes, data.image_shape, data.task) == (CLASSES, (3, 12, 12), "classification")
+    images = samples(data.train)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
+    assert next(data.test.epoch(0)).labels.tolist() == [0, 0, 0, 0]
+
+
+def test_what_is_missing_is_cut_from_train_once_and_for_all(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": 20})
+    one, other = build(tmp_path, val_fraction=0.25, seed=1), build(tmp_path, val_fraction=0.25, seed=2)
+    assert (one.train.num_samples, one.val.num_samples, one.test.num_samples) == (24, 8, 8)
+    assert one.fingerprint == other.fingerprint
+    every = torch.cat([loader.windows.flatten(1) for loader in (one.train, one.val, one.test)])
+    assert len(every.unique(dim=0)) == 40
+    assert one.test.labels.bincount().tolist() == [4, 4]
+    assert any("no test folder, 8 of the training images" in note for note in one.notes)
+
+
+def test_a_subset_and_a_fraction_give_exact_numbers(tmp_path: Path) -> None:
+    data = build(plant(tmp_path, {"train": 20, "test": 3}), val_fraction=0.1, train_subset=10)
+    assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (10, 4, 6)
+    assert data.train.labels.bincount().tolist() == [5, 5]
+    assert data.val.labels.bincount().tolist() == [2, 2]
+
+
+def test_gray_images_have_one_channel(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": 6, "test": 2}, mode="L")
+    assert build(tmp_path).image_shape == (1, 12, 12)
+    Image.new("RGB", (12, 12), (9, 80, 200)).save(tmp_path / "test" / CLASSES[0] / "colour.png")
+    assert build(tmp_path).image_shape == (3, 12, 12)
+
+
+def test_other_sizes_are_resized_and_cropped(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": 4, "test": 2}, size=(30, 21))
+    data = build(tmp_path)
+    assert data.image_shape == (3, 12, 12)
+    assert any("12 of 12 images came in another size" in note for note in data.notes)
+
+
+def test_given_statistics_are_used(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": 4, "test": 2})
+    plain = build(tmp_path, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+    values = samples(plain.test) * 255
+    assert (values - values.round()).abs().max() < 1e-3
+
+
+def test_large_images_are_read_per_batch(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": 4, "test": 2}, size=(80, 90))
+    data = build(tmp_path, image_size=72)
+    assert next(data.train.epoch(0)).images.shape == (4, 3, 72, 72)
+    before = data.fingerprint
+    file = tmp_path / "test" / CLASSES[0] / "0.png"
+    Image.new("RGB", (90, 80)).save(file)  # another image under the same name
+    assert build(tmp_path, image_size=72).fingerprint != before
+
+
+def unreadable(root: Path) -> None:
+    (root / "train" / CLASSES[0] / "0.png").write_bytes(b"no image")
+
+
+def sixteen_bits(root: Path) -> None:
+    Image.fromarray(np.zeros((12, 12), np.uint16)).save(root / "train" / CLASSES[0] / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "expected"),
+    [
+        (unreadable, {}, ["0.png", "not a readable image", "on_bad_image=skip"]),
+        (sixteen_bits, {}, ["0.png", "8 bits"]),
+        (lambda root: (root / "train" / CLASSES[0]).rename(root / "elsewhere"), {}, ["one class folder", "äpfel"]),
+        (lambda root: (root / "test" / CLASSES[0]).rename(root / "test" / "plums"), {}, ["test lacks pears 2"]),
+        (lambda root: (root / "train").rename(root / "training"), {}, ["no folder", "train/<class>/<image>"]),
+        (lambda root: None, {"mean": [0.5]}, ["data.mean and data.std belong together"]),
+        (lambda root: None, {"mean": [0.5], "std": [0.2]}, ["1 channels", "have 3"]),
+        (lambda root: None, {"std": [2.0], "mean": [0.5]}, ["in [0, 1]"]),
+        (lambda root: None, {"prepared": True}, ["prepared"]),
+        (lambda root: None, {"root": None}, ["data.root"]),
+        (lambda root: None, {"meen": [0.1]}, ["data.meen does not apply", "mean, std"]),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, damage: Callable[[Path], object], options: dict[str, object], expected: list[str]
+) -> None:
+    damage(plant(tmp_path, {"train": 4, "test": 2}))
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        build(**{"root": tmp_path, **options})
+    assert "\n" not in str(error.value)
+    for part in expected:
+        assert part in str(error.value)
+
+
+def test_skip_leaves_a_damaged_file_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unreadable(plant(tmp_path, {"train": 4, "val": 1, "test": 2}))
+    data = build(tmp_path, on_bad_image="skip")
+    assert data.train.num_samples == 7
+    assert [Path(path).name for path in data.train.bad_images] == ["0.png"]
+    assert "left out" in caplog.text
+    assert any("1 files" in note for note in data.notes)
+
+
+def test_a_run_through_the_command_line_is_named_after_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(tmp_path / "my fruit", {"train": 16, "test": 8})
+    words = ["data=folder", f"data.root={tmp_path / 'my fruit'}", "data.image_size=12", "model=resnet18"]
+    words += ["model.width=4", "epochs=2", "batch_size=8", "progress=false", "device=cpu", f"output_root={tmp_path}"]
+    assert main([*words, "regularizer=none"]) == 0
+    (run,) = tmp_path.glob("folder-my-fruit-resnet18/none-*/seed-1")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["last"]["test/top1"] >= 50
+    assert main([*words, "regularizer=none"]) == 0
+    assert "already done" in capsys.readouterr().out
+
+
+def test_the_command_line_asks_for_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data=folder", "regularizer=none"]) == 2
+    assert "data.root=PATH" in capsys.readouterr().err
