@@ -7,7 +7,7 @@ from configs.schema import UserError, one_of
 
 SCHEDULES = ("linear", "constant")
 LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
-OPTIMIZERS = ("sgd", "rmsprop")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 PRECISIONS = ("float32", "bfloat16", "float16")
 TASKS = ("classification", "segmentation", "detection")
 DEVICES = ("auto", "cpu", "cuda")
