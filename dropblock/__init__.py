@@ -5,12 +5,13 @@ Imports torch and nothing else.
 
 from dropblock.baselines import DropConnect, Dropout, DropPath, SpatialDropout, StochasticDepth, drop_together
 from dropblock.control import LayerControl
-from dropblock.foreign import Place, declare_sites, install_into, known_places
+from dropblock.foreign import declare_sites, install_into
 from dropblock.fractal import FractalDropPath, JoinSite
 from dropblock.functional import drop_block2d, drop_block2d_counted
 from dropblock.kinds import LAYERS, LayerSpec, install_layers
 from dropblock.law import effective_block, expected_drop, seed_rate
 from dropblock.layers import DropBlock2d, DropLayer, installed_layers
+from dropblock.places import Place, known_places
 from dropblock.reference import drop_block2d_reference
 from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_prob_in_group
 from dropblock.sites import Site, declared_sites, install
