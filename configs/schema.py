@@ -48,16 +48,25 @@ class DataConfig:
     title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
     mean: list[float] | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
     std: list[float] | None = None
+    task: str = "classification"  # | segmentation | detection
+    train_split: str | None = None  # names of the splits, of data sets that have several; null: the usual ones
+    val_split: str | None = None  # null: val is cut from the training split
+    test_split: str | None = None
+    classes: list[str] | None = None  # of voc_detection, in the order of the labels; null: all in the training list
 
     def options(self) -> dict[str, Any]:
         """What only some data sets have, as far as it is given."""
-        return {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
+        some = ("mean", "std", "train_split", "val_split", "test_split", "classes")
+        return {key: value for key in some if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     crop_padding: int = 0
     flip: bool = False
+    scale_min: float = 1.0  # of segmentation and detection: the longer side becomes U(min, max) * image_size
+    scale_max: float = 1.0
+    photometric: float = 0.0  # brightness, contrast and saturation times U(1 - p, 1 + p) each
 
 
 @dataclass(frozen=True)
