@@ -4,6 +4,7 @@ Imports torch and nothing else.
 """
 
 from dropblock.baselines import DropConnect, Dropout, DropPath, SpatialDropout, StochasticDepth, drop_together
+from dropblock.compat.older_package import DropBlock2D, DropBlock3D, LinearScheduler, warn_of_namesake
 from dropblock.control import LayerControl
 from dropblock.foreign import declare_sites, install_into
 from dropblock.fractal import FractalDropPath, JoinSite
@@ -21,7 +22,9 @@ __all__ = [
     "LAYERS",
     "SCHEDULES",
     "DropBlock1d",
+    "DropBlock2D",
     "DropBlock2d",
+    "DropBlock3D",
     "DropBlock3d",
     "DropConnect",
     "DropLayer",
@@ -32,6 +35,7 @@ __all__ = [
     "KeepProbSchedule",
     "LayerControl",
     "LayerSpec",
+    "LinearScheduler",
     "Place",
     "Site",
     "SiteRow",
@@ -58,3 +62,5 @@ __all__ = [
     "site_table",
     "table_text",
 ]
+
+warn_of_namesake()
