@@ -183,6 +183,7 @@ class Config:
     run_dir: str | None = None
     fresh: bool = False
     estimate: bool = False
+    jobs: str = "1"  # runs of a sweep at a time: a number, or auto
 
 
 T = TypeVar("T")
