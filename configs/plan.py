@@ -1,4 +1,4 @@
-"""The plan: one run, complete and normalised. Everything behind the doors sees the plan only."""
+"""The plan: one run, complete and normalised. Everything behind the entry scripts sees the plan only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import (
+    AugmentConfig,
     DataConfig,
     ModelConfig,
     PaperConfig,
@@ -19,6 +20,11 @@ from configs.schema import (
 )
 
 CONFIGS = Path(__file__).parent
+# Fields that came after the first runs: they are part of a plan's identity only where they differ from their default.
+ADDED_LATER = {
+    *("prepared", "title", "mean", "std", "task", "train_split", "val_split", "test_split", "classes"),
+    *("sync_batchnorm", "scale_min", "scale_max", "photometric"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,12 @@ class Plan:
             del plan[name]
         for name in ("root", "download", "model_width"):
             del plan["data"][name]
-        later = ("prepared", "title", "mean", "std")
-        for part, switch in (*(("data", key) for key in later), ("recipe", "sync_batchnorm")):
-            if not plan[part][switch]:  # runs from before there was a choice keep their folders
-                del plan[part][switch]
+        recipe = plan["recipe"]
+        parts = ((plan["data"], DataConfig()), (recipe, RecipeConfig()), (recipe["augment"], AugmentConfig()))
+        for part, defaults in parts:
+            for key in ADDED_LATER & part.keys():
+                if part[key] == getattr(defaults, key):
+                    del part[key]
         return plan
 
     def hash(self) -> str:

@@ -48,16 +48,25 @@ class DataConfig:
     title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
     mean: list[float] | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
     std: list[float] | None = None
+    task: str = "classification"  # | segmentation | detection
+    train_split: str | None = None  # names of the splits, of data sets that have several; null: the usual ones
+    val_split: str | None = None  # null: val is cut from the training split
+    test_split: str | None = None
+    classes: list[str] | None = None  # of voc_detection, in the order of the labels; null: all in the training list
 
     def options(self) -> dict[str, Any]:
         """What only some data sets have, as far as it is given."""
-        return {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
+        some = ("mean", "std", "train_split", "val_split", "test_split", "classes")
+        return {key: value for key in some if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     crop_padding: int = 0
     flip: bool = False
+    scale_min: float = 1.0  # of segmentation and detection: the longer side becomes U(min, max) * image_size
+    scale_max: float = 1.0
+    photometric: float = 0.0  # brightness, contrast and saturation times U(1 - p, 1 + p) each
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,8 @@ class RegularizerConfig:
     layer: LayerConfig | None = None
     input: InputConfig | None = None
     loss: LossConfig | None = None
+    label: str = ""  # what reports and pictures call it; the name where it is empty
+    colour: str | None = None  # of its rows in pictures, "#rrggbb"
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,47 @@ def paper_from(values: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "metrics": metrics, "curve": {"top1": curve} if curve else {}}
 
 
+@dataclass(frozen=True)
+class ClaimConfig:
+    """A claim that the rows of a sweep speak to: rows that are alike but for one column are a cell.
+
+    Args:
+        says: the claim, in words, such as "block 7 beats block 1".
+        column: a column of the report's runs.csv.
+        better, worse: the values of that column whose difference is taken, as runs.csv spells them.
+        where: columns and values of the rows it is about; empty for all.
+    """
+
+    says: str = ""
+    column: str = ""
+    better: str = ""
+    worse: str = ""
+    where: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What a sweep declares before its first run, for its report; no part of any run.
+
+    Args:
+        headline: which number is the result, in words.
+        margin: differences within +- this many points are of no interest ("equivalent").
+        keep_prob: the candidates that each method's keep_prob is chosen from, on val.
+        pilot_seed: the seed of the runs that choose; they enter no row.
+        pilot_sweep: the sweep that has them, where it is another one.
+        limitations: sentences that the report ends with.
+        claims: what the rows are to answer.
+    """
+
+    headline: str = ""
+    margin: float = 0.5
+    keep_prob: list[float] = field(default_factory=list)
+    pilot_seed: int | None = None
+    pilot_sweep: str = ""
+    limitations: list[str] = field(default_factory=list)
+    claims: list[ClaimConfig] = field(default_factory=list)
+
+
 @dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -159,6 +211,7 @@ class Config:
     regularizer: dict[str, RegularizerConfig] = field(default_factory=dict)
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)  # of a sweep
     # Knobs
     keep_prob: float | None = None
     block_size: int | None = None

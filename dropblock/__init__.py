@@ -4,6 +4,7 @@ Imports torch and nothing else.
 """
 
 from dropblock.baselines import DropConnect, Dropout, DropPath, SpatialDropout, StochasticDepth, drop_together
+from dropblock.compat.older_package import DropBlock2D, DropBlock3D, LinearScheduler, warn_of_namesake
 from dropblock.control import LayerControl
 from dropblock.foreign import Place, declare_sites, install_into, known_places
 from dropblock.fractal import FractalDropPath, JoinSite
@@ -20,7 +21,9 @@ __all__ = [
     "LAYERS",
     "SCHEDULES",
     "DropBlock1d",
+    "DropBlock2D",
     "DropBlock2d",
+    "DropBlock3D",
     "DropBlock3d",
     "DropConnect",
     "DropLayer",
@@ -31,6 +34,7 @@ __all__ = [
     "KeepProbSchedule",
     "LayerControl",
     "LayerSpec",
+    "LinearScheduler",
     "Place",
     "Site",
     "SiteRow",
@@ -57,3 +61,5 @@ __all__ = [
     "site_table",
     "table_text",
 ]
+
+warn_of_namesake()
