@@ -178,4 +178,4 @@ def _add_fragment(image: Bytes, glyphs: Glyphs, draw: NDArray[np.float64]) -> No
 def _paint(part: Bytes, opacity: NDArray[np.float32], draw: NDArray[np.float64]) -> None:
     """Blend the object's colour into a part of an image, in place."""
     colour = 120 + 135 * draw[COLOUR : COLOUR + 3]
-    part += (opacity[:, :, None] * (colour - part)).astype(np.int16).astype(np.uint8)  # modulo 256, so signs are right
+    part[:] = (part + opacity[:, :, None] * (colour - part)).astype(np.uint8)
