@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import TypeVar, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from configs.plan import CONFIGS, choices
 from configs.resolve import LAYER_KNOBS
-from configs.schema import UserError, all_keys, load_yaml, nearest
+from configs.schema import UserError, all_keys, check, load_yaml, nearest
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
@@ -24,7 +28,7 @@ RUN_ONLY = {
 }
 
 
-def check_words(words: list[str]) -> None:
+def check_arguments(words: list[str]) -> None:
     """Refuse what no run could come of: unknown keys, groups, names and flags, and keys that reach into Hydra.
 
     Raises:
@@ -137,3 +141,25 @@ def sweep_name(words: list[str]) -> str:
     named = {key: value for key, value in kept.items() if key not in ("sweep", "data")}
     labels = [value if key in GROUPS else f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(named.items())]
     return "-".join(re.sub(r"[^\w.+-]+", "_", label).strip("_") for label in (given["sweep"], data, *labels))
+
+
+T = TypeVar("T")
+
+
+def read_values(arguments: list[str], schema: type[T]) -> T:
+    """KEY=VALUE arguments of a small program as its dataclass; a single value stands for a list of one.
+
+    Raises:
+        UserError: in one line.
+    """
+    for argument in arguments:
+        if "=" not in argument:
+            raise UserError(f"{argument}: expected KEY=VALUE; see --help")
+    try:
+        config = OmegaConf.from_dotlist(arguments)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    for name, hint in get_type_hints(schema).items():
+        if get_origin(hint) is list and name in config and not OmegaConf.is_list(config[name]):
+            config[name] = [config[name]]
+    return check(config, schema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from data.box_sets import open_coco, open_voc_detection
 from data.class_folders import open_class_folders
 from data.in_memory import READERS, open_in_memory
 from data.interface import Data
@@ -24,6 +25,8 @@ DATASETS: dict[str, Opener] = {
     "imagenette": open_class_folders,
     "imagenet": open_class_folders,
     "folder": open_own_folders,
+    "coco": open_coco,
+    "voc_detection": open_voc_detection,
 }
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from data.augment import Normalize, cutout, for_network, pick
 from data.crops import BOX_DRAWS
@@ -20,10 +18,7 @@ from data.interface import ClassificationBatch
 from data.options import Augment, Loading, Reading
 from data.pictures import Draws, Picture
 from data.splits import Batches, Indices
-
-MAX_BAD_SHARE, MAX_BAD_ALWAYS = 0.001, 5  # of an epoch's images may be left out before the run stops
-MAX_BAD_IN_A_ROW = 16
-log = logging.getLogger(__name__)
+from data.workers import MAX_BAD_IN_A_ROW, BadImages, produced
 
 
 class Decoded(NamedTuple):
@@ -100,12 +95,13 @@ class ImageLoader:
         reading: Reading,
         loading: Loading,
     ) -> None:
-        self.num_samples, self.bad_images = len(files), dict[str, str]()
+        self.num_samples, self.bad = len(files), BadImages(len(files), reading.on_bad_image == "skip")
+        self.bad_images = self.bad.reasons
         self.batches, self.normalize, self.device, self.workers = batches, normalize, loading.device, reading.workers
-        self.channels_last, self.skip = loading.channels_last, reading.on_bad_image == "skip"
+        self.channels_last = loading.channels_last
         self.cutout = augment.cutout if batches.shuffled else 0
         self.labels = torch.from_numpy(files.labels)
-        self.decoded = DecodedBatches(files, picture, batches.seed, batches.shuffled, self.skip)
+        self.decoded = DecodedBatches(files, picture, batches.seed, batches.shuffled, self.bad.skip)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -118,19 +114,10 @@ class ImageLoader:
             RuntimeError: if a worker dies.
         """
         keys = [(epoch, share) for share in self.batches.epoch(epoch, start)]
-        loader = DataLoader(
-            self.decoded,
-            sampler=keys,
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=self.workers,
-            worker_init_fn=_leave_signals_to_the_parent,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the global one, for seeds that nothing here uses
-        )
         bad: set[str] = set()
-        for (_, share), decoded in zip(keys, _watched(loader), strict=True):
-            self._account(decoded.bad, bad)
+        made = produced(self.decoded, keys, self.workers, pin=self.device.type == "cuda")
+        for (_, share), decoded in zip(keys, made, strict=True):
+            self.bad.account(decoded.bad, bad)
             if self.batches.shuffled and decoded.indices.shape[1] < len(share):
                 path, reason = decoded.bad[-1]
                 raise ValueError(f"{path}: the last of {MAX_BAD_IN_A_ROW} unreadable images in a row ({reason})")
@@ -145,39 +132,3 @@ class ImageLoader:
             images = cutout(images, self.cutout, pick(draws, self.decoded.picture.size).to(self.device))
         images = for_network(images, self.channels_last)
         return ClassificationBatch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
-
-    def _account(self, met: list[tuple[str, str]], bad: set[str]) -> None:
-        for path, reason in met:
-            if not self.skip:
-                raise ValueError(
-                    f"{path}: not a readable image ({reason}); repair or remove it, or set data.on_bad_image=skip"
-                )
-            if path not in self.bad_images:
-                log.warning("%s: left out, not a readable image (%s)", path, reason)
-            self.bad_images[path] = reason
-            bad.add(path)
-        if len(bad) > max(MAX_BAD_ALWAYS, MAX_BAD_SHARE * self.num_samples):
-            path = min(bad)
-            raise ValueError(
-                f"{len(bad)} of {self.num_samples} images cannot be read, more than {MAX_BAD_SHARE:.1%}; one is {path} "
-                f"({self.bad_images[path]})"
-            )
-
-
-def _watched(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
-    """The death of a worker in the middle of a message shows as a broken connection: say what it is."""
-    try:
-        yield from loader
-    except (OSError, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RuntimeError(f"a loader worker exited in the middle of a batch ({reason}); was it killed?") from error
-
-
-def _as_it_is(decoded: Any) -> Any:
-    return decoded
-
-
-def _leave_signals_to_the_parent(_: int) -> None:
-    """Ctrl-C and a scheduler's signal go to the whole process group; the parent finishes its step and ends us."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data.decode import Pixels, check_size
 from data.draws import FLIP, LEFT, SCALE, TOP
@@ -124,3 +125,17 @@ def drawn(
         int(draws[LEFT] * (max(0, whole.width - size) + 1)),
         bool(flip and draws[FLIP] < 0.5),
     )
+
+
+def zero_padding(images: Tensor, seen: Tensor) -> Tensor:
+    """Set what lies right of or below the image to 0, the mean colour, in place.
+
+    Args:
+        images: (B, H, W, C), normalized.
+        seen: (B, 2) int64, rows and columns that show the image.
+    """
+    _, height, width, channels = images.shape
+    rows = torch.arange(height, device=images.device) >= seen[:, :1]
+    columns = torch.arange(width * channels, device=images.device) // channels >= seen[:, 1:]
+    images.flatten(2).masked_fill_(rows[:, :, None] | columns[:, None, :], 0.0)
+    return images

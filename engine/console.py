@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns padded to one width; numbers to the right, words to the left."""
@@ -79,18 +76,3 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
     )
     lines = [table(("result", "value", "of"), rows), f"run folder   {folder}"]
     return "\n".join([*lines, f"curves       tensorboard --logdir {folder}"])
-
-
-def plan_text(plan: Any, data: Any, model: nn.Module, device: torch.device) -> str:
-    """Two lines that open a run: what is trained on what, and how."""
-    recipe, val = plan.recipe, f" + {data.val.num_samples:,} val" if data.val else ""
-    parameters = sum(p.numel() for p in model.parameters())
-    width = f" width {plan.model.width}" if plan.model.width else ""
-    lines = [
-        f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
-        f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
-        f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
-        f"seed {plan.seed}; {device}",
-        *(f"note: {note}" for note in data.notes),
-    ]
-    return "\n".join(lines)

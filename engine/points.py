@@ -75,16 +75,3 @@ def dropped(kept_and_seen: list[int]) -> float:
     """The share of units that were dropped."""
     kept, seen = kept_and_seen
     return 1.0 - kept / seen if seen else 0.0
-
-
-def table_row(plan: Any) -> dict[str, Any]:
-    """What sets a run apart from others, for a table of many: one level of names, plain values."""
-    layer, recipe = plan.layer, plan.recipe
-    row: dict[str, Any] = {"data": plan.data.name, "model": plan.model.name, "width": plan.model.width}
-    row |= {"regularizer": "+".join(plan.regularizer), "cutout": plan.cutout, "autoaugment": plan.autoaugment}
-    row |= {"label_smoothing": plan.label_smoothing, "train_subset": plan.data.train_subset, "seed": plan.seed}
-    row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
-    if layer is not None:
-        row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}
-        row["groups"] = ",".join(map(str, layer.groups))
-    return row

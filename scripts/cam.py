@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.schema import UserError
 from data import Data
-from evaluate import Request, opened, trained
+from experiment.source import NetworkSource
+from experiment.trained import opened, trained
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def one_of_each_class(data: Data, number: int) -> tuple[Tensor, Tensor]:
 def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
     """The images, and below them a row for every run."""
     device = torch.device("cpu")
-    runs = [opened(Request(run=str(path), data_root=root, workers=0), device) for path in paths]
+    runs = [opened(NetworkSource(run=str(path), data_root=root, workers=0), device) for path in paths]
     for path, (plan, _, _) in zip(paths, runs, strict=True):
         if plan.model.library is not None:
             raise UserError(f"{path}: of a network of {plan.model.library} it is not known what its classifier sees")

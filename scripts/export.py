@@ -19,44 +19,43 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from configs.command_line import read_values
 from configs.schema import UserError
-from evaluate import Request, load, read_request, weights_of
+from engine.checkpoint import write_aside
+from engine.records import RunFolder
+from experiment.outcome import report_error
+from experiment.source import NetworkSource
+from experiment.trained import load, weights_of
 
 
-def export(request: Request, target: Path) -> dict[str, str]:
+def export(source: NetworkSource, target: Path) -> dict[str, str]:
     """Write the weights; returns the text that stands beside them.
 
     Raises:
         UserError: if there is no network to export, or its weights cannot be written this way.
         OSError: if the file cannot be written; what stood there before is untouched.
     """
-    from engine.checkpoint import write_aside
-
     try:
         from safetensors.torch import save
     except ImportError as error:
         raise UserError("exporting needs the package safetensors: pip install '.[train,export]'") from error
-    plan, payload = load(request)
+    plan, payload = load(source)
     weights = {key: value.contiguous() for key, value in weights_of(payload).items()}
-    text = {"format": "pt", "step": str(payload["step"]), "plan": json.dumps(asdict(plan)), **provenance(request)}
+    text = {"format": "pt", "step": str(payload["step"]), "plan": json.dumps(asdict(plan)), **provenance(source)}
     write_aside(target, [save(weights, text)])
     return text
 
 
-def provenance(request: Request) -> dict[str, str]:
+def provenance(source: NetworkSource) -> dict[str, str]:
     """What a finished run tells of its origin."""
-    from engine.records import RunFolder
-
-    if request.run is None:
-        return {"source": str(request.checkpoint)}
-    summary: dict[str, Any] = RunFolder(Path(request.run)).summary() or {}
-    return {"source": request.run, "which": request.which, "commit": str(summary.get("environment", {}).get("commit"))}
+    if source.run is None:
+        return {"source": str(source.checkpoint)}
+    summary: dict[str, Any] = RunFolder(Path(source.run)).summary() or {}
+    return {"source": source.run, "which": source.which, "commit": str(summary.get("environment", {}).get("commit"))}
 
 
 def main(words: list[str]) -> int:
     """The process: words in, exit code out."""
-    from engine.outcome import told
-
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return 0
@@ -65,10 +64,12 @@ def main(words: list[str]) -> int:
         if len(targets) != 1:
             raise UserError("name one file to write, ending in .safetensors; see --help")
         target = Path(targets[0])
-        export(read_request([word for word in words if word != targets[0]]), target)
+        source = read_values([word for word in words if word != targets[0]], NetworkSource)
+        source.check()
+        export(source, target)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     except BaseException as error:
-        return told(error)[0]
+        return report_error(error)[0]
     return 0
 
 

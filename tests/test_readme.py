@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from configs.command_line import check_words
+from configs.command_line import check_arguments
 from dropblock import declared_sites
 from dropblock.sites import map_sizes
 from evaluate import read_request
@@ -47,7 +47,7 @@ def command_lines(program: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "line"), command_lines("train.py"))
 def test_training_commands_are_valid(page: str, line: str) -> None:
-    check_words(shlex.split(line, comments=True))
+    check_arguments(shlex.split(line, comments=True))
 
 
 @pytest.mark.parametrize(("page", "line"), command_lines("evaluate.py"))

@@ -20,19 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from configs.compose import plan_of
 from configs.plan import Plan
-from configs.resolve import resolve
-from configs.schema import Config, check, load_yaml
 from engine.distributed import Ranks
 from engine.loggers import MetricsWriter, Progress
 from engine.loop import Fit
 from engine.records import RunFolder
 from engine.signals import StopRequest
+from experiment.build import build_fit, open_data
 from scripts.bench.rounds import add_device, spread, surroundings
-from train import assemble, open_data
 
 BARE, OURS = "barest loop", "this"
-ROOT = Path(__file__).resolve().parents[2]
 LOG_EVERY = 10
 # By name: model, width, image size, batch. The main job, an ordinary CIFAR network, and the paper's.
 NETWORKS = {
@@ -62,25 +60,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"kind": "loop", "rounds": arguments.rounds, "before": before, "after": after, "rows": rows}
 
 
-def plan_of(name: str, arguments: argparse.Namespace) -> Plan:
+def plan_of_network(name: str, precision: str) -> Plan:
     """The main job's plan on made-up images, with another network."""
     model, width, side, batch = NETWORKS[name]
-    groups = {"model": model, "data": "fake", "recipe": "quick"}
-    values: dict[str, Any] = {key: load_yaml(ROOT / "configs" / key / f"{file}.yaml") for key, file in groups.items()}
-    values["data"].pop("defaults")
-    values["model"] |= {"width": width}
-    values["data"] |= {"image_size": side}
-    values["recipe"] |= {"batch_size": batch, "precision": arguments.precision}
-    values["regularizer"] = {"dropblock": load_yaml(ROOT / "configs" / "regularizer" / "dropblock.yaml")}
-    return resolve(check(values, Config))[0]
+    return plan_of(
+        *("data=fake", "recipe=quick", f"model={model}", f"model.width={width}", f"data.image_size={side}"),
+        *(f"batch_size={batch}", f"recipe.precision={precision}"),
+    )
 
 
 def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    device, plan = torch.device(arguments.device), plan_of(name, arguments)
+    device, plan = torch.device(arguments.device), plan_of_network(name, arguments.precision)
     data = open_data(plan, device, Ranks())
 
     def fit() -> Fit:
-        return assemble(plan, data, RunFolder(place), device, Ranks(), StopRequest())[0]
+        return build_fit(plan, data, RunFolder(place), device, Ranks(), StopRequest())[0]
 
     batch = next(iter(data.train.epoch(0)))
     clocks = {BARE: Clock(device), OURS: Clock(device)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from configs.command_line import check_words, is_sweep, sweep_name
+from configs.command_line import check_arguments, is_sweep, sweep_name
 from configs.schema import UserError
 
 GOOD = [
@@ -51,13 +51,13 @@ BAD = [
 
 @pytest.mark.parametrize("words", GOOD, ids=" ".join)
 def test_accepts(words: list[str]) -> None:
-    check_words(words)
+    check_arguments(words)
 
 
 @pytest.mark.parametrize(("words", "culprit"), BAD, ids=[" ".join(words) for words, _ in BAD])
 def test_refuses_in_one_line_that_names_the_culprit(words: list[str], culprit: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_words(words)
+        check_arguments(words)
     assert culprit in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -19,8 +19,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
-from data import Augment, ClassificationBatch, Data, crops, decode, draws, images
+from data import Augment, ClassificationBatch, Data, crops, decode, draws
 from data.pictures import Draws, Picture, resized
+from data.workers import MAX_BAD_ALWAYS
 
 PHOTOS = load_sample_images().images
 FAST = ("simplejpeg", "pillow")
@@ -328,7 +329,7 @@ def test_skip_takes_the_next_good_image_and_counts(spoiled: Path, tree: Path, wo
 
 
 def test_too_many_bad_images_end_the_run_all_the_same(spoiled: Path) -> None:
-    for i in range(images.MAX_BAD_ALWAYS):
+    for i in range(MAX_BAD_ALWAYS):
         (spoiled / f"train/class1/{2 * i:02d}.JPEG").write_bytes(b"")
     with pytest.raises(ValueError, match=r"6 of 40 images cannot be read, more than 0\.1%"):
         list(photos(spoiled, on_bad_image="skip").train.epoch(0))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from comparison import assert_same, curves
 
-from engine import records
 from engine.checkpoint import load
 from engine.loop import Fit
 from engine.records import RunFolder
@@ -77,7 +76,7 @@ def test_the_record_names_every_place_a_run_has_been_through(
     for number, commit in enumerate("aabc"):
         there = {"commit": commit, "date": str(number)}
         with monkeypatch.context() as patch:
-            patch.setattr(records, "environment", there.copy)
+            patch.setattr("experiment.run.environment", there.copy)
             if number < 3:
                 stop_after(patch, 4)
             assert train() == (143 if number < 3 else 0)

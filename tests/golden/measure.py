@@ -106,7 +106,7 @@ def network(words: Sequence[str]) -> dict[str, Any]:
     import torch
 
     from dropblock import LayerControl
-    from train import build_network
+    from experiment.build import build_network
 
     class Shape:
         num_classes = 1000 if "data=imagenet" in words else 10
@@ -125,13 +125,9 @@ def network(words: Sequence[str]) -> dict[str, Any]:
 
 
 def plan_of(words: Sequence[str]) -> Any:
-    from hydra import compose, initialize_config_dir
+    from configs import compose
 
-    from configs.resolve import resolve
-    from configs.schema import Config, check
-
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return resolve(check(compose("config", overrides=list(words)), Config))[0]
+    return compose.plan_of(*words)
 
 
 def measured() -> dict[str, Any]:

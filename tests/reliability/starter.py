@@ -90,13 +90,13 @@ class Faults:
         elif where == "evaluation":
             patch(loop.Fit, "_evaluate")
         elif where == "data":
-            import data
+            from experiment import build
 
-            patch(data, "build_data")
+            patch(build, "build_data")
         elif where == "compose":
-            import train
+            from experiment import grid
 
-            patch(train, "resolve")
+            patch(grid, "resolve")
 
     def bad_loss(self, step: int, rank: int = 0) -> None:
         """The loss of this step is NaN on that rank."""
@@ -188,7 +188,7 @@ def serve() -> int:
     import data  # noqa: F401
     import dropblock  # noqa: F401
     import engine.loop  # noqa: F401
-    import evaluate  # noqa: F401
+    import experiment.run  # noqa: F401
     import models  # noqa: F401
 
     torch.set_num_threads(1)

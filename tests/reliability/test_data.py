@@ -14,9 +14,9 @@ import psutil
 import pytest
 from PIL import Image
 
-import train as door
 from engine.loop import Fit
 from engine.records import RunFolder
+from experiment import run as door
 
 Train = Callable[..., int]
 PHOTOS = ("data=imagenet", "data.image_size=32", "batch_size=8", "recipe.warmup_epochs=0", "regularizer=none")
@@ -46,7 +46,7 @@ def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> None:
         pytest.fail("a network was built before the data were looked at")
 
-    monkeypatch.setattr(door, "build_network", build)
+    monkeypatch.setattr(door, "build_fit", build)
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

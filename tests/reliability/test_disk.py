@@ -82,7 +82,7 @@ def test_a_small_disk_fills_up(starter: Starter, uninterrupted: Reference, small
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_built(
     train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr("train.prepare", lambda *_: pytest.fail("something was built"))
+    monkeypatch.setattr("experiment.run.prepare", lambda *_: pytest.fail("something was built"))
     assert train(f"output_root={place}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {place}/")

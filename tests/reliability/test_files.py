@@ -25,6 +25,7 @@ from configs.plan import Plan, plan_from
 from configs.schema import load_yaml
 from engine.checkpoint import CheckpointError, load, load_latest, save
 from engine.records import RunFolder
+from experiment import run_plan
 
 Train = Callable[..., int]
 Reference = Callable[..., RunFolder]
@@ -197,10 +198,9 @@ def test_an_archive_unpacks_inside_its_folder_only(tmp_path: Path) -> None:
         assert not Path("/tmp/outside-of-the-archive").exists()
 
 
+PLACES = ("configs", "dropblock", "models", "data", "engine", "experiment", "scripts", "train.py", "evaluate.py")
 SOURCES = [
-    path
-    for place in ("configs", "dropblock", "models", "data", "engine", "scripts", "train.py", "evaluate.py")
-    for path in ([ROOT / place] if (ROOT / place).is_file() else (ROOT / place).rglob("*.py"))
+    path for place in PLACES for path in ([ROOT / place] if (ROOT / place).is_file() else (ROOT / place).rglob("*.py"))
 ]
 
 
@@ -246,11 +246,9 @@ EDITS: dict[str, Callable[[Plan], Plan]] = {
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_another_plan_does_not_resume_a_run(stopped: RunFolder, edit: str) -> None:
-    import train
-
     plan = plan_from(load_yaml(stopped.path / "plan.yaml"))
     with pytest.raises(ValueError, match="holds another run") as caught:
-        train.train(EDITS[edit](plan), [], 0.0)
+        run_plan(EDITS[edit](plan))
     assert edit in str(caught.value)
     assert stopped.status()["status"] == "STOPPED"
 

@@ -64,13 +64,13 @@ def test_what_is_kept_leads_to_the_same_loss_again(train: Train, tmp_path: Path)
     from configs.schema import load_yaml
     from engine.distributed import Ranks
     from engine.signals import StopRequest
-    from train import assemble, open_data
+    from experiment.build import build_fit, open_data
 
     assert train("lr=1e20", "recipe.warmup_epochs=0", *WORDS) == 1
     run = run_in(tmp_path)
     plan, kept = plan_from(load_yaml(run.path / "plan.yaml")), load(run.path / "nonfinite.pt")
     data = open_data(plan, torch.device("cpu"), Ranks())
-    fit, layers = assemble(plan, data, run, torch.device("cpu"), Ranks(), StopRequest())
+    fit, layers = build_fit(plan, data, run, torch.device("cpu"), Ranks(), StopRequest())
     fit.state.load_state_dict(kept)
     layers.set_progress(kept["step"] / (2 * len(data.train)))
     layers.set_seeds(lambda i: loop.mix(plan.seed, loop.MASKS, kept["rank"], kept["step"], kept["micro"], i))

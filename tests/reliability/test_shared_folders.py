@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 from comparison import assert_identical
-from hydra import compose, initialize_config_dir
 from trainer import WORDS, Starter, kill_tree, only_run, until
 
-from configs.plan import CONFIGS
+from configs.compose import config_of
 from configs.resolve import resolve
 from configs.schema import Config, check
 from engine.records import RunFolder, RunLocked
-from engine.sweep import read_runs
-from train import job
+from experiment.grid import run_job
+from experiment.sweep import read_runs
 
 Reference = Callable[..., RunFolder]
 SHORT = (*WORDS, "epochs=1")
@@ -66,11 +65,10 @@ def test_who_asks_whether_a_folder_is_in_use_does_not_keep_others_out(tmp_path: 
 
 
 def test_a_job_of_a_launcher_says_that_another_process_has_its_run(tmp_path: Path) -> None:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("config", ["data=fake", f"output_root={tmp_path}"])
+    config = config_of("data=fake", f"output_root={tmp_path}")
     folder = RunFolder(resolve(check(config, Config))[0].run_dir())
     with folder.lock():
-        outcome = job(config, [], tmp_path / "sweeps" / "x", 0, time.time(), later=False)
+        outcome = run_job(config, [], tmp_path / "sweeps" / "x", 0, time.time(), later=False)
     assert (outcome.status, outcome.in_use) == ("FAILED", False)
     (noted,) = read_runs(tmp_path / "sweeps" / "x")
     assert "in use by process" in noted["reason"]

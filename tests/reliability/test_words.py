@@ -53,7 +53,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         plans.append(plan)
         return {"last": {}, "headline": "top1"}
 
-    monkeypatch.setattr(train, "train", note)
+    monkeypatch.setattr("experiment.run.run_plan", note)
     return plans
 
 

@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from configs import compose
 from configs.plan import CONFIGS, Plan
-from configs.resolve import resolve
-from configs.schema import Config, check, load_yaml
+from configs.schema import load_yaml
 
 ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "threads": 1}
 
 
 def plan_of(*words: str) -> Plan:
     """The plan that train.py would make of these words."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("config", list(words))
-    return resolve(check(config, Config), grid=True)[0]
+    return compose.plan_of(*words, grid=True)
 
 
 def jobs(sweep: str) -> list[list[str]]:

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from configs.command_line import check_words, is_sweep, sweep_name
+from configs.command_line import check_arguments, is_sweep, sweep_name
+from configs.compose import config_of
 from configs.plan import CONFIGS, Plan, choices
 from configs.resolve import resolve
 from configs.schema import Config, UserError, check, load_yaml
@@ -28,8 +28,7 @@ def plans(sweep: str, scale: tuple[str, ...]) -> list[Plan]:
     jobs: list[list[str]] = [[]]
     for key, values in params.items():
         jobs = [[*words, f"{key}={value.strip()}"] for words in jobs for value in str(values).split(",")]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        configs = [compose("config", [f"+sweep={sweep}", *words, *scale]) for words in jobs]
+    configs = [config_of(f"+sweep={sweep}", *words, *scale) for words in jobs]
     return [resolve(check(config, Config), grid=True)[0] for config in configs]
 
 
@@ -107,14 +106,14 @@ def test_an_experiment_says_what_it_claims(name: str) -> None:
 )
 def test_what_a_sweep_varies_is_refused_in_one_line(words: list[str], culprit: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_words(words)
+        check_arguments(words)
     assert culprit in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_part_of_a_figure_has_a_folder_of_its_own() -> None:
     words = ["+sweep=fig3_keep_prob", "keep_prob=0.8,0.9"]
-    check_words(words)
+    check_arguments(words)
     assert sweep_name(words) == "fig3_keep_prob-digits-keep_prob-0.8_0.9"
 
 
@@ -127,7 +126,7 @@ def test_the_folder_of_a_sweep_tells_its_scale() -> None:
         "seed=1,2",
         "device=cpu",
     ]
-    check_words(words)
+    check_arguments(words)
     assert is_sweep(words)
     assert sweep_name(words) == "table1-fashion_mnist-train_subset-2000-resnet18"
     assert sweep_name([*words, "data.root=/somewhere", "hydra/launcher=basic"]) == sweep_name(words)
@@ -201,8 +200,7 @@ def test_a_failing_job_is_told_and_the_others_go_on(
     ],
 )
 def test_another_experiment_does_not_borrow_the_papers_number(words: list[str], kept: float | None) -> None:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("config", ["experiment=table1/dropblock", *words])
+    config = config_of("experiment=table1/dropblock", *words)
     plan, remarks = resolve(check(config, Config))
     assert (plan.paper.metrics.get("top1") or [None])[0] == kept
     assert any("whose numbers are left out" in remark for remark in remarks) == (kept is None)

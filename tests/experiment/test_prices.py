@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from configs.command_line import asks_for_prices
-from engine.estimate import Cost, _time_loading, cost_class, finish
+from experiment.cost import Cost, _time_loading, cost_class
+from experiment.prices import finish
 
 Train = Callable[..., int]
 

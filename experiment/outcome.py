@@ -35,8 +35,8 @@ def exit_code(outcomes: list[Outcome], sweep: bool) -> int:
     return stopped[0] if stopped else int(any(codes))
 
 
-def told(error: BaseException, fresh: bool = False) -> tuple[int, str]:
-    """Tell the user what ended a run: one line for what can be mended, a traceback for what cannot.
+def report_error(error: BaseException, fresh: bool = False) -> tuple[int, str]:
+    """Print one line for an error the user can fix, a traceback otherwise.
 
     An error that all ranks share, or that stands for a decision of this program, knows its `exit_code`.
 

@@ -7,16 +7,22 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from configs.plan import Plan
+from data import Data
+from engine.distributed import Ranks, find_device
 from engine.evaluation import autocast
 from engine.loop import Fit
+from engine.records import RunFolder
+from engine.signals import StopRequest
+from experiment.build import build_fit, open_data
 
 WARM_UP, MOST_STEPS = 3, 20
 SECONDS = 4.0  # of steps that count, for each kind of run; less where there are many kinds
@@ -80,7 +86,7 @@ class Cost:
         return whole * (1.0 - done)
 
 
-def cost_class(plan: Any) -> str:
+def cost_class(plan: Plan) -> str:
     """Equal for plans whose steps cost the same: everything of a plan but its length, its rates and its seed."""
     identity = plan.identity()
     recipe = {key: value for key, value in identity["recipe"].items() if key not in NOT_OF_A_STEP}
@@ -88,12 +94,42 @@ def cost_class(plan: Any) -> str:
     return json.dumps({**kept, "recipe": recipe}, sort_keys=True)
 
 
-def timed_batch(plan: Any, on_cpu: bool) -> int:
+def timed_batch(plan: Plan, on_cpu: bool) -> int:
     """Images of the batch that is timed in the place of the plan's."""
     batch = plan.recipe.batch_size
     most = max(2, PIXELS // plan.data.image_size**2) if on_cpu else batch
     part = min(batch, most)
     return max(plan.recipe.accumulate, part - part % plan.recipe.accumulate)
+
+
+class Timing:
+    """Times some steps of plans; data sets that are opened once serve all plans that read the same.
+
+    Args:
+        seconds: to spend on each part of a plan: steps, loading, evaluation.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+        self.opened: dict[str, Data] = {}
+
+    def cost(self, plan: Plan) -> Cost:
+        """What the run of a plan costs.
+
+        Raises:
+            ValueError, FileNotFoundError: if the plan cannot be run.
+        """
+        device = find_device(plan.runtime.device)
+        # Weights that hardly move cannot diverge, however often they see the same batch; nor can a constant rate,
+        # though more steps may be timed than the run has.
+        batch_size = timed_batch(plan, device.type == "cpu")
+        recipe = replace(plan.recipe, batch_size=batch_size, lr=1e-6, lr_schedule="constant")
+        timed = replace(plan, recipe=recipe)
+        key = repr((timed.data, recipe.augment, recipe.batch_size, timed.cutout, timed.autoaugment, timed.runtime))
+        if key not in self.opened:
+            self.opened[key] = open_data(timed, device, Ranks())
+        fit, _ = build_fit(timed, self.opened[key], RunFolder(plan.run_dir()), device, Ranks(), StopRequest())
+        return measure(fit, plan.recipe.batch_size, self.seconds)
 
 
 def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
@@ -218,11 +254,3 @@ def _size(payload: dict[str, Any]) -> int:
     counter = _Counter()
     torch.save(payload, counter)
     return counter.written
-
-
-def finish(hours: Sequence[float], devices: int) -> float:
-    """Hours until whole runs, one a device, are all done: the longest first, each to the device that is free first."""
-    free = [0.0] * devices
-    for run in sorted(hours, reverse=True):
-        free[free.index(min(free))] += run
-    return max(free)

@@ -1,0 +1,93 @@
+"""Hydra composes the YAML groups and the overrides of a command line; the only file that imports hydra.
+
+Its imports stay inside the functions: what a program does with a finished plan needs no Hydra.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.command_line import check_arguments, split_flags
+from configs.plan import CONFIGS, Plan
+from configs.resolve import resolve
+from configs.schema import Config, UserError, check
+
+
+def plan_of(*overrides: str, grid: bool = False) -> Plan:
+    """The plan of `python train.py OVERRIDES`: `plan_of("data=digits", "epochs=2")`.
+
+    Args:
+        overrides: as on the command line, without flags.
+        grid: resolve as a job of a grid, where a knob that the regularizer ignores is no error.
+
+    Raises:
+        UserError: for an unknown key or an invalid value, in one line.
+    """
+    check_arguments(list(overrides))
+    return resolve(check(config_of(*overrides), Config), grid)[0]
+
+
+def config_of(*overrides: str) -> DictConfig:
+    """The composed configuration, unchecked.
+
+    Raises:
+        UserError: for what Hydra does not understand, in one line.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra.compose("config", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(str(error), overrides)) from error
+
+
+def compose_jobs(
+    arguments: Sequence[str], sweep: Path | None, each: Callable[[DictConfig, list[str], int], None]
+) -> None:
+    """Have Hydra compose the configuration of every job and call `each` with it, its overrides and its number.
+
+    Args:
+        arguments: the command line, flags included.
+        sweep: directory of the sweep; None for a single run.
+        each: called in the order of the jobs, by a launcher in another process.
+
+    Raises:
+        UserError: for what Hydra does not understand, in one line.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+
+    def one(config: DictConfig) -> None:
+        state = HydraConfig.get()
+        each(config, list(state.overrides.task), state.job.num if sweep is not None else 0)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
+    flags, rest = split_flags(list(arguments))  # anywhere for us, in front for argparse
+    sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(one)()
+    except UserError:
+        raise
+    except SystemExit:  # after --help
+        return
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(one_line(str(error), rest)) from error
+
+
+def one_line(message: str, overrides: Sequence[str]) -> str:
+    """Hydra's message as one line; where it blames commas, what to do about them."""
+    if message.startswith("Ambiguous value"):
+        several = [override for override in overrides if "," in override]
+        return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
+    if "hydra/launcher/submitit_" in message:
+        return "this launcher needs submitit: pip install '.[train,slurm]'"
+    return " ".join(message.split())

@@ -1,0 +1,140 @@
+"""What a plan names, built: the data set, the network with its layers, the training loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.plan import LayerPlan, Plan
+from data import Augment, Cut, Data, Loading, Reading, Source, build_data
+from dropblock import LayerControl, LayerSpec
+from engine import cpu
+from engine.distributed import Ranks, synchronized, wrap
+from engine.loop import Fit, LoopSettings
+from engine.optim import LearningRate, build_optimizer
+from engine.records import RunFolder
+from engine.seeding import seed_everything
+from engine.signals import StopRequest
+from engine.state import TrainState
+from engine.tasks import Classification
+from models import build_model
+
+
+def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
+    """The data set of a plan."""
+    data, recipe, runtime = plan.data, plan.recipe, plan.runtime
+    workers = cpu.cores_of_a_rank() if runtime.workers is None else runtime.workers
+    return build_data(
+        data.name,
+        Source(runtime.data_root, runtime.download, data.options()),
+        Cut(data.val_fraction, data.train_subset),
+        Augment(recipe.augment.crop_padding, recipe.augment.flip, plan.cutout, plan.autoaugment),
+        Reading(data.image_size, data.decoder, workers, data.on_bad_image, data.prepared),
+        Loading(
+            *(recipe.batch_size, recipe.eval_batch_size, plan.seed),
+            *(ranks.rank, ranks.world_size, device),
+            channels_last=True,
+        ),
+    )
+
+
+def build_network(
+    plan: Plan, data: Data, device: torch.device, pretrained: bool = True
+) -> tuple[nn.Module, LayerControl]:
+    """The network of a plan with its layers installed, on the device.
+
+    pretrained=False: do not read `model.pretrained`; used when a checkpoint supplies the weights.
+    """
+    channels, height, width = data.image_shape
+    asked = plan.model
+    foreign: dict[str, Any] = {"architecture": asked.name} if asked.library else {}
+    model = build_model(
+        asked.library or asked.name,
+        num_classes=data.num_classes,
+        in_channels=channels,
+        width=asked.width or 64,
+        stem=asked.stem or "imagenet",
+        zero_gamma=asked.zero_gamma,
+        pretrained=asked.pretrained if pretrained else None,
+        **foreign,
+        **asked.options,
+    )
+    model = model.to(device).to(memory_format=torch.channels_last)
+    specs = [spec_of(layer) for layer in ([plan.layer] if plan.layer else []) + plan.companions]
+    return model, LayerControl.install(model, specs, torch.zeros(1, channels, height, width, device=device))
+
+
+def spec_of(layer: LayerPlan) -> LayerSpec:
+    """A layer of the plan as the library takes it."""
+    return LayerSpec(
+        name=layer.name,
+        keep_prob=layer.keep_prob,
+        groups=layer.groups,
+        skip=bool(layer.skip),
+        schedule=layer.schedule,
+        group_divisor=layer.group_divisor,
+        group_shares=layer.group_shares,
+        options={} if layer.block_size is None else {"block_size": layer.block_size},
+    )
+
+
+def build_fit(
+    plan: Plan,
+    data: Data,
+    folder: RunFolder,
+    device: torch.device,
+    ranks: Ranks,
+    stop: StopRequest,
+    pretrained: bool = True,
+) -> tuple[Fit, LayerControl]:
+    """A run at its first step, and its layers; writes nothing. `pretrained`: see `build_network`."""
+    recipe = plan.recipe
+    seed_everything(plan.seed)
+    model, layers = build_network(plan, data, device, pretrained)
+    if recipe.sync_batchnorm:
+        model = synchronized(model, device)
+    optimizer = build_optimizer(
+        recipe.optimizer,
+        model,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
+    fit = Fit(
+        task=Classification(data.classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
+        state=state,
+        network=wrap(model, ranks, device, plan.runtime.compile),
+        data=data,
+        layers=layers,
+        lr=LearningRate(
+            peak=recipe.lr,
+            schedule=recipe.lr_schedule,
+            total_steps=recipe.epochs * len(data.train),
+            steps_per_epoch=len(data.train),
+            warmup_epochs=recipe.warmup_epochs,
+            milestones=recipe.milestones,
+            decay=recipe.lr_decay,
+            decay_epochs=recipe.decay_epochs,
+        ),
+        settings=LoopSettings(
+            epochs=recipe.epochs,
+            seed=plan.seed,
+            accumulate=recipe.accumulate,
+            grad_clip=recipe.grad_clip,
+            precision=recipe.precision,
+            eval_every=recipe.eval_every,
+            log_every=plan.runtime.log_every,
+            checkpoint_every=plan.runtime.checkpoint_every,
+        ),
+        folder=folder,
+        identity={"plan": plan.identity(), "fingerprint": data.fingerprint},
+        ranks=ranks,
+        device=device,
+        stop=stop,
+        progress=plan.runtime.progress,
+    )
+    return fit, layers

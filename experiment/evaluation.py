@@ -1,0 +1,73 @@
+"""Metrics of a finished network on a split, also under drop and by column of a FractalNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.plan import LayerPlan
+from configs.schema import UserError
+from dropblock import installed_layers
+from engine.distributed import Ranks, find_device
+from engine.evaluation import evaluate as pass_over
+from engine.tasks import Classification
+from experiment.source import NetworkSource
+from experiment.trained import opened, trained
+
+
+def evaluate(
+    source: NetworkSource,
+    split: str = "test",
+    keep_prob: Sequence[float] = (),
+    block_size: Sequence[int] = (),
+    column: Sequence[int] = (),
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Metrics of the split, per class, and under drop at every keep_prob and block size asked for."""
+    place, ranks = find_device(device), Ranks()
+    plan, payload, data = opened(source, place)
+    loader = getattr(data, split)
+    if loader is None:
+        raise UserError(f"split={split}: {plan.data.name} was used without one")
+    task = Classification(data.classes)
+
+    def measure(layer: LayerPlan | None, only: int | None = None) -> dict[str, Any]:
+        model, layers = trained(replace(plan, layer=layer), payload, data, place)
+        layers.set_progress(1.0)
+        for installed in installed_layers(model):
+            installed.train()
+        torch.manual_seed(seed)
+        network = model if only is None else column_of(model, only)
+        done = pass_over(task, network, loader, ranks, place, plan.recipe.precision)
+        return {**done.metrics, "tables": [asdict(table) for table in done.tables]}
+
+    under_drop = []
+    if keep_prob or block_size:
+        last: Any = trained(plan, payload, data, place)[0].last_group
+        for block, kept in product(block_size or [7], keep_prob or [0.9]):
+            layer = LayerPlan("dropblock", kept, block, [last - 1, last], True, "constant", 4.0)
+            under_drop.append({"keep_prob": kept, "block_size": block, **without_tables(measure(layer))})
+    columns = [{"column": k, **without_tables(measure(None, k))} for k in column]
+    result = {"split": split, "samples": loader.num_samples, **measure(None)}
+    named = {"task": task.name, "headline": task.headline, "metric_labels": task.labels}
+    return {**result, **named, "under_drop": under_drop, "columns": columns}
+
+
+def without_tables(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a whole split."""
+    return {name: value for name, value in metrics.items() if name != "tables"}
+
+
+def column_of(model: Any, column: int) -> nn.Module:
+    """One column of a fractal network, on the same weights."""
+    if not hasattr(model, "column"):
+        raise UserError(f"column={column}: only a FractalNet has columns")
+    if not 1 <= column <= model.depth:
+        raise UserError(f"column={column}: this network has the columns 1 to {model.depth}")
+    return model.column(column).eval()

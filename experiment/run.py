@@ -1,0 +1,139 @@
+"""One run in its directory: locked, started or resumed, trained to the end, its record written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from configs.plan import Plan, plan_from
+from configs.schema import load_yaml
+from data import Data
+from dropblock import table_text
+from engine import checkpoint
+from engine.attempt import agree, attempt, hold, refuse_another, resume
+from engine.checkpoint import write_aside
+from engine.console import result_text
+from engine.distributed import Ranks, find_device, join
+from engine.loggers import add_to_hparams_table
+from engine.loop import Fit
+from engine.records import DONE, RunFolder, environment
+from engine.signals import Stopped, StopRequest
+from experiment.build import build_fit, open_data
+
+
+def run_plan(
+    plan: Plan, overrides: Sequence[str] = (), began: float | None = None, wait: bool = False
+) -> dict[str, Any]:
+    """Train in the run directory of the plan, from the start or from the last checkpoint; returns the summary.
+
+    Args:
+        plan: of the run.
+        overrides: the command line that made the plan, for the record.
+        began: time (`time.time`) of the command; with fresh=true, an older run is moved aside. None: now.
+        wait: until another process that trains this run has ended, instead of raising.
+
+    Raises:
+        ValueError, FileNotFoundError, RunLocked: for what the user can fix, in one line.
+        Stopped: if a signal asked for it.
+    """
+    began = time.time() if began is None else began
+    device = find_device(plan.runtime.device)
+    ranks = join(device, plan.runtime.rank_timeout)
+    # These two decide, with the identity, when the ranks have something to tell each other.
+    rhythm = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
+    agree("configuration", {**plan.identity(), **rhythm, "run folder": str(plan.run_dir())}, ranks)
+    folder = RunFolder(plan.run_dir())
+    with hold(folder, ranks, began if plan.runtime.fresh else None, wait):
+        plan_file = folder.path / "plan.yaml"
+        if plan_file.exists():  # a folder given by run_dir= may hold another run
+            refuse_another(folder.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
+        summary = folder.summary()
+        done = folder.status().get("status") == DONE and bool(summary)
+        ranks.barrier()  # every rank has read the status before the main rank writes a new one
+        if not done:
+            return _train(plan, overrides, folder, device, ranks)
+    if ranks.is_main:
+        print(f"already done (commit {str(summary['environment']['commit'])[:9]}); fresh=true would start over")
+        print(result_text(summary, folder.path))
+    return summary
+
+
+def _train(
+    plan: Plan, overrides: Sequence[str], folder: RunFolder, device: torch.device, ranks: Ranks
+) -> dict[str, Any]:
+    """Train to the end in a locked run directory and write its record."""
+    started = {**environment(), "device": str(device), "world_size": ranks.world_size}
+    with attempt(folder, ranks), StopRequest() as stop:
+        if ranks.is_main:
+            folder.checkpoints.mkdir(exist_ok=True)
+            for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": list(overrides)})):
+                write_aside(folder.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
+        fit = prepare(plan, folder, device, ranks, stop)
+        fit.state.started_in(started)
+        fit.run()
+        parameters = sum(p.numel() for p in fit.state.model.parameters())
+        where = {"environment": started, "environments": fit.state.environments}
+        summary = {**fit.result(), "parameters": parameters, **where, "plan": asdict(plan)}
+        if ranks.is_main:
+            add_to_hparams_table(folder.path, table_row(plan), [name for name in summary["last"] if name != "epoch"])
+            folder.write("summary.json", summary)
+            folder.set_status(DONE, commit=started["commit"])
+            print(result_text(summary, folder.path))
+    asked = ranks.max(stop.received)
+    if asked:  # too late to stop this run, not the ones behind it
+        raise Stopped(asked, "after its last step, the run is done", done=True)
+    return summary
+
+
+def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
+    """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
+    data = open_data(plan, device, ranks)
+    agree("data set", {"fingerprint": data.fingerprint, "batches per epoch": len(data.train)}, ranks)
+    found = checkpoint.load_latest(folder.checkpoints)
+    agree("checkpoint", {"step": found and found[0].get("step")}, ranks)
+    fit, layers = build_fit(plan, data, folder, device, ranks, stop, pretrained=found is None)
+    if found is not None:
+        resume(fit.state, *found, fit.identity, ranks)
+    if ranks.is_main:
+        print(plan_text(plan, data, fit.state.model, device))
+        if layers.table:
+            print(table_text(layers.table))
+        if found is not None:
+            print(f"resuming after step {fit.state.step}, from {found[1]}")
+            checkpoint.set_damaged_aside(found[1])
+        folder.write("sites.json", [asdict(row) for row in layers.table])
+    return fit
+
+
+def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) -> str:
+    """Two lines that open a run: what is trained on what, and how."""
+    recipe, val = plan.recipe, f" + {data.val.num_samples:,} val" if data.val else ""
+    parameters = sum(p.numel() for p in model.parameters())
+    width = f" width {plan.model.width}" if plan.model.width else ""
+    lines = [
+        f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
+        f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
+        f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
+        f"seed {plan.seed}; {device}",
+        *(f"note: {note}" for note in data.notes),
+    ]
+    return "\n".join(lines)
+
+
+def table_row(plan: Plan) -> dict[str, Any]:
+    """What sets a run apart from others, for a table of many: one level of names, plain values."""
+    layer, recipe = plan.layer, plan.recipe
+    row: dict[str, Any] = {"data": plan.data.name, "model": plan.model.name, "width": plan.model.width}
+    row |= {"regularizer": "+".join(plan.regularizer), "cutout": plan.cutout, "autoaugment": plan.autoaugment}
+    row |= {"label_smoothing": plan.label_smoothing, "train_subset": plan.data.train_subset, "seed": plan.seed}
+    row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
+    if layer is not None:
+        row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}
+        row["groups"] = ",".join(map(str, layer.groups))
+    return row

@@ -1,0 +1,34 @@
+"""Which finished network a command is about. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from configs.schema import UserError, one_of
+
+
+@dataclass
+class NetworkSource:
+    """A run directory or a checkpoint file, and where its data are.
+
+    Args:
+        run: run directory; or
+        checkpoint: a file that train.py wrote.
+        which: of a run: the checkpoint of the last epoch (`last`) or the one chosen on val (`best`).
+        data_root: where the data are, if not where the run found them.
+        download: whether missing data may be downloaded.
+        workers: loader processes; None: one per core.
+    """
+
+    run: str | None = None
+    checkpoint: str | None = None
+    which: str = "last"
+    data_root: str | None = None
+    download: bool = True
+    workers: int | None = None
+
+    def check(self) -> None:
+        """Raise UserError unless it names exactly one network."""
+        if (self.run is None) == (self.checkpoint is None):
+            raise UserError("give either run=FOLDER or checkpoint=FILE; see --help")
+        one_of("which", self.which, ("last", "best"))

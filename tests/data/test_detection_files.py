@@ -1,0 +1,185 @@
+"""What the readers of COCO and VOC make of their files, and which one line they end with on others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from box_files import change_json, coco_json, voc_xml, write_coco, write_voc
+from opening import build_data
+
+from data.coco import read_coco
+from data.voc_xml import read_list, read_scene, read_voc
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    return write_coco(tmp_path / "coco")
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    return write_voc(tmp_path / "voc")
+
+
+def test_category_ids_with_gaps_become_labels_and_back(coco: Path) -> None:
+    found = read_coco(coco, "train2017")
+    assert found.categories.ids == (3, 7, 90)
+    assert found.categories.names == ("thing3", "thing7", "thing90")
+    listed = json.loads((coco / "annotations/instances_train2017.json").read_text())
+    truth = found.truth()
+    assert [entry["id"] for entry in truth["categories"]] == [3, 7, 90]
+    kept = [entry for entry in listed["annotations"] if min(entry["bbox"][2:]) > 0]
+
+    def facts(entries: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        return sorted((e["image_id"], e["category_id"], e["iscrowd"], e["area"], *e["bbox"]) for e in entries)
+
+    assert facts(truth["annotations"]) == facts(kept)
+    assert sorted(entry["id"] for entry in truth["annotations"]) == list(range(1, len(kept) + 1))
+    assert {entry["id"] for entry in truth["images"]} == {entry["id"] for entry in listed["images"]}
+
+
+def test_degenerate_boxes_go_crowds_stay_and_images_without_boxes_too(coco: Path) -> None:
+    found = read_coco(coco, "train2017")
+    assert len(found) == 10
+    assert found.degenerate == 2
+    assert found.of(0).ignored.tolist() == [False, False, True]
+    assert len(found.of(1)) == 0
+    notes = " ".join(build_data("coco", root=coco, batch_size=2, val_fraction=0.0).notes)
+    assert "4 boxes without width or height" in notes
+    assert "2 crowds" in notes
+
+
+def test_a_part_has_the_objects_of_its_images(coco: Path) -> None:
+    whole = read_coco(coco, "train2017")
+    part = whole.part(np.array([4, 1, 0]))
+    assert part.image_ids.tolist() == [1040, 1010, 1000]
+    for position, index in enumerate((4, 1, 0)):
+        assert np.array_equal(part.of(position).boxes, whole.of(index).boxes)
+        assert part.name(position) == whole.name(index)
+    assert {entry["image_id"] for entry in part.truth()["annotations"]} == {1040, 1000}
+    assert len(whole.part(np.zeros(0, np.int64)).truth()["images"]) == 0
+
+
+def test_voc_corners_lose_one_and_difficult_objects_are_ignored(voc: Path) -> None:
+    found = read_voc(voc, read_list(voc, "train"), None)
+    assert found.categories.names == ("cat", "dog")
+    assert found.of(0).boxes.tolist() == [[0, 0, 20, 30], [10, 5, 20, 20], [1, 1, 8, 8]]
+    assert found.of(0).labels.tolist() == [1, 0, 0]
+    assert found.of(0).ignored.tolist() == [False, False, True]
+    assert len(found.of(2)) == 0
+    assert found.sizes[:2].tolist() == [[40, 60], [60, 40]]
+    crowds = [entry["iscrowd"] for entry in found.truth()["annotations"][:3]]
+    assert crowds == [0, 0, 1]
+    assert read_voc(voc, ["train_0"], ("dog", "cat")).of(0).labels.tolist() == [0, 1, 1]
+
+
+def same_id(content: dict[str, Any]) -> None:
+    content["images"][1]["id"] = content["images"][0]["id"]
+
+
+COCO_FAULTS = {
+    "image id 1000 occurs twice": same_id,
+    "annotation 500 has the category_id 4, which": lambda c: c["annotations"][0].update(category_id=4),
+    "annotation 500 has the image_id 4, which": lambda c: c["annotations"][0].update(image_id=4),
+    "bbox of annotation 500 is not four numbers": lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]),
+    "bbox of annotation 501 is not four numbers": lambda c: c["annotations"][1].update(bbox=[1, 2, 3]),
+    "an entry lacks 'bbox'": lambda c: c["annotations"][0].pop("bbox"),
+    "an entry lacks 'categories'": lambda c: c.pop("categories"),
+    "lists 0 images": lambda c: c["images"].clear(),
+    "the file name '../a.jpg' is not one in": lambda c: c["images"][0].update(file_name="../a.jpg"),
+    "not an instances file": lambda c: c.update(annotations=3),
+}
+
+
+@pytest.mark.parametrize("message", COCO_FAULTS)
+def test_a_contradictory_json_ends_in_one_line_with_its_name(coco: Path, message: str) -> None:
+    path = change_json(coco, "train2017", COCO_FAULTS[message])
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")) as error:
+        build_data("coco", root=coco, batch_size=2)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_damaged_coco_files_are_named(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.root"):
+        build_data("coco", batch_size=2)
+    with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json; data\.root needs"):
+        build_data("coco", root=tmp_path, batch_size=2)
+    (coco / "val2017" / "005010.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"val2017/005010\.jpg, listed by .*instances_val2017\.json"):
+        build_data("coco", root=coco, batch_size=2)
+    path = coco / "annotations" / "instances_val2017.json"
+    for content in (path.read_bytes()[:200], b"\xff\xfe", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"instances_val2017\.json: not a JSON file, or a damaged one") as error:
+            build_data("coco", root=coco, batch_size=2)
+        assert "\n" not in str(error.value)
+    content = coco_json(5, 5000)
+    content["categories"][0]["name"] = "another"
+    path.write_text(json.dumps(content))
+    (coco / "val2017" / "005010.jpg").touch()
+    with pytest.raises(ValueError, match="do not have the same categories"):
+        build_data("coco", root=coco, batch_size=2)
+
+
+ENTITIES = '<!DOCTYPE a [<!ENTITY b "cat">]>' + voc_xml(40, 60, [("&b;", (1, 1, 5, 5), 0)])
+XML_FAULTS = {
+    "declares a document type": ENTITIES,
+    "no element found|not well-formed|unclosed": voc_xml(40, 60, [])[:-5],
+    "<bndbox/xmin> is 'left', not a number": voc_xml(4, 6, [("cat", ("left", 1, 2, 2), 0)]),  # type: ignore[list-item]
+    "is 'nan', not a number": voc_xml(4, 6, [("cat", ("nan", 1, 2, 2), 0)]),  # type: ignore[list-item]
+    "<object> lacks <name>": voc_xml(40, 60, [("", (1, 1, 5, 5), 0)]),
+    "<annotation> lacks <size/height>": "<annotation></annotation>",
+    "the class 'cow' is not one of cat, dog": voc_xml(40, 60, [("cow", (1, 1, 5, 5), 0)]),
+}
+
+
+@pytest.mark.parametrize("message", XML_FAULTS)
+def test_a_bad_annotation_ends_in_one_line_with_its_name(voc: Path, message: str) -> None:
+    path = voc / "Annotations" / "val_1.xml"
+    path.write_text(XML_FAULTS[message])
+    with pytest.raises(ValueError, match=message) as error:
+        build_data("voc_detection", root=voc, batch_size=2)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_document_type_is_refused_in_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_bytes(ENTITIES.encode("utf-16"))
+    with pytest.raises(ValueError, match="declares a document type"):
+        read_scene(tmp_path / "a.xml")
+
+
+def test_missing_files_and_wrong_lists_of_voc_are_named(voc: Path) -> None:
+    def opened(**options: Any) -> None:
+        build_data("voc_detection", root=voc, batch_size=2, **options)
+
+    with pytest.raises(FileNotFoundError, match=r"no file .*trainval\.txt; lists there: test, train, val"):
+        opened(train_split="trainval")
+    with pytest.raises(ValueError, match="splits must be different ones, not train_split=val, test_split=val"):
+        opened(train_split="val")
+    both = voc / "ImageSets" / "Main" / "both.txt"
+    both.write_text("train_1\nval_1\n")
+    with pytest.raises(ValueError, match="train_split=both and test_split=val share 1 images, one is val_1"):
+        opened(train_split="both")
+    both.write_text("train_1 1\n")
+    with pytest.raises(ValueError, match=r"both\.txt: line 1 is not the name of an image: train_1 1"):
+        opened(train_split="both")
+    both.write_text("train_1\ntrain_1\n")
+    with pytest.raises(ValueError, match="lists train_1 twice"):
+        opened(train_split="both")
+    both.write_text("\n")
+    with pytest.raises(ValueError, match="lists no image"):
+        opened(train_split="both")
+    (voc / "Annotations" / "val_0.xml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Annotations/val_0\.xml, which a list names"):
+        opened()
+    (voc / "JPEGImages" / "val_0.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"JPEGImages/val_0\.jpg, which a list names"):
+        opened()
+    with pytest.raises(ValueError, match=r"data\.title does not apply|data\.num_classes does not apply"):
+        opened(num_classes=3)
