@@ -140,7 +140,7 @@ def _backgrounds(split: int, count: int, size: int) -> Bytes:
     smooth = F.interpolate(torch.from_numpy(cells).float(), size=(size, size), mode="bilinear", align_corners=True)
     words = -(-3 * size * size // 8)
     noise = hashed(SCENE, split, np.arange(count)[:, None], 2_000 + np.arange(words)).view(np.uint8)
-    noise = noise[:, : 3 * size * size].reshape(count, size, size, 3) >> 3  # 0 ... 31
+    noise = noise[:, : 3 * size * size].reshape(count, size, size, 3) >> np.uint8(3)  # 0 ... 31
     return (smooth.mul_(110).byte().permute(0, 2, 3, 1).numpy() + noise).astype(np.uint8)
 
 
