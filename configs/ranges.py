@@ -22,7 +22,7 @@ def check_values(plan: Plan) -> None:
     recipe = plan.recipe
     if plan.model.library is None:
         one_of("model.name", plan.model.name, choices("model"))
-        one_of("model.stem", str(plan.model.stem), ("small", "imagenet"))
+        one_of("model.stem", str(plan.model.stem), ("small", "stride2", "imagenet"))
     else:
         one_of("model.library", plan.model.library, ("torchvision", "timm"))
     one_of("data.name", plan.data.name, choices("data"))

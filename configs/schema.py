@@ -27,7 +27,7 @@ class ModelConfig:
     name: str = "???"
     library: str | None = None  # torchvision | timm: `name` is an architecture there
     width: int | None = None  # channels of the first group; null: as the data set says
-    stem: str | None = None  # imagenet | small; null: small up to 64 pixels
+    stem: str | None = None  # imagenet | stride2 (ResNets) | small; null: small up to 64 pixels
     zero_gamma: bool = True  # last BatchNorm of each block starts at 0 (PAPER: released code)
     pretrained: str | None = None  # weights file with torchvision's keys
     options: dict[str, Any] = field(default_factory=dict)  # what only this family has

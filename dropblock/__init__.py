@@ -1,4 +1,4 @@
-"""DropBlock for PyTorch, to the law of the paper: operator, module, keep_prob schedule, installation.
+"""DropBlock for PyTorch, to the sampling rule of the paper: operator, module, keep_prob schedule, installation.
 
 Imports torch and nothing else.
 """
@@ -7,11 +7,11 @@ from dropblock.baselines import DropConnect, Dropout, DropPath, SpatialDropout, 
 from dropblock.control import LayerControl
 from dropblock.foreign import Place, declare_sites, install_into, known_places
 from dropblock.fractal import FractalDropPath, JoinSite
-from dropblock.functional import drop_block2d, drop_block2d_counted
+from dropblock.functional import drop_block1d, drop_block2d, drop_block3d, drop_block_counted
 from dropblock.kinds import LAYERS, LayerSpec, install_layers
-from dropblock.law import effective_block, expected_drop, seed_rate
-from dropblock.layers import DropBlock2d, DropLayer, installed_layers
-from dropblock.reference import drop_block2d_reference
+from dropblock.layers import DropBlock1d, DropBlock2d, DropBlock3d, DropLayer, installed_layers
+from dropblock.rates import effective_block, expected_drop, seed_rate
+from dropblock.reference import drop_block_reference
 from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_prob_in_group
 from dropblock.sites import Site, declared_sites, install
 from dropblock.table import SiteRow, site_table, table_text
@@ -19,7 +19,9 @@ from dropblock.table import SiteRow, site_table, table_text
 __all__ = [
     "LAYERS",
     "SCHEDULES",
+    "DropBlock1d",
     "DropBlock2d",
+    "DropBlock3d",
     "DropConnect",
     "DropLayer",
     "DropPath",
@@ -36,9 +38,11 @@ __all__ = [
     "StochasticDepth",
     "declare_sites",
     "declared_sites",
+    "drop_block1d",
     "drop_block2d",
-    "drop_block2d_counted",
-    "drop_block2d_reference",
+    "drop_block3d",
+    "drop_block_counted",
+    "drop_block_reference",
     "drop_together",
     "effective_block",
     "expected_drop",

@@ -103,8 +103,8 @@ class Dropout(DropLayer):
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         return drop_together_counted(x, self.keep_prob, self.together, seed)
 
-    def block(self, height: int, width: int) -> tuple[int, int]:
-        return 1, 1
+    def block(self, *size: int) -> tuple[int, ...]:
+        return (1,) * len(size)
 
 
 class SpatialDropout(Dropout):
@@ -112,8 +112,8 @@ class SpatialDropout(Dropout):
 
     together = "channel"
 
-    def block(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
+    def block(self, *size: int) -> tuple[int, ...]:
+        return size
 
 
 class DropPath(SpatialDropout):
@@ -148,14 +148,14 @@ class StochasticDepth(SpatialDropout):
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         return drop_together_counted(x, 1.0 - self.depth * (1.0 - self.keep_prob), self.together, seed)
 
-    def seed_rate(self, keep_prob: float, height: int, width: int) -> float:
+    def seed_rate(self, keep_prob: float, *size: int) -> float:
         return self.depth * (1.0 - keep_prob)
 
-    def expected_drop(self, keep_prob: float, height: int, width: int) -> float:
+    def expected_drop(self, keep_prob: float, *size: int) -> float:
         return self.depth * (1.0 - keep_prob)
 
     def extra_repr(self) -> str:
-        return f"depth={self.depth:.3g}"
+        return f"depth={self.depth:.3g}, {super().extra_repr()}"
 
 
 class DropConnect(Dropout):

@@ -6,10 +6,12 @@ keep_prob ever leaves the device, and nothing waits for the host.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from dropblock.law import effective_block, seed_rate
+from dropblock.rates import effective_block, seed_rate, valid_seeds
 from dropblock.reference import keep_mask, select_scaled
 
 # splitmix64 (Steele, Lea, Flood 2014): its step and its two multipliers, as signed 64-bit numbers.
@@ -34,15 +36,15 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     Returns:
         number of kept units, 0-dimensional int64; and the mask, bool, shape of `x`, True where a unit is kept.
     """
-    n, c, height, width = x.shape
+    n, c, *size = x.shape
     if x.numel() == 0:
         return torch.zeros((), dtype=torch.int64, device=x.device), torch.ones_like(x, dtype=torch.bool)
-    b_h, b_w = effective_block(block_size, height, width)
-    shape = (n, c, height - b_h + 1, width - b_w + 1)
-    index = torch.arange(shape[0] * shape[1] * shape[2] * shape[3], device=x.device).view(shape)
+    block = effective_block(block_size, *size)
+    shape = (n, c, *valid_seeds(tuple(size), block))
+    index = torch.arange(math.prod(shape), device=x.device).view(shape)
     bits = shifted(mixed(index * STEP + mixed(seed)), 2)  # uniform on 0 ... 2^62 - 1
-    gamma = (1.0 - keep_prob.float()).clamp(0.0, 1.0) * seed_rate(0.0, block_size, height, width)
-    mask = keep_mask(bits < (gamma * 2.0**62).long(), (b_h, b_w))
+    gamma = (1.0 - keep_prob.float()).clamp(0.0, 1.0) * seed_rate(0.0, block_size, *size)
+    mask = keep_mask(bits < (gamma * 2.0**62).long(), block)
     return mask.sum(), mask
 
 

@@ -56,13 +56,20 @@ class FractalDropPath(DropLayer):
             raise ValueError(f"global_share must lie in [0, 1], not {global_share}")
         self.joins, self.global_share = tuple(tuple(columns) for columns in joins), global_share
         self.depth = max(max(columns) for columns in self.joins)
+        for name in ("member", "columns", "place"):
+            self.register_buffer(name, self.fresh_buffers()[name], persistent=False)
+
+    def fresh_buffers(self) -> dict[str, Tensor]:
         inputs = [(j, i, column) for j, columns in enumerate(self.joins) for i, column in enumerate(columns)]
-        member = torch.zeros(len(self.joins), len(inputs))
+        member = torch.zeros(len(self.joins), len(inputs), dtype=torch.float32)
         for m, (j, _, _) in enumerate(inputs):
             member[j, m] = 1.0
-        self.register_buffer("member", member, persistent=False)  # (joins, inputs): which input belongs where
-        self.register_buffer("columns", torch.tensor([column for _, _, column in inputs]), persistent=False)
-        self.register_buffer("place", torch.tensor([i for _, i, _ in inputs]), persistent=False)
+        return {
+            **super().fresh_buffers(),
+            "member": member,  # (joins, inputs): which input belongs where
+            "columns": torch.tensor([column for _, _, column in inputs]),
+            "place": torch.tensor([i for _, i, _ in inputs]),
+        }
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         inputs, joins = len(self.place), len(self.joins)
@@ -85,10 +92,10 @@ class FractalDropPath(DropLayer):
         lost = (self.member @ kept.float()) == 0
         return kept | (lost.float() @ self.member > 0)
 
-    def block(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
+    def block(self, *size: int) -> tuple[int, ...]:
+        return size
 
-    def expected_drop(self, keep_prob: float, height: int = 1, width: int = 1) -> float:
+    def expected_drop(self, keep_prob: float, *size: int) -> float:
         """The exact expected share of dropped inputs, over all joins."""
         if keep_prob >= 1.0:
             return 0.0
@@ -99,7 +106,7 @@ class FractalDropPath(DropLayer):
         return ((1.0 - share) * local + share * one_column) / sum(sizes)
 
     def extra_repr(self) -> str:
-        return f"joins={len(self.joins)}, global_share={self.global_share}"
+        return f"joins={len(self.joins)}, global_share={self.global_share}, {super().extra_repr()}"
 
 
 def uniforms(seed: Tensor, number: int) -> Tensor:

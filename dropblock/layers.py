@@ -6,11 +6,16 @@ schedule may change keep_prob between steps without a recompilation or a host sy
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import ClassVar, Self
 
-from dropblock.functional import drop_block2d_counted, fresh_seed
-from dropblock.law import effective_block, expected_drop, seed_rate
+import torch
+from torch import Tensor, fx, nn
+
+from dropblock.arguments import BLOCK_SIZE, check_maps, refuse_positional, share_to_keep
+from dropblock.functional import Rate, drop_block_counted, fresh_seed
+from dropblock.graph_node import count_node, transformed
+from dropblock.rates import effective_block, expected_drop, seed_rate
 
 
 class DropLayer(nn.Module):
@@ -25,6 +30,7 @@ class DropLayer(nn.Module):
 
     Raises:
         ValueError: if keep_prob lies outside [0, 1].
+        TypeError: if it is no number.
     """
 
     keep_prob: Tensor
@@ -34,14 +40,16 @@ class DropLayer(nn.Module):
 
     def __init__(self, keep_prob: float) -> None:
         super().__init__()
-        if not 0.0 <= keep_prob <= 1.0:
-            raise ValueError(f"keep_prob must lie in [0, 1], not {keep_prob}")
+        self.initial_keep_prob = float(share_to_keep(type(self).__name__, keep_prob, None, None))
         self.group: int | str = 0  # set by `install`
         self.seeded = False
-        self.register_buffer("keep_prob", torch.tensor(keep_prob, dtype=torch.float32), persistent=False)
-        self.register_buffer("mask_seed", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("kept_units", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("seen_units", torch.zeros((), dtype=torch.int64), persistent=False)
+        for name, value in DropLayer.fresh_buffers(self).items():
+            self.register_buffer(name, value, persistent=False)
+
+    def fresh_buffers(self) -> dict[str, Tensor]:
+        """Every buffer as it is in a new layer."""
+        counts = {name: torch.zeros((), dtype=torch.int64) for name in ("mask_seed", "kept_units", "seen_units")}
+        return {"keep_prob": torch.tensor(self.initial_keep_prob, dtype=torch.float32), **counts}
 
     def set_mask_seed(self, seed: int) -> None:
         """From now on the mask is a function of this seed, an int64."""
@@ -49,59 +57,126 @@ class DropLayer(nn.Module):
         self.mask_seed.fill_(seed)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):  # a leaf for every tracer: the graph keeps this module, its schedule and counters
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         if not self.training:
             return x
         seed = self.mask_seed if self.seeded else fresh_seed(x.device)
         y, kept = self.drop(x, seed)
-        self.kept_units += kept
-        self.seen_units += x.numel()
+        if transformed():
+            count_node(self.kept_units, self.seen_units, kept, x.numel())
+        elif not in_backward():
+            self.kept_units += kept
+            self.seen_units += x.numel()
         return y
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         """The operator of this layer: (output like `x`, number of kept units as a 0-dimensional int64 tensor)."""
         raise NotImplementedError  # pragma: no cover
 
-    def block(self, height: int, width: int) -> tuple[int, int]:
-        """The size of what is dropped together on a map of this size."""
+    def block(self, *size: int) -> tuple[int, ...]:
+        """The size of what is dropped together on a map with these sides."""
         raise NotImplementedError  # pragma: no cover
 
-    def seed_rate(self, keep_prob: float, height: int, width: int) -> float:
+    def seed_rate(self, keep_prob: float, *size: int) -> float:
         """The probability of one draw of the mask."""
         return 1.0 - keep_prob
 
-    def expected_drop(self, keep_prob: float, height: int, width: int) -> float:
-        """The exact expected share of dropped units on a map of this size."""
+    def expected_drop(self, keep_prob: float, *size: int) -> float:
+        """The exact expected share of dropped units on a map with these sides."""
         return 1.0 - keep_prob
 
+    def extra_repr(self) -> str:
+        keep_prob = self.initial_keep_prob if self.keep_prob.is_meta else float(self.keep_prob)
+        return f"keep_prob={keep_prob:.6g}"
 
-class DropBlock2d(DropLayer):
-    """DropBlock for (N, C, H, W) feature maps: see `dropblock.drop_block2d`.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`to`, `half`, `to_empty` and the like move the buffers to another device and leave type and value alone.
+
+        In bfloat16 keep_prob would move in steps of 1/256: 0.998 would be 0.9961.
+        """
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, moved in list(self.named_buffers(recurse=False)):
+            value = before[name]
+            if value.is_meta and not moved.is_meta:
+                value = self.fresh_buffers()[name]
+            self._buffers[name] = value.to(moved.device)
+        return self
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}: use torch.compile, torch.export or torch.jit.trace"
+        )
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running: then a forward pass is the second one of activation checkpointing.
+
+    torch has no public name for this question; torch.utils.checkpoint asks it in the same way.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class _DropBlock(DropLayer):
+    """What DropBlock1d, 2d and 3d have in common."""
+
+    axes: ClassVar[int]
+
+    def __init__(
+        self,
+        *positional: object,
+        block_size: int = BLOCK_SIZE,
+        keep_prob: Rate = None,
+        p: Rate = None,
+        drop_prob: Rate = None,
+    ) -> None:
+        name = type(self).__name__
+        refuse_positional(name, positional)
+        super().__init__(float(share_to_keep(name, keep_prob, p, drop_prob)))
+        effective_block(block_size)
+        self.block_size = block_size
+
+    def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        check_maps(type(self).__name__, x, self.axes)
+        return drop_block_counted(x, keep_prob=self.keep_prob, block_size=self.block_size, seed=seed)
+
+    def block(self, *size: int) -> tuple[int, ...]:
+        return effective_block(self.block_size, *size)
+
+    def seed_rate(self, keep_prob: float, *size: int) -> float:
+        return seed_rate(keep_prob, self.block_size, *size)
+
+    def expected_drop(self, keep_prob: float, *size: int) -> float:
+        return expected_drop(keep_prob, self.block_size, *size)
+
+    def extra_repr(self) -> str:
+        return f"block_size={self.block_size}, {super().extra_repr()}"
+
+
+class DropBlock2d(_DropBlock):
+    """DropBlock for (N, C, H, W) feature maps: see `dropblock.drop_block2d`. All arguments go by name.
 
     Args:
         block_size: side of the dropped squares, >= 1; clamped to the map per axis. 1 is dropout, the whole map is
             SpatialDropout (paper, section 3).
-        keep_prob: in [0, 1]; a schedule may change it between steps.
+        keep_prob: in [0, 1], 0.9 if no rate is given; a schedule may change it between steps.
+        p, drop_prob: the same rate as a share to drop, 1 - keep_prob. One of the three may be given.
     """
 
-    def __init__(self, block_size: int = 7, keep_prob: float = 0.9) -> None:
-        super().__init__(keep_prob)
-        effective_block(block_size, 1, 1)
-        self.block_size = block_size
+    axes = 2
 
-    def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-        return drop_block2d_counted(x, self.keep_prob, self.block_size, seed)
 
-    def block(self, height: int, width: int) -> tuple[int, int]:
-        return effective_block(self.block_size, height, width)
+class DropBlock1d(_DropBlock):
+    """DropBlock for (N, C, L) signals, such as audio and EEG; arguments as of `DropBlock2d`."""
 
-    def seed_rate(self, keep_prob: float, height: int, width: int) -> float:
-        return seed_rate(keep_prob, self.block_size, height, width)
+    axes = 1
 
-    def expected_drop(self, keep_prob: float, height: int, width: int) -> float:
-        return expected_drop(keep_prob, self.block_size, height, width)
 
-    def extra_repr(self) -> str:
-        return f"block_size={self.block_size}"
+class DropBlock3d(_DropBlock):
+    """DropBlock for (N, C, D, H, W) volumes and videos; arguments as of `DropBlock2d`."""
+
+    axes = 3
 
 
 def installed_layers(model: nn.Module) -> list[DropLayer]:

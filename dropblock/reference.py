@@ -1,8 +1,9 @@
-"""DropBlock written to be read: the definition every faster path is tested against.
+"""DropBlock written to be read: the definition every faster backend is tested against.
 
 Paper: Ghiasi, Lin, Le, "DropBlock: A regularization method for convolutional networks", NeurIPS 2018,
 arXiv 1810.12890, Algorithm 1. Where the paper is silent (block larger than the map, even blocks, scope of the
-normaliser, arithmetic under bfloat16) this follows the authors' released TPU code.
+normaliser, arithmetic under bfloat16) this follows the authors' released TPU code. One and three axes are the same
+rule with fewer or more factors.
 """
 
 from __future__ import annotations
@@ -11,23 +12,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropblock.law import effective_block, seed_rate
+from dropblock.rates import effective_block, seed_rate, valid_seeds
+
+MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def keep_mask(seeds: Tensor, block: tuple[int, int]) -> Tensor:
+def keep_mask(seeds: Tensor, block: tuple[int, ...]) -> Tensor:
     """Grow every seed to a whole block of zeros.
 
     Args:
-        seeds: (N, C, H - b_h + 1, W - b_w + 1) bool, True where a block starts. A seed marks the top-left corner of
-            its block, so every seed of this shape has room for a whole block, for odd and even blocks alike.
-        block: (b_h, b_w).
+        seeds: (N, C, *valid) bool with valid = side - b + 1 along each axis, True where a block starts. A seed marks
+            the corner of its block nearest the origin, so every seed of this shape has room for a whole block, for odd
+            and even blocks alike.
+        block: b along each axis.
 
     Returns:
-        (N, C, H, W) bool, True where a unit is kept.
+        (N, C, *size) bool, True where a unit is kept.
     """
-    b_h, b_w = block
-    padded = F.pad(seeds.float(), (b_w - 1, b_w - 1, b_h - 1, b_h - 1))
-    return F.max_pool2d(padded, (b_h, b_w), stride=1) == 0
+    around = [b - 1 for b in reversed(block) for _ in range(2)]
+    return MAX_POOL[len(block)](F.pad(seeds.float(), around), block, stride=1) == 0
 
 
 def select_scaled(x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ def select_scaled(x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
     selected away, not multiplied, so a NaN inside a block comes out as 0. If nothing is kept the output is zeros.
 
     Args:
-        x: (N, C, H, W) floating point.
+        x: (N, C, *size) floating point.
         mask: bool, shape of `x`.
         kept: number of True in the mask, a 0-dimensional tensor.
     """
@@ -47,13 +50,13 @@ def select_scaled(x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
     return (x.to(exact) * scale).to(x.dtype).masked_fill_(~mask, 0)
 
 
-def drop_block2d_reference(
-    x: Tensor, keep_prob: float, block_size: int, generator: torch.Generator | None = None
+def drop_block_reference(
+    x: Tensor, *, keep_prob: float, block_size: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of the paper on a whole batch, one independent mask per sample and channel.
 
     Args:
-        x: (N, C, H, W) floating point.
+        x: (N, C, *size) floating point, with one to three axes in size.
         keep_prob: in [0, 1].
         block_size: >= 1, clamped to the map per axis before gamma is computed.
         generator: source of the draws; None means torch's default one.
@@ -61,11 +64,11 @@ def drop_block2d_reference(
     Returns:
         (output like `x`, number of kept units as a 0-dimensional int64 tensor).
     """
-    n, c, height, width = x.shape
-    b_h, b_w = effective_block(block_size, height, width)
-    gamma = seed_rate(keep_prob, block_size, height, width)
+    n, c, *size = x.shape
+    block = effective_block(block_size, *size)
+    gamma = seed_rate(keep_prob, block_size, *size)
     # float32 draws whatever the type of x: in bfloat16 1 - gamma rounds to 1 and nothing would be dropped in group 3.
-    noise = torch.rand(n, c, height - b_h + 1, width - b_w + 1, generator=generator, device=x.device)
-    mask = keep_mask(noise < gamma, (b_h, b_w))
+    noise = torch.rand(n, c, *valid_seeds(tuple(size), block), generator=generator, device=x.device)
+    mask = keep_mask(noise < gamma, block)
     kept = mask.sum()
     return select_scaled(x, mask, kept), kept

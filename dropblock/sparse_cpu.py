@@ -7,11 +7,12 @@ output is written once as `x * scale`, and after that only the blocks are visite
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dropblock.law import effective_block, seed_rate
+from dropblock.rates import effective_block, seed_rate, valid_seeds
 
 PIECE = 1 << 21  # bytes for each thread, about what its second-level cache holds
 
@@ -52,26 +53,31 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     """Draw the blocks of a batch. Which units they drop depends on the shape of `x`, never on its memory layout.
 
     Returns:
-        number of kept units, 0-dimensional int64; and where the top-left corners of the blocks lie in the memory of
-        `x`, (K,) int64. A block as large as the map is named by its map instead, sample * channels + channel.
+        number of kept units, 0-dimensional int64; and where the first corners of the blocks lie in the memory of `x`,
+        (K,) int64. A block as large as the map is named by its map instead, sample * channels + channel.
     """
-    n, c, height, width = x.shape
+    n, c, *size = x.shape
     if x.numel() == 0:
         return torch.zeros((), dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    b_h, b_w = effective_block(block_size, height, width)
-    rows, columns = height - b_h + 1, width - b_w + 1
-    gamma = seed_rate(float(keep_prob), block_size, height, width)
-    position = bernoulli_positions(n * c * rows * columns, gamma, int(seed))
-    if (rows, columns) == (1, 1):
-        return torch.tensor(x.numel() - len(position) * height * width), position.long()
-    # Division and floor in float64 are exact below 2^53, and much faster than division of integers.
-    row = position if columns == 1 else (position / columns).floor_()
-    map_ = row if rows == 1 else (row / rows).floor_()
-    corner = position.add(row, alpha=width - columns).add_(map_, alpha=(height - rows) * width)
-    dropped = count_units(map_, corner, (b_h, b_w), (height, width))
+    block = effective_block(block_size, *size)
+    valid, units = valid_seeds(tuple(size), block), math.prod(size)
+    gamma = seed_rate(float(keep_prob), block_size, *size)
+    position = bernoulli_positions(n * c * math.prod(valid), gamma, int(seed))
+    if block == tuple(size):
+        return torch.tensor(x.numel() - len(position) * units), position.long()
+    # Division and floor in float64 are exact below 2^53, and much faster than division of integers. From the last axis
+    # to the first: `above` numbers the lines, planes, maps that a seed lies in, and each of those is longer than its
+    # valid part by side - seeds.
+    above, corner, stride = position, position, 1
+    for side, seeds in zip(reversed(size), reversed(valid), strict=True):
+        above = above if seeds == 1 else (above / seeds).floor_()
+        corner = corner.add(above, alpha=(side - seeds) * stride)
+        stride *= side
+    map_ = above
+    dropped = count_units(map_, corner, block, tuple(size))
     if channels_last(x):
         sample = (map_ / c).floor_()
-        corner = corner.mul_(c).sub_(map_, alpha=height * width * c - 1).add_(sample, alpha=(height * width - 1) * c)
+        corner = corner.mul_(c).sub_(map_, alpha=units * c - 1).add_(sample, alpha=(units - 1) * c)
     return torch.tensor(x.numel() - dropped), corner.long()
 
 
@@ -82,12 +88,12 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
         return torch.zeros_like(x)
     if len(blocks) == 0:
         return x.clone()
-    n, c, height, width = x.shape
-    block = effective_block(block_size, height, width)
+    n, c, *size = x.shape
+    block = effective_block(block_size, *size)
     # Large tensors go piece by piece, so that the blocks of a piece are zeroed while it is in the cache.
     cache = PIECE * torch.get_num_threads()
     samples = n if x.nbytes <= 2 * cache else max(1, n * cache // x.nbytes)
-    apart = c if block == (height, width) else c * height * width
+    apart = c if block == tuple(size) else c * math.prod(size)
     ends = [len(blocks)]
     if samples < n:  # blocks stand in the order of the samples
         ends = torch.searchsorted(blocks, torch.arange(samples, n + samples, samples) * apart).tolist()
@@ -101,39 +107,49 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     return y
 
 
-def zero(y: Tensor, blocks: Tensor, block: tuple[int, int]) -> None:
+def zero(y: Tensor, blocks: Tensor, block: tuple[int, ...]) -> None:
     """Zero blocks in place, given as `draw` gives them."""
-    n, c, height, width = y.shape
-    if block != (height, width):
-        windows(y, block, (width * c, c) if channels_last(y) else (width, 1)).index_fill_(0, blocks, 0)
+    n, c, *size = y.shape
+    if block != tuple(size):
+        windows(y, block, strides(size, c if channels_last(y) else 1)).index_fill_(0, blocks, 0)
     elif not channels_last(y):
-        y.view(n * c, height * width).index_fill_(0, blocks, 0)
+        y.view(n * c, -1).index_fill_(0, blocks, 0)
     else:
         # The units of a map lie c apart: one pass over all of them is faster than visiting those. A pass over their
         # bits, because NaN * 0 is NaN.
         bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[y.element_size()]
         keep = torch.full((n * c,), -1, dtype=bits).index_fill_(0, blocks, 0)
-        y.view(bits).bitwise_and_(keep.view(n, c, 1, 1))
+        y.view(bits).bitwise_and_(keep.view(n, c, *[1] * len(size)))
+
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    """Whether the channels of a unit lie side by side; torch knows this layout for two and three axes."""
+    layout = CHANNELS_LAST.get(x.ndim)
+    return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
-def windows(buffer: Tensor, block: tuple[int, int], strides: tuple[int, int]) -> Tensor:
+def strides(size: Sequence[int], unit: int) -> list[int]:
+    """From one unit to the next along each axis of a map, when neighbours in a line lie `unit` apart."""
+    return [unit * math.prod(size[axis + 1 :]) for axis in range(len(size))]
+
+
+def windows(buffer: Tensor, block: tuple[int, ...], strides: Sequence[int]) -> Tensor:
     """All blocks of a buffer as overlapping views: entry i is the block whose corner lies at offset i."""
-    corners = buffer.numel() - (block[0] - 1) * strides[0] - (block[1] - 1) * strides[1]
+    corners = buffer.numel() - sum((b - 1) * stride for b, stride in zip(block, strides, strict=True))
     return buffer.as_strided((corners, *block), (1, *strides))
 
 
-def count_units(map_: Tensor, corner: Tensor, block: tuple[int, int], size: tuple[int, int]) -> int:
+def count_units(map_: Tensor, corner: Tensor, block: tuple[int, ...], size: tuple[int, ...]) -> int:
     """How many units the blocks cover. Blocks overlap only in maps that hold several: those alone are painted.
 
     Args:
         map_, corner: (K,) float64, which map a block lies in and its offset if maps are stored one after the other.
         block, size: of a block and of a map.
     """
-    area, units = block[0] * block[1], size[0] * size[1]
+    area, units = math.prod(block), math.prod(size)
     second = (map_[1:] == map_[:-1]).nonzero().view(-1) + 1  # blocks whose map is that of the block before
     if len(second) == 0:
         return len(map_) * area
@@ -142,7 +158,7 @@ def count_units(map_: Tensor, corner: Tensor, block: tuple[int, int], size: tupl
     pairs = corner.unfold(0, 2, 1)[second - 1]  # to paint a block twice does no harm
     offset = pairs.add_(canvas_map.sub(crowded).mul_(units).unsqueeze(1)).long().view(-1)
     canvas = torch.zeros(math.ceil(len(maps) * units / 1024) * 1024, dtype=torch.uint8)
-    windows(canvas, block, (size[1], 1)).index_fill_(0, offset, 1)
+    windows(canvas, block, strides(size, 1)).index_fill_(0, offset, 1)
     # Summed eight bytes at a time as int64 words: 128 ones cannot carry into the next byte.
     painted = int(canvas.view(torch.int64).view(128, -1).sum(0).view(torch.uint8).sum())
     return (len(map_) - len(second) - len(maps)) * area + painted

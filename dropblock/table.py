@@ -36,7 +36,7 @@ class SiteRow:
     after: str
     layer: str
     map_sizes: list[tuple[int, int, int]] = field(default_factory=list)
-    block: tuple[int, int] = (0, 0)
+    block: tuple[int, ...] = (0, 0)
     clamped: bool = False
     keep_prob: float = 1.0
     seed_rate: float = 0.0

@@ -6,8 +6,8 @@ enough to stay in the cache, and the count for the one global normaliser. `_appl
 Backward draws the same bits again from the seed. Seed and keep_prob are read on the device: nothing waits for the host,
 and a CUDA graph can be replayed with other values.
 
-So far this has run in Triton's interpreter only, where the tests compare it with the law. It has not run on a GPU yet,
-and no speed of it was measured.
+So far this has run in Triton's interpreter only, where the tests compare it with the closed form. It has not run on a
+GPU yet, and no speed of it was measured.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -24,7 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dropblock.law import effective_block
+from dropblock.rates import effective_block
+from dropblock.sparse_cpu import channels_last
 
 # Values per program. The interpreter pays per program, a GPU per register.
 TILE = 1 << 14 if triton.knobs.runtime.interpret else 1 << 11
@@ -34,7 +35,7 @@ TILE = 1 << 14 if triton.knobs.runtime.interpret else 1 << 11
 def _next_block(position, seed, map_, turn, gamma, CELLS: tl.constexpr):
     """From one block of a map to its next: a geometric number of cells without a block lies between them."""
     high, low, _, _ = tl.philox(seed, map_, map_ * 0 + turn, map_ * 0, map_ * 0)
-    # 53 bits, as the tail of a geometric law with a small rate needs them; never 0.
+    # 53 bits, as the tail of a geometric distribution with a small rate needs them; never 0.
     u = ((high >> 5).to(tl.float64) * 67108864.0 + (low >> 6).to(tl.float64) + 0.5) * (1.0 / 9007199254740992.0)
     gap = tl.minimum(tl.floor(tl.log(u) / tl.log(1.0 - gamma)), CELLS)
     gap = tl.where(gamma > 0.0, gap, CELLS)
@@ -143,10 +144,10 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     Returns:
         number of kept units, 0-dimensional int64; and the bits of dropped units, uint8, laid out for `apply`.
     """
-    n, c, height, width = x.shape
+    n, c, height, width = _sizes(x)
     kept = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
-    channels_last = _channels_last(x)
-    pitch = _pitch(width, channels_last)
+    last = channels_last(x)
+    pitch = _pitch(width, last)
     bits = torch.empty(n * c * height * pitch, dtype=torch.uint8, device=x.device)
     if x.numel() == 0:
         return kept, bits
@@ -157,7 +158,7 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     with _on(x):
         _draw[(math.ceil(n * c / maps), math.ceil(height / lines))](
             *(bits, kept, keep_prob, seed, n * c, c, height, width, b_h, b_w, pitch),
-            *(channels_last, maps, lines, width_in_bytes),
+            *(last, maps, lines, width_in_bytes),
         )
     return kept, bits
 
@@ -167,12 +168,12 @@ def apply(x: Tensor, kept: Tensor, bits: Tensor, block_size: int) -> Tensor:
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
-    n, c, height, width = x.shape
-    channels_last = _channels_last(x)
-    pitch = _pitch(width, channels_last)
+    n, c, height, width = _sizes(x)
+    last = channels_last(x)
+    pitch = _pitch(width, last)
     exact = tl.float64 if x.dtype == torch.float64 else tl.float32
     with _on(x):
-        if channels_last:
+        if last:
             channels = min(triton.next_power_of_2(c), TILE // 8)
             strips, strips_at_once = n * height * pitch, TILE // (8 * channels)
             grid = (math.ceil(strips / strips_at_once), math.ceil(c / channels))
@@ -190,8 +191,11 @@ def _pitch(width: int, channels_last: bool) -> int:
     return math.ceil(width / 8) + (0 if channels_last else 1)
 
 
-def _channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    """(N, C, H, W). A map with one axis is a map of one line: the sampling rule is the same for the two."""
+    n, c, *size = x.shape
+    height, width = size if len(size) == 2 else (1, *size)
+    return n, c, height, width
 
 
 def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -14,6 +14,9 @@ from models.fractalnet import FORMS, FractalNet
 from models.outside import build_timm, build_torchvision
 from models.pretrained import load_pretrained
 from models.resnet import UNITS, ResNet
+from models.retinanet import RetinaNet
+from models.segmentation_fpn import SegmentationFPN
+from models.strided import pick_pixels_first
 
 __all__ = ["MODELS", "build_model", "load_pretrained"]
 
@@ -21,9 +24,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ResNet, *units) for name, units in UNITS.items()},
     "amoebanet_b": AmoebaNet,
     **{name: partial(FractalNet, form) for name, form in FORMS.items()},
+    "segmentation_fpn": SegmentationFPN,
+    "retinanet": RetinaNet,
     "torchvision": build_torchvision,
     "timm": build_timm,
 }
+ON_A_BODY = ("segmentation_fpn", "retinanet")  # weights from a file go into their ResNet
 
 
 def build_model(
@@ -39,17 +45,19 @@ def build_model(
 ) -> nn.Module:
     """Build a network by name.
 
-    Every network has the attributes `num_classes` and `last_group` (the number of its last group of sites). Those
-    written here also have the method `features(x)`, the maps that the classifier `fc` sees after pooling.
+    Every network has the attributes `num_classes` and `last_group` (the number of its last group of sites). The
+    classifiers written here also have the method `features(x)`, the maps that `fc` sees after pooling.
 
     Args:
         name: a key of MODELS.
         num_classes: outputs of the classifier, >= 1.
         in_channels: channels of the images, >= 1.
         width: channels of the first group, >= 1; not for `torchvision` and `timm`, whose architectures fix it.
-        stem: `imagenet`, or `small` for images of 32 pixels or so; not for `torchvision` and `timm` either.
+        stem: `imagenet`, or `small` for images of 32 pixels or so; what is made of a ResNet also takes `stride2`, in
+            between. Not for `torchvision` and `timm` either.
         zero_gamma: the last BN of every residual unit starts at weight 0.
-        pretrained: a file of weights of this very network (.pt, .pth, .safetensors).
+        pretrained: a file of weights of this very network (.pt, .pth, .safetensors); for `segmentation_fpn` and
+            `retinanet` a classifier's, for their body.
         options: what else the named family takes.
 
     Raises:
@@ -70,5 +78,5 @@ def build_model(
             raise ValueError(f"model {name} takes no option '{key}', only {known}")
     model = MODELS[name](**{key: value for key, value in shape.items() if key in taken}, **options)
     if pretrained is not None:
-        load_pretrained(model, pretrained)
-    return model
+        load_pretrained(model, pretrained, into="body" if name in ON_A_BODY else "")
+    return pick_pixels_first(model)

@@ -14,19 +14,32 @@ WRAPPERS = ("model", "state_dict")  # {"model": weights} and {"state_dict": weig
 PREFIXES = ("module.", "_orig_mod.")  # left in the keys by DistributedDataParallel and torch.compile
 
 
-def load_pretrained(model: nn.Module, path: str | Path) -> None:
+CLASSIFIER = ("fc.weight", "fc.bias")
+
+
+def load_pretrained(model: nn.Module, path: str | Path, into: str = "") -> None:
     """Load the weights of the same network from a file; every key and shape has to match.
 
     Args:
         model: filled in place.
         path: a `.pt` or `.pth` file (read with `weights_only=True`, so nothing in it can run) or a `.safetensors` file.
+        into: a module of `model` by name, such as "body": that module gets the weights, and those of the classifier
+            `fc`, which it lacks, are left out. Empty for the whole network.
 
     Raises:
-        ValueError: if the file is missing, is no weights file, or holds another network's weights.
+        ValueError: if the file is missing, is no weights file, or holds another network's weights, or if `model` has
+            no module `into`.
     """
     path = Path(path)
     weights = named_tensors(read_weights(path), path)
+    if into:
+        try:
+            model = model.get_submodule(into)
+        except AttributeError:
+            raise ValueError(f"{type(model).__name__} has no module '{into}' to load {path} into") from None
     expected = model.state_dict()
+    if into:
+        weights = {key: value for key, value in weights.items() if key in expected or key not in CLASSIFIER}
     # Files older than this counter lack it; it only matters to a BN without momentum.
     for key in expected:
         if key.endswith("num_batches_tracked"):

@@ -25,6 +25,10 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> n
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
+# Kernel and stride of the first convolution, and whether a 3x3 max-pool of stride 2 follows it.
+STEMS: dict[str, tuple[int, int, bool]] = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "small": (3, 1, False)}
+
+
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
     """The shortcut of a unit that changes the shape of its input; None where the input itself is the shortcut."""
     if stride == 1 and in_channels == out_channels:
@@ -107,12 +111,14 @@ class ResNet(nn.Module):
         num_classes: outputs of the classifier.
         in_channels: of the images.
         width: channels of group 1's 3x3 convolutions (64 in the paper); doubles with every group.
-        stem: `imagenet` (7x7 stride 2, then 3x3 max-pool stride 2) or `small` (3x3 stride 1 and no pool, for images
-            of 32 pixels or so).
+        stem: `imagenet` (7x7 stride 2, then 3x3 max-pool stride 2), `stride2` (3x3 stride 2 and no pool, for dense
+            prediction on images of 128 pixels or so) or `small` (3x3 stride 1 and no pool, for images of 32 pixels or
+            so). Group 1 then has maps at a stride of 4, 2 or 1 pixels, and every later group twice the stride.
         zero_gamma: start the last BN of every unit at weight 0, so that every unit starts as its shortcut.
 
-    Input (N, in_channels, H, W), output logits (N, num_classes). `features` gives the maps of the last group, which
-    `fc` weighs in a class-activation map.
+    Input (N, in_channels, H, W), output logits (N, num_classes). `stages` gives the maps of all groups, `features`
+    those of the last, which `fc` weighs in a class-activation map. `channels` are those of the four groups, `strides`
+    the pixels of the image between two neighbours on their maps.
     """
 
     last_group = 4
@@ -128,13 +134,15 @@ class ResNet(nn.Module):
         zero_gamma: bool = False,
     ) -> None:
         super().__init__()
-        if stem not in ("imagenet", "small"):
-            raise ValueError(f"unknown stem '{stem}', choose one of imagenet, small")
+        if stem not in STEMS:
+            raise ValueError(f"unknown stem '{stem}', choose one of {', '.join(STEMS)}")
+        kernel, stem_stride, pool = STEMS[stem]
         self.num_classes = num_classes
-        self.conv1 = conv(in_channels, width, 7, stride=2) if stem == "imagenet" else conv(in_channels, width, 3)
+        self.conv1 = conv(in_channels, width, kernel, stem_stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pool else nn.Identity()
+        self.strides = tuple(stem_stride * (1 + pool) * 2**g for g in range(4))
         channels = [width] + [width * 2**g * block.expansion for g in range(4)]
         groups = []
         for g in range(4):
@@ -143,14 +151,21 @@ class ResNet(nn.Module):
             rest = [block(channels[g + 1], width * 2**g, 1, group=g + 1) for _ in range(units[g] - 1)]
             groups.append(nn.Sequential(first, *rest))
         self.layer1, self.layer2, self.layer3, self.layer4 = groups
+        self.channels = tuple(channels[1:])
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels[4], num_classes)
         initialise(self, zero_gamma)
 
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, in_channels, H, W) images -> the maps of groups 1 ... 4, (N, channels[g], h, w) each: C2 ... C5."""
+        c2 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c2, c3, c4, self.layer4(c4)
+
     def features(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) images -> (N, C, h, w) maps of group 4, before pooling."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.stages(x)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(torch.flatten(self.avgpool(self.features(x)), 1))

@@ -20,7 +20,7 @@ def contestants(keep_prob: float, block_size: int, device: str) -> dict[str, Lay
     kept = torch.tensor(keep_prob, device=device)
     layers: dict[str, Layer] = {
         FLOOR: lambda x: x * 1.11,
-        OURS: lambda x: drop_block2d(x, kept, block_size),
+        OURS: lambda x: drop_block2d(x, keep_prob=kept, block_size=block_size),
         "torchvision": torchvision_layer(keep_prob, block_size),
         DROPOUT: nn.Dropout(1.0 - keep_prob),
     }

@@ -52,7 +52,7 @@ def network(name: str, device: str) -> nn.Module:
 def in_site(name: str, site: Site, device: str) -> DropLayer:
     """Ours as it is trained with, counters included."""
     if name == OURS:
-        return DropBlock2d(BLOCK, keep_prob_in_group(KEEP_PROB, int(site.group)))
+        return DropBlock2d(block_size=BLOCK, keep_prob=keep_prob_in_group(KEEP_PROB, int(site.group)))
     return Foreign(layer_for(name, site, device))
 
 

@@ -8,11 +8,13 @@ from dropblock import DropBlock2d, KeepProbSchedule, expected_drop, keep_prob_at
 
 
 def small_network() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), DropBlock2d(3, 0.8), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), DropBlock2d(block_size=3, keep_prob=0.8), nn.ReLU()
+    )
 
 
 def test_it_leaves_no_key_in_a_state_dict() -> None:
-    layer = DropBlock2d(7, 0.9)
+    layer = DropBlock2d(block_size=7, keep_prob=0.9)
     assert layer.state_dict() == {}
     assert list(layer.parameters()) == []
     plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Identity(), nn.ReLU())
@@ -20,13 +22,13 @@ def test_it_leaves_no_key_in_a_state_dict() -> None:
 
 
 def test_it_is_the_identity_in_evaluation_and_counts_nothing_there() -> None:
-    layer, x = DropBlock2d(3, 0.5).eval(), torch.randn(2, 4, 8, 8)
+    layer, x = DropBlock2d(block_size=3, keep_prob=0.5).eval(), torch.randn(2, 4, 8, 8)
     assert layer(x) is x
     assert int(layer.seen_units) == 0
 
 
 def test_it_counts_what_it_kept() -> None:
-    layer, x = DropBlock2d(7, 0.9), torch.ones(64, 64, 14, 14)
+    layer, x = DropBlock2d(block_size=7, keep_prob=0.9), torch.ones(64, 64, 14, 14)
     kept = sum(int((layer(x) != 0).sum()) for _ in range(2))
     assert int(layer.kept_units) == kept
     assert int(layer.seen_units) == 2 * x.numel()
@@ -35,7 +37,7 @@ def test_it_counts_what_it_kept() -> None:
 
 
 def test_the_same_seed_gives_the_same_mask() -> None:
-    layer, x = DropBlock2d(3, 0.7), torch.ones(4, 8, 9, 9)
+    layer, x = DropBlock2d(block_size=3, keep_prob=0.7), torch.ones(4, 8, 9, 9)
     outputs = []
     for seed in (5, 6, 5):
         layer.set_mask_seed(seed)
@@ -45,7 +47,7 @@ def test_the_same_seed_gives_the_same_mask() -> None:
 
 
 def test_before_a_seed_was_set_torch_manual_seed_governs() -> None:
-    layer, x = DropBlock2d(3, 0.7), torch.ones(4, 8, 9, 9)
+    layer, x = DropBlock2d(block_size=3, keep_prob=0.7), torch.ones(4, 8, 9, 9)
     torch.manual_seed(1)
     first, second = layer(x), layer(x)
     torch.manual_seed(1)
@@ -53,17 +55,19 @@ def test_before_a_seed_was_set_torch_manual_seed_governs() -> None:
     assert not torch.equal(first, second)
 
 
-def test_it_tells_its_law() -> None:
-    layer = DropBlock2d(7, 0.9)
+def test_it_tells_its_rates() -> None:
+    layer = DropBlock2d(block_size=7, keep_prob=0.9)
     assert layer.block(5, 20) == (5, 7)
     assert layer.expected_drop(0.9, 14, 14) == expected_drop(0.9, 7, 14, 14)
-    assert "block_size=7" in repr(layer)
+    assert repr(layer) == "DropBlock2d(block_size=7, keep_prob=0.9)"
+    layer.keep_prob.fill_(0.95)
+    assert "keep_prob=0.95" in repr(layer)
 
 
 @pytest.mark.parametrize(("block", "keep_prob"), [(0, 0.9), (7, 1.1), (7, -0.1)])
 def test_impossible_layers_are_refused(block: int, keep_prob: float) -> None:
     with pytest.raises(ValueError, match="must"):
-        DropBlock2d(block, keep_prob)
+        DropBlock2d(block_size=block, keep_prob=keep_prob)
 
 
 def test_values_of_the_schedule() -> None:

@@ -1,99 +1,108 @@
-"""What every path returns, unit by unit: values, gradients, layouts, types, edges, errors."""
+"""What every backend returns, unit by unit: values, gradients, layouts, types, edges, errors."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from dropblock_paths import INTERPRETED, PATHS, device_of, kept_units, run
+from dropblock_backends import BACKENDS, EACH_BACKEND, INTERPRETED, device_of, kept_units, run
 from torch import Tensor
 
-from dropblock import drop_block2d, drop_block2d_counted
+from dropblock import drop_block1d, drop_block2d, drop_block3d, drop_block_counted
 from dropblock.operator import SAVED_BYTES, drop
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-# (height, width, block_size), dtype: odd, even, 1, the map, larger, one side clamped; every type.
+IN_3D = {torch.channels_last: torch.channels_last_3d}
+# size, block_size, dtype: odd, even, 1, the map, larger, one side clamped; every type; one axis and three.
 EXACT_CASES = [
-    *[((14, 14, 7), dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)],
-    *[(size, torch.float32) for size in [(6, 7, 4), (4, 4, 1), (7, 7, 7), (5, 20, 7), (1, 9, 2)]],
-    ((3, 2, 7), torch.bfloat16),
+    *[((14, 14), 7, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)],
+    *[(size, block, torch.float32) for size, block in [((6, 7), 4), ((4, 4), 1), ((7, 7), 7), ((5, 20), 7)]],
+    ((1, 9), 2, torch.float32),
+    ((3, 2), 7, torch.bfloat16),
+    *[(size, 3, torch.float32) for size in [(17,), (3,), (5, 4, 6), (2, 6, 5), (3, 3, 3)]],
 ]
 
 
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=EACH_BACKEND)
+def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 def maps(
-    path: str, *shape: int, dtype: torch.dtype = torch.float32, layout: torch.memory_format = LAYOUTS[0]
+    backend: str, *shape: int, dtype: torch.dtype = torch.float32, layout: torch.memory_format = LAYOUTS[0]
 ) -> Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return x.to(device_of(path), dtype).contiguous(memory_format=layout).requires_grad_()
+    return x.to(device_of(backend), dtype).contiguous(memory_format=layout).requires_grad_()
 
 
-def selected(x: Tensor, mask: Tensor, path: str = "") -> Tensor:
+def selected(x: Tensor, mask: Tensor, backend: str = "") -> Tensor:
     """The result in one line: where(mask, round(exact(x) * scale), 0), exact being float32, or float64 for float64."""
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     scale = torch.tensor(mask.numel() / int(mask.sum()), dtype=torch.float64).to(exact)
     product = x.detach().to(exact) * scale.to(x.device)
-    if path == "triton" and INTERPRETED and x.dtype == torch.bfloat16:
+    if backend == "triton" and INTERPRETED and x.dtype == torch.bfloat16:
         # The interpreter alone cuts the lower half off where Triton on a GPU rounds to nearest.
         product = (product.view(torch.int32) & -65536).view(torch.float32)
     return torch.where(mask.to(x.device), product.to(x.dtype), 0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize(("size", "dtype"), EXACT_CASES, ids=str)
+@pytest.mark.parametrize(("size", "block", "dtype"), EXACT_CASES, ids=str)
 def test_output_and_gradient_are_exact(
-    path: str, size: tuple[int, int, int], dtype: torch.dtype, layout: torch.memory_format
+    backend: str, size: tuple[int, ...], block: int, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    height, width, block = size
-    mask = kept_units(path, (4, 24, height, width), 0.7, block, seed=7)
-    x = maps(path, 4, 24, height, width, dtype=dtype, layout=layout)
-    y, kept = run(path, x, 0.7, block, 7)
+    if len(size) == 1 and layout == torch.channels_last:
+        pytest.skip("torch has no such layout for one axis")
+    if len(size) == 3 and backend == "triton":
+        pytest.skip("the dense backend has maps of three axes on a GPU")
+    layout = IN_3D.get(layout, layout) if len(size) == 3 else layout
+    mask = kept_units(backend, (4, 24, *size), 0.7, block, seed=7)
+    x = maps(backend, 4, 24, *size, dtype=dtype, layout=layout)
+    y, kept = run(backend, x, 0.7, block, 7)
     assert int(kept) == int(mask.sum())
     assert kept.dtype == torch.int64
     assert y.dtype == dtype
     assert y.stride() == x.stride()
-    assert torch.equal(y, selected(x, mask, path))
-    gradient = maps(path, 4, 24, height, width, dtype=dtype).detach()
+    assert torch.equal(y, selected(x, mask, backend))
+    gradient = maps(backend, 4, 24, *size, dtype=dtype).detach()
     y.backward(gradient)
     assert x.grad is not None
     assert x.grad.stride() == x.stride()
-    assert torch.equal(x.grad, selected(gradient, mask, path))
+    assert torch.equal(x.grad, selected(gradient, mask, backend))
 
 
-def test_memory_that_is_neither_contiguous_nor_channels_last(path: str) -> None:
-    wide = maps(path, 4, 24, 14, 28).detach()
+def test_memory_that_is_neither_contiguous_nor_channels_last(backend: str) -> None:
+    wide = maps(backend, 4, 24, 14, 28).detach()
     x = wide[..., ::2].requires_grad_()
-    y, _ = run(path, x, 0.8, 5, 3)
+    y, _ = run(backend, x, 0.8, 5, 3)
     y.backward(gradient=torch.ones((), device=x.device).expand_as(y))
-    mask = kept_units(path, (4, 24, 14, 14), 0.8, 5, 3)
-    assert torch.equal(y, selected(x, mask, path))
+    mask = kept_units(backend, (4, 24, 14, 14), 0.8, 5, 3)
+    assert torch.equal(y, selected(x, mask, backend))
     assert torch.equal(x.grad, selected(torch.ones_like(x), mask))
 
 
-def test_nothing_is_dropped_at_keep_prob_one(path: str) -> None:
-    x = maps(path, 2, 8, 9, 9)
-    y, kept = run(path, x, 1.0, 7, 1)
+def test_nothing_is_dropped_at_keep_prob_one(backend: str) -> None:
+    x = maps(backend, 2, 8, 9, 9)
+    y, kept = run(backend, x, 1.0, 7, 1)
     assert torch.equal(y, x)
     assert int(kept) == x.numel()
 
 
-def test_everything_dropped_gives_zeros(path: str) -> None:
-    x = maps(path, 2, 8, 7, 7)
-    y, kept = run(path, x, 0.0, 7, 1)
+def test_everything_dropped_gives_zeros(backend: str) -> None:
+    x = maps(backend, 2, 8, 7, 7)
+    y, kept = run(backend, x, 0.0, 7, 1)
     y.sum().backward()
     assert int(kept) == 0
     assert torch.equal(y, torch.zeros_like(x))
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-def test_keep_prob_zero_with_a_block_of_one(path: str) -> None:
-    assert int(run(path, maps(path, 2, 3, 4, 4), 0.0, 1, 1)[1]) == 0
+def test_keep_prob_zero_with_a_block_of_one(backend: str) -> None:
+    assert int(run(backend, maps(backend, 2, 3, 4, 4), 0.0, 1, 1)[1]) == 0
 
 
-def test_an_empty_batch_passes(path: str) -> None:
-    x = maps(path, 0, 8, 7, 7)
-    y, kept = run(path, x, 0.5, 3, 1)
+def test_an_empty_batch_passes(backend: str) -> None:
+    x = maps(backend, 0, 8, 7, 7)
+    y, kept = run(backend, x, 0.5, 3, 1)
     y.sum().backward()
     assert y.shape == x.shape
     assert int(kept) == 0
@@ -103,53 +112,53 @@ def test_an_empty_batch_passes(path: str) -> None:
 @pytest.mark.parametrize("block", [3, 7])
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 def test_non_finite_units_inside_a_block_become_zero(
-    path: str, value: float, block: int, layout: torch.memory_format
+    backend: str, value: float, block: int, layout: torch.memory_format
 ) -> None:
-    mask = kept_units(path, (4, 16, 7, 7), 0.7, block, seed=2)
-    x = torch.where(mask, 1.0, value).to(device_of(path)).contiguous(memory_format=layout).requires_grad_()
-    y, _ = run(path, x, 0.7, block, 2)
+    mask = kept_units(backend, (4, 16, 7, 7), 0.7, block, seed=2)
+    x = torch.where(mask, 1.0, value).to(device_of(backend)).contiguous(memory_format=layout).requires_grad_()
+    y, _ = run(backend, x, 0.7, block, 2)
     y.backward(x.detach())
     for result in (y, x.grad):
         assert torch.equal(result, selected(torch.ones_like(x), mask))
 
 
-def test_more_than_65504_kept_units_in_float16(path: str) -> None:
-    x = torch.ones(8, 64, 16, 16, dtype=torch.float16, device=device_of(path))
-    y, kept = run(path, x, 0.9, 7, 1)
+def test_more_than_65504_kept_units_in_float16(backend: str) -> None:
+    x = torch.ones(8, 64, 16, 16, dtype=torch.float16, device=device_of(backend))
+    y, kept = run(backend, x, 0.9, 7, 1)
     assert int(kept) > 65504
     assert float(y.double().mean()) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("block", [2] if INTERPRETED else [1, 2, 7])  # some hundred calls each
-def test_gradients_of_first_and_second_order(path: str, block: int) -> None:
-    x = maps(path, 1, 1, 2, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda t: run(path, t, 0.8, block, 11)[0], x)
-    assert torch.autograd.gradgradcheck(lambda t: run(path, t, 0.8, block, 11)[0], x)
+def test_gradients_of_first_and_second_order(backend: str, block: int) -> None:
+    x = maps(backend, 1, 1, 2, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda t: run(backend, t, 0.8, block, 11)[0], x)
+    assert torch.autograd.gradgradcheck(lambda t: run(backend, t, 0.8, block, 11)[0], x)
 
 
 @pytest.mark.parametrize("block", [2, 7])
-def test_a_mask_is_a_function_of_its_seed_alone(path: str, block: int) -> None:
+def test_a_mask_is_a_function_of_its_seed_alone(backend: str, block: int) -> None:
     shape = (4, 16, 9, 9)
     before = torch.get_rng_state()
-    first = kept_units(path, shape, 0.8, block, 5)
+    first = kept_units(backend, shape, 0.8, block, 5)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    assert torch.equal(kept_units(path, shape, 0.8, block, 5), first)
-    assert not torch.equal(kept_units(path, shape, 0.8, block, 6), first)
-    x = maps(path, *shape, layout=torch.channels_last, dtype=torch.float64)
-    assert torch.equal((run(path, x, 0.8, block, 5)[0] != 0).cpu(), first)
+    assert torch.equal(kept_units(backend, shape, 0.8, block, 5), first)
+    assert not torch.equal(kept_units(backend, shape, 0.8, block, 6), first)
+    x = maps(backend, *shape, layout=torch.channels_last, dtype=torch.float64)
+    assert torch.equal((run(backend, x, 0.8, block, 5)[0] != 0).cpu(), first)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**62, 2**63 - 1, -(2**63)])
-def test_every_int64_is_a_seed(path: str, seed: int) -> None:
-    assert 0 < int(kept_units(path, (4, 32, 9, 9), 0.7, 3, seed).sum()) < 4 * 32 * 81
+def test_every_int64_is_a_seed(backend: str, seed: int) -> None:
+    assert 0 < int(kept_units(backend, (4, 32, 9, 9), 0.7, 3, seed).sum()) < 4 * 32 * 81
 
 
 @pytest.mark.parametrize("block", [2, 7])
-def test_changing_keep_prob_and_seed_before_backward_does_not_change_the_mask(path: str, block: int) -> None:
-    keep_prob, seed = (torch.tensor(v, device=device_of(path)) for v in (0.8, 5))
-    x = maps(path, 4, 16, 9, 9)
-    y, _ = drop(PATHS[path], x, keep_prob, block, seed)
+def test_changing_keep_prob_and_seed_before_backward_does_not_change_the_mask(backend: str, block: int) -> None:
+    keep_prob, seed = (torch.tensor(v, device=device_of(backend)) for v in (0.8, 5))
+    x = maps(backend, 4, 16, 9, 9)
+    y, _ = drop(BACKENDS[backend], x, keep_prob, block, seed)
     keep_prob.fill_(0.1)
     seed.fill_(77)
     y.backward(torch.ones_like(y))
@@ -158,16 +167,16 @@ def test_changing_keep_prob_and_seed_before_backward_does_not_change_the_mask(pa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("block", "keep_prob"), [(7, 0.9), (7, 0.975), (3, 0.9), (2, 0.5)])
-def test_memory_kept_for_backward(path: str, dtype: torch.dtype, block: int, keep_prob: float) -> None:
+def test_memory_kept_for_backward(backend: str, dtype: torch.dtype, block: int, keep_prob: float) -> None:
     saved: list[Tensor] = []
-    x = maps(path, 4, 32, 14, 14, dtype=dtype)
+    x = maps(backend, 4, 32, 14, 14, dtype=dtype)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        run(path, x, keep_prob, block, 1)
+        run(backend, x, keep_prob, block, 1)
     assert saved
     assert sum(t.nbytes for t in saved) <= SAVED_BYTES * x.numel() + 24
 
 
-@pytest.mark.skipif("triton" not in PATHS, reason="needs a GPU or Triton's interpreter")
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs a GPU or Triton's interpreter")
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 def test_how_triton_cuts_the_maps_changes_nothing(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     from dropblock import triton_kernel
@@ -182,12 +191,12 @@ def test_how_triton_cuts_the_maps_changes_nothing(layout: torch.memory_format, m
 
 def test_the_number_of_threads_changes_nothing() -> None:
     x = torch.randn(32, 64, 14, 14)
-    arguments = (torch.tensor(0.8), 7, torch.tensor(3))
+    arguments = {"keep_prob": torch.tensor(0.8), "block_size": 7, "seed": torch.tensor(3)}
     threads = torch.get_num_threads()
     results = []
     for number in (1, 2, 3):
         torch.set_num_threads(number)
-        results.append(drop_block2d_counted(x, *arguments))
+        results.append(drop_block_counted(x, **arguments))
     torch.set_num_threads(threads)
     for y, kept in results[1:]:
         assert torch.equal(y, results[0][0])
@@ -199,25 +208,47 @@ def test_without_a_seed_torch_manual_seed_governs() -> None:
     outputs = []
     for _ in range(2):
         torch.manual_seed(4)
-        outputs.append((drop_block2d(x, 0.8, 3), drop_block2d(x, 0.8, 3)))
+        outputs.append((drop_block2d(x, keep_prob=0.8, block_size=3), drop_block2d(x, p=0.2, block_size=3)))
     assert torch.equal(outputs[0][0], outputs[1][0])
     assert not torch.equal(outputs[0][0], outputs[0][1])
-    assert drop_block2d(x, 0.8, 3, training=False) is x
+    assert drop_block2d(x, keep_prob=0.8, block_size=3, training=False) is x
+
+
+def test_one_axis_is_a_map_of_one_line() -> None:
+    x, seed = torch.ones(4, 8, 30), torch.tensor(3)
+    line = drop_block1d(x, keep_prob=0.8, block_size=5, seed=seed)
+    assert torch.equal(line, drop_block2d(x[:, :, None], keep_prob=0.8, block_size=5, seed=seed)[:, :, 0])
+    assert 0 < int((line == 0).sum()) < line.numel()
+
+
+X = torch.ones(2, 8, 9, 9)
 
 
 @pytest.mark.parametrize(
-    ("x", "keep_prob", "block", "error"),
+    ("call", "error", "message"),
     [
-        (torch.ones(2, 8, 9), 0.9, 7, ValueError),
-        (torch.ones(2, 8, 9, 9, 9), 0.9, 7, ValueError),
-        (torch.ones(2, 8, 9, 9, dtype=torch.int64), 0.9, 7, TypeError),
-        (torch.ones(2, 8, 9, 9), 1.5, 7, ValueError),
-        (torch.ones(2, 8, 9, 9), torch.tensor(-0.5), 7, ValueError),
-        (torch.ones(2, 8, 9, 9), 0.9, 0, ValueError),
+        (lambda: drop_block2d(X[0]), ValueError, r"takes \(N, C, H, W\) maps, not a tensor of shape \(8, 9, 9\)"),
+        (lambda: drop_block1d(X), ValueError, r"drop_block1d takes \(N, C, L\) maps"),
+        (lambda: drop_block3d(X), ValueError, r"drop_block3d takes \(N, C, D, H, W\) maps"),
+        (lambda: drop_block2d(X.long()), TypeError, "takes floating point maps, not torch.int64"),
+        (lambda: drop_block2d([1.0]), TypeError, "takes a tensor of .* not list"),
+        (lambda: drop_block2d(X, keep_prob=1.5), ValueError, r"keep_prob must lie in \[0, 1\], not 1.5"),
+        (lambda: drop_block2d(X, p=-0.5), ValueError, r"^p must lie in \[0, 1\], not -0.5"),
+        (lambda: drop_block2d(X, drop_prob="x"), TypeError, "drop_prob must be a number .* not 'x'"),
+        (lambda: drop_block2d(X, keep_prob=torch.tensor(-0.5)), ValueError, "keep_prob must lie"),
+        (lambda: drop_block2d(X, keep_prob=torch.ones(2)), ValueError, r"0-dimensional tensor, not of shape \(2,\)"),
+        (lambda: drop_block2d(X, p=0.1, keep_prob=0.9), TypeError, "one of keep_prob=, p= and drop_prob=, not"),
+        (lambda: drop_block2d(X, block_size=0), ValueError, "block_size must be at least 1, not 0"),
+        (lambda: drop_block2d(X, block_size=7.0), TypeError, "block_size must be an integer, not 7.0"),
+        (lambda: drop_block2d(X, block_size=(3, 5)), TypeError, r"block_size must be an integer, not \(3, 5\)"),
+        (lambda: drop_block2d(X, 0.1, 7), TypeError, r"by name, not 0.1, 7 by position: keep_prob=0.9 is .* p=0.1"),
+        (lambda: drop_block1d(X[0], 0.1), TypeError, "by name"),
+        (lambda: drop_block3d(X[None], 0.1), TypeError, "by name"),
     ],
-    ids=["3-D", "5-D", "int64", "keep_prob 1.5", "keep_prob tensor -.5", "block 0"],
 )
-def test_wrong_arguments_are_named(x: Tensor, keep_prob: float | Tensor, block: int, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"DropBlock takes|keep_prob must|block_size must") as caught:
-        drop_block2d(x, keep_prob, block)
+def test_errors_say_what_was_given_and_what_is_expected(
+    call: Callable[[], Tensor], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        call()
     assert "\n" not in str(caught.value)

@@ -44,8 +44,8 @@ def in_a_fresh_process(*command: str, **environment: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
 
 
-def test_the_kernels_follow_the_law_in_the_interpreter() -> None:
-    tests = [str(HERE / name) for name in ("test_joint_law.py", "test_operator_values.py")]
+def test_the_kernels_have_the_distribution_in_the_interpreter() -> None:
+    tests = [str(HERE / name) for name in ("test_joint_distribution.py", "test_operator_values.py")]
     options = ("-k", "triton", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning")
     in_a_fresh_process("-m", "pytest", *tests, *options, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 

@@ -54,7 +54,7 @@ def network(name: str) -> nn.Module:
 
 
 def block3(site: Site) -> DropBlock2d:
-    return DropBlock2d(3, 0.9)
+    return DropBlock2d(block_size=3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -101,7 +101,7 @@ def test_features_are_the_maps_before_pooling(stem: str, side: int) -> None:
 def test_wrong_values_are_told_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"unknown model 'resnet5', choose one of resnet18, .*"):
         build_model("resnet5", num_classes=10)
-    with pytest.raises(ValueError, match="unknown stem 'tiny', choose one of imagenet, small"):
+    with pytest.raises(ValueError, match="unknown stem 'tiny', choose one of imagenet, stride2, small"):
         build_model("resnet18", num_classes=10, stem="tiny")
     with pytest.raises(ValueError, match="width must be at least 1, not 0"):
         build_model("resnet18", num_classes=10, width=0)

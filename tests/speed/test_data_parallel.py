@@ -185,7 +185,7 @@ def test_synchronized_batch_norm_keeps_the_sites_of_a_foreign_network(name: str)
     import torchvision
 
     model = torchvision.models.get_model(name, weights=None, num_classes=4)
-    sites = install_into(model, lambda site: DropBlock2d(3), sites=lambda site: site.group >= 3)
+    sites = install_into(model, lambda site: DropBlock2d(block_size=3), sites=lambda site: site.group >= 3)
     model = with_hooks(nn.SyncBatchNorm.convert_sync_batchnorm, model).eval()
     assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     calls = dict.fromkeys(sites.values(), 0)

@@ -3,20 +3,21 @@
 import itertools
 
 import pytest
-from dropblock_paths import covered_by
+from dropblock_backends import covered_by
 
 from dropblock import effective_block, expected_drop, seed_rate
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "block"), [(7, 7, 7), (14, 14, 7), (5, 20, 7), (6, 4, 4), (3, 3, 1), (1, 1, 7)]
+    ("size", "block"),
+    [((7, 7), 7), ((14, 14), 7), ((5, 20), 7), ((6, 4), 4), ((3, 3), 1), ((1, 1), 7), ((9,), 4), ((4, 3, 6), 3)],
 )
 @pytest.mark.parametrize("keep_prob", [0.0, 0.5, 0.9, 1.0])
-def test_expected_drop_equals_enumeration(height: int, width: int, block: int, keep_prob: float) -> None:
-    gamma = seed_rate(keep_prob, block, height, width)
-    seeds_over = covered_by(height, width, block).sum(1).tolist()
+def test_expected_drop_equals_enumeration(size: tuple[int, ...], block: int, keep_prob: float) -> None:
+    gamma = seed_rate(keep_prob, block, *size)
+    seeds_over = covered_by(size, block).sum(1).tolist()
     kept = sum((1 - gamma) ** seeds for seeds in seeds_over) / len(seeds_over)
-    assert expected_drop(keep_prob, block, height, width) == pytest.approx(1 - kept, abs=1e-12)
+    assert expected_drop(keep_prob, block, *size) == pytest.approx(1 - kept, abs=1e-12)
 
 
 def test_the_overlap_rule_of_two_small_cases_by_hand() -> None:
@@ -38,6 +39,9 @@ def test_figures_quoted_in_the_documentation() -> None:
 def test_each_axis_is_clamped_on_its_own() -> None:
     assert effective_block(7, 5, 20) == (5, 7)
     assert seed_rate(0.9, 7, 5, 20) == pytest.approx(0.1 / 35 * 100 / (1 * 14))
+    assert effective_block(3, 2, 5, 9) == (2, 3, 3)
+    assert seed_rate(0.9, 3, 2, 5, 9) == pytest.approx(0.1 / 18 * 90 / (1 * 3 * 7))
+    assert seed_rate(0.9, 7, 20) == pytest.approx(seed_rate(0.9, 7, 1, 20))
 
 
 def test_gamma_never_exceeds_the_drop_asked_for() -> None:

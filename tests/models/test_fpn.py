@@ -1,0 +1,130 @@
+"""Pyramid and shared heads against torchvision's pyramid and the rules of the released code."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FeaturePyramidNetwork
+
+from models import build_model
+from models.fpn import BilinearFeaturePyramid, FeaturePyramid, SharedTower
+
+
+def maps(*sides: int, channels: tuple[int, ...] = (4, 6, 8)) -> list[Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(2, c, side, side) for c, side in zip(channels, sides, strict=True)]
+
+
+def test_stages_are_the_groups_outputs_and_features_the_last() -> None:
+    torch.manual_seed(0)
+    model = build_model("resnet50", num_classes=3, width=4).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        stages = model.stages(x)
+        assert torch.equal(model.features(x), stages[-1])
+        assert torch.equal(model(x), model.fc(stages[-1].mean((2, 3))))
+    assert [tuple(c.shape[1:]) for c in stages] == [(16, 16, 16), (32, 8, 8), (64, 4, 4), (128, 2, 2)]
+    assert model.channels == (16, 32, 64, 128)
+    assert model.strides == (4, 8, 16, 32)
+
+
+@pytest.mark.parametrize(
+    ("stem", "strides"), [("imagenet", (4, 8, 16, 32)), ("stride2", (2, 4, 8, 16)), ("small", (1, 2, 4, 8))]
+)
+def test_strides_are_what_the_maps_show(stem: str, strides: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        model = build_model("resnet18", num_classes=3, width=4, stem=stem)
+        sides = [64 // c.shape[-1] for c in model.stages(torch.zeros(1, 3, 64, 64))]
+    assert model.strides == strides == tuple(sides)
+
+
+def test_a_bilinear_pyramid_differs_from_torchvisions_in_the_resizing_only() -> None:
+    torch.manual_seed(0)
+    ours, theirs = BilinearFeaturePyramid([4, 6, 8], 5), FeaturePyramidNetwork([4, 6, 8], 5)
+    theirs.load_state_dict(ours.state_dict())
+    flat = OrderedDict((str(i), x.mean((2, 3), keepdim=True).expand_as(x)) for i, x in enumerate(maps(9, 5, 3)))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours(flat).values(), theirs(flat).values(), strict=True))
+    x = OrderedDict((str(i), x) for i, x in enumerate(maps(9, 5, 3)))
+    c3, c4, c5 = (block(y) for block, y in zip(ours.inner_blocks, x.values(), strict=True))
+    c4 = c4 + F.interpolate(c5, (5, 5), mode="bilinear", align_corners=True)
+    c3 = c3 + F.interpolate(c4, (9, 9), mode="bilinear", align_corners=True)
+    expected = [block(y) for block, y in zip(ours.layer_blocks, (c3, c4, c5), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(ours(x).values(), expected, strict=True))
+    assert not torch.allclose(theirs(x)["0"], expected[0], atol=1e-3)
+
+
+def test_coarse_levels_read_p5_and_relu_p6_before_their_bns() -> None:
+    torch.manual_seed(0)
+    pyramid = FeaturePyramid([4, 6, 8], 5, coarse=True, bilinear=False)
+    for norm in pyramid.norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+    before = pyramid.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps(16, 8, 4))))
+    _, _, p5, p6, p7 = before.values()
+    extra = pyramid.fpn.extra_blocks
+    assert torch.equal(p6, extra.p6(p5))
+    assert torch.equal(p7, extra.p7(p6.relu()))
+    outputs = pyramid.eval()(maps(16, 8, 4))
+    assert [y.shape[-1] for y in outputs] == [16, 8, 4, 2, 1]
+    for norm, x, y in zip(pyramid.norms, before.values(), outputs, strict=True):
+        assert torch.equal(y, norm(x))
+    assert outputs[0].min() < 0, "no ReLU behind the BN"
+
+
+def test_start_of_the_pyramid_is_glorot_with_biases_0() -> None:
+    torch.manual_seed(0)
+    fpn = FeaturePyramid([64, 128, 512], 64, coarse=True, bilinear=False).fpn
+    convs = [module for module in fpn.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convs) == 8
+    for conv in convs:
+        area = conv.weight[0, 0].numel()
+        limit = (6 / (area * (conv.in_channels + conv.out_channels))) ** 0.5
+        assert 0.98 * limit < conv.weight.abs().max() <= limit
+        assert conv.bias.eq(0).all()
+
+
+def test_a_tower_shares_convolutions_and_keeps_one_bn_a_level() -> None:
+    torch.manual_seed(0)
+    tower = SharedTower(4, 6, depth=2, levels=3, name="class")
+    inputs = maps(8, 4, 2, channels=(4, 4, 4))
+    inputs[1] = 3 * inputs[1] + 1  # another distribution
+    outputs = tower(inputs)
+    first = [norms.running_mean.clone() for norms in tower.norms[0]]
+    assert not torch.allclose(first[0], first[1])
+    for level, (x, y) in enumerate(zip(inputs, outputs, strict=True)):
+        for i in range(2):
+            x = tower.convs[i](x)
+            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
+            x = ((x - mean) / (var + tower.norms[i][level].eps).sqrt()).relu()
+        assert torch.allclose(x, y, atol=1e-5), level
+
+
+def test_the_tower_meets_each_of_its_sites_once_a_level_after_the_relu() -> None:
+    tower = SharedTower(4, 6, depth=2, levels=3, name="class")
+    seen: dict[int, list[Tensor]] = {0: [], 1: []}
+    for i, site in enumerate(tower.sites):
+        assert site.group == "head"
+        site.register_forward_hook(lambda _m, _i, y, i=i: seen[i].append(y))
+    tower(maps(8, 4, 2, channels=(4, 4, 4)))
+    for calls in seen.values():
+        assert [y.shape[-1] for y in calls] == [8, 4, 2]
+        assert all(y.min() == 0 for y in calls)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"body": "resnet51"}, "unknown body 'resnet51', choose one of resnet18, "),
+        ({"head_depth": 0}, "head_depth must be at least 1"),
+        ({"bn_momentum": 0.0}, "bn_momentum must lie in"),
+        ({"head_deep": 3}, "takes no option 'head_deep'"),
+        ({"stem": "large"}, "unknown stem 'large'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason), torch.device("meta"):
+        build_model("retinanet", num_classes=2, **options)
