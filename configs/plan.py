@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import (
+    DATA_OPTIONS,
+    AugmentConfig,
     DataConfig,
     ModelConfig,
     PaperConfig,
@@ -76,12 +78,17 @@ class Plan:
         plan = asdict(self)
         for name in ("runtime", "experiment", "paper"):
             del plan[name]
-        for name in ("root", "download", "model_width"):
+        for name in ("root", "download", "model_width", "task"):
             del plan["data"][name]
-        later = ("prepared", "title", "mean", "std")
-        for part, switch in (*(("data", key) for key in later), ("recipe", "sync_batchnorm")):
-            if not plan[part][switch]:  # runs from before there was a choice keep their folders
-                del plan[part][switch]
+        # Runs from before there was a choice keep their folders.
+        for part, default, later in (
+            (plan["data"], DataConfig(), ("prepared", "title", *DATA_OPTIONS)),
+            (plan["recipe"], RecipeConfig(), ("sync_batchnorm",)),
+            (plan["recipe"]["augment"], AugmentConfig(), ("scale_min", "scale_max", "photometric")),
+        ):
+            for key in later:
+                if part[key] == getattr(default, key):
+                    del part[key]
         return plan
 
     def hash(self) -> str:

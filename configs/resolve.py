@@ -76,7 +76,7 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     return plan, remarks
 
 
-OWN_DATA = ("folder",)  # data sets that are a folder of the user's
+OWN_DATA = ("folder", "segmentation_folder", "coco", "voc_detection")  # data sets that are a folder of the user's
 
 
 def _data(data: DataConfig) -> DataConfig:

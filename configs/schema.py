@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,9 +33,15 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)  # what only this family has
 
 
+Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would hide the type
+Names: TypeAlias = list[str]
+DATA_OPTIONS = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     name: str = "???"
+    task: str = "classification"  # classification | segmentation | detection; follows from the name
     root: str | None = None  # where the files are, or are downloaded to
     image_size: int = 32
     val_fraction: float = 0.1  # share of the training set that is held out to choose by
@@ -46,18 +52,26 @@ class DataConfig:
     decoder: str = "auto"
     prepared: bool = False  # root was written by scripts/prepare_shards.py: smaller photographs
     title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
-    mean: list[float] | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
-    std: list[float] | None = None
+    mean: Numbers | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
+    std: Numbers | None = None
+    list: str | None = None  # training list of voc_segmentation: train | trainaug
+    train_split: str | None = None  # of coco and voc_detection: names of the splits in their files
+    val_split: str | None = None
+    test_split: str | None = None
+    classes: Names | None = None  # of voc_detection, in the order of the labels
 
     def options(self) -> dict[str, Any]:
         """What only some data sets have, as far as it is given."""
-        return {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
+        return {key: value for key in DATA_OPTIONS if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     crop_padding: int = 0
     flip: bool = False
+    scale_min: float = 1.0  # segmentation, detection: the longer side becomes U(scale_min, scale_max) of the image size
+    scale_max: float = 1.0
+    photometric: float = 0.0  # segmentation, detection: brightness, contrast, saturation times U(1 - p, 1 + p) each
 
 
 @dataclass(frozen=True)

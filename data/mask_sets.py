@@ -33,7 +33,7 @@ VOC = (
 VOC_LISTS = {"train": 1_464, "val": 1_449, "trainval": 2_913, "trainaug": 10_582}
 VOC_LAYOUT = "needs ImageSets/Segmentation/<list>.txt, JPEGImages/<name>.jpg and SegmentationClass/<name>.png"
 FOLDER_LAYOUT = (
-    "needs images/ and masks/ with files of equal names (or train/, val/, test/ in each of the two) and classes.txt, one "
+    "needs images/ and masks/ with files of equal names (or train/, val/, test/ in each of them) and classes.txt, one "
     "class a line"
 )
 
@@ -77,7 +77,10 @@ def open_voc_segmentation(
     root = _root(name, source, VOC_LAYOUT)
     root = next((place for place in (root / "VOCdevkit" / "VOC2012", root / "VOC2012") if place.is_dir()), root)
     lists = {"train": str(source.options.get("list", "train")), "test": "val"}
-    names = {split: read_names(name, root / "ImageSets" / "Segmentation" / f"{lists[split]}.txt") for split in lists}
+    names = {
+        split: read_names(name, root / "ImageSets/Segmentation" / f"{lists[split]}.txt", layout=VOC_LAYOUT)
+        for split in lists
+    }
     shared = sorted(set(names["train"]) & set(names["test"]))
     if shared:
         raise ValueError(f"{name}: data.list={lists['train']} shares {len(shared):,} images with val: {few(shared)}")
@@ -110,7 +113,7 @@ def open_segmentation_folder(
     source.require_known(name, "mean", "std")
     statistics = statistics_given(source.options)
     root = _root(name, source, FOLDER_LAYOUT)
-    classes = tuple(read_names(name, root / "classes.txt", one_word=False))
+    classes = tuple(read_names(name, root / "classes.txt", False, FOLDER_LAYOUT))
     if not 2 <= len(classes) <= 255:
         raise ValueError(f"{name}: {root / 'classes.txt'} names {len(classes)} classes; 2 to 255 are needed")
     nested = (root / "images" / "train").is_dir()

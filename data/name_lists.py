@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 
-def read_names(data: str, path: Path, one_word: bool = True) -> list[str]:
+def read_names(data: str, path: Path, one_word: bool = True, layout: str = "") -> list[str]:
     """The names in a list; empty lines are left out.
 
     Args:
         data: name of the data set, for messages.
         path: of the list.
         one_word: a line is the name of a file, without spaces and folders.
+        layout: said where there is no list at all.
 
     Raises:
         FileNotFoundError: if there is no such list; names those beside it.
@@ -20,7 +21,7 @@ def read_names(data: str, path: Path, one_word: bool = True) -> list[str]:
     """
     if not path.is_file():
         beside = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))[:8]
-        known = f"; lists there: {', '.join(beside)}" if beside else ""
+        known = f"; lists there: {', '.join(beside)}" if beside else layout and f"; data.root {layout}"
         raise FileNotFoundError(f"{data}: no file {path}{known}")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -32,7 +33,7 @@ def read_names(data: str, path: Path, one_word: bool = True) -> list[str]:
             raise ValueError(f"{path}: line {number} is not the name of an image: {line}")
         names += [line] if line else []
     if not names:
-        raise ValueError(f"{path}: lists nothing")
+        raise ValueError(f"{path}: lists no {'image' if one_word else 'name'}")
     seen: set[str] = set()
     for known in names:
         if known in seen:

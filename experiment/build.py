@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
         data.name,
         Source(runtime.data_root, runtime.download, data.options()),
         Cut(data.val_fraction, data.train_subset),
-        Augment(recipe.augment.crop_padding, recipe.augment.flip, plan.cutout, plan.autoaugment),
+        Augment(**asdict(recipe.augment), cutout=plan.cutout, autoaugment=plan.autoaugment),
         Reading(data.image_size, data.decoder, workers, data.on_bad_image, data.prepared),
         Loading(
             *(recipe.batch_size, recipe.eval_batch_size, plan.seed),
