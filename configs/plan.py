@@ -1,4 +1,4 @@
-"""The plan: one run, complete and normalised. Everything behind the doors sees the plan only."""
+"""The plan: one run, complete and normalised. Everything behind the entry scripts sees the plan only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import (
-    DATA_OPTIONS,
     AugmentConfig,
     DataConfig,
     ModelConfig,
@@ -21,6 +20,11 @@ from configs.schema import (
 )
 
 CONFIGS = Path(__file__).parent
+# Fields that came after the first runs: they are part of a plan's identity only where they differ from their default.
+ADDED_LATER = {
+    *("prepared", "title", "list", "mean", "std", "task", "train_split", "val_split", "test_split", "classes"),
+    *("sync_batchnorm", "scale_min", "scale_max", "photometric"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,13 @@ class Plan:
         plan = asdict(self)
         for name in ("runtime", "experiment", "paper"):
             del plan[name]
-        for name in ("root", "download", "model_width", "task"):
+        for name in ("root", "download", "model_width"):
             del plan["data"][name]
-        # Runs from before there was a choice keep their folders.
-        for part, default, later in (
-            (plan["data"], DataConfig(), ("prepared", "title", *DATA_OPTIONS)),
-            (plan["recipe"], RecipeConfig(), ("sync_batchnorm",)),
-            (plan["recipe"]["augment"], AugmentConfig(), ("scale_min", "scale_max", "photometric")),
-        ):
-            for key in later:
-                if part[key] == getattr(default, key):
+        recipe = plan["recipe"]
+        parts = ((plan["data"], DataConfig()), (recipe, RecipeConfig()), (recipe["augment"], AugmentConfig()))
+        for part, defaults in parts:
+            for key in ADDED_LATER & part.keys():
+                if part[key] == getattr(defaults, key):
                     del part[key]
         return plan
 

@@ -7,8 +7,9 @@ from configs.schema import UserError, one_of
 
 SCHEDULES = ("linear", "constant")
 LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
-OPTIMIZERS = ("sgd", "rmsprop")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 PRECISIONS = ("float32", "bfloat16", "float16")
+TASKS = ("classification", "segmentation", "detection")
 DEVICES = ("auto", "cpu", "cuda")
 POLICIES = ("imagenet", "cifar10", "svhn")
 
@@ -26,6 +27,7 @@ def check_values(plan: Plan) -> None:
     else:
         one_of("model.library", plan.model.library, ("torchvision", "timm"))
     one_of("data.name", plan.data.name, choices("data"))
+    one_of("data.task", plan.data.task, TASKS)
     one_of("lr_schedule", recipe.lr_schedule, LR_SCHEDULES)
     one_of("recipe.optimizer", recipe.optimizer, OPTIMIZERS)
     one_of("recipe.precision", recipe.precision, PRECISIONS)

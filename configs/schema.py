@@ -35,13 +35,11 @@ class ModelConfig:
 
 Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would hide the type
 Names: TypeAlias = list[str]
-DATA_OPTIONS = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     name: str = "???"
-    task: str = "classification"  # classification | segmentation | detection; follows from the name
     root: str | None = None  # where the files are, or are downloaded to
     image_size: int = 32
     val_fraction: float = 0.1  # share of the training set that is held out to choose by
@@ -54,24 +52,26 @@ class DataConfig:
     title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
     mean: Numbers | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
     std: Numbers | None = None
-    list: str | None = None  # training list of voc_segmentation: train | trainaug
-    train_split: str | None = None  # of coco and voc_detection: names of the splits in their files
-    val_split: str | None = None
+    task: str = "classification"  # | segmentation | detection
+    train_split: str | None = None  # names of the splits, of data sets that have several; null: the usual ones
+    val_split: str | None = None  # null: val is cut from the training split
     test_split: str | None = None
-    classes: Names | None = None  # of voc_detection, in the order of the labels
+    list: str | None = None  # training list of voc_segmentation: train | trainaug
+    classes: Names | None = None  # of voc_detection, in the order of the labels; null: all in the training list
 
     def options(self) -> dict[str, Any]:
         """What only some data sets have, as far as it is given."""
-        return {key: value for key in DATA_OPTIONS if (value := getattr(self, key)) is not None}
+        some = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes")
+        return {key: value for key in some if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     crop_padding: int = 0
     flip: bool = False
-    scale_min: float = 1.0  # segmentation, detection: the longer side becomes U(scale_min, scale_max) of the image size
+    scale_min: float = 1.0  # of segmentation and detection: the longer side becomes U(min, max) * image_size
     scale_max: float = 1.0
-    photometric: float = 0.0  # segmentation, detection: brightness, contrast, saturation times U(1 - p, 1 + p) each
+    photometric: float = 0.0  # brightness, contrast and saturation times U(1 - p, 1 + p) each
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from data.box_sets import open_coco, open_voc_detection
 from data.class_folders import open_class_folders
+from data.digit_boxes import open_digit_boxes
 from data.in_memory import READERS, open_in_memory
 from data.interface import Data
 from data.mask_sets import open_camvid, open_digit_masks, open_segmentation_folder, open_voc_segmentation
@@ -32,6 +33,7 @@ DATASETS: dict[str, Opener] = {
     "segmentation_folder": open_segmentation_folder,
     "coco": open_coco,
     "voc_detection": open_voc_detection,
+    "digit_boxes": open_digit_boxes,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
         data.name,
         Source(runtime.data_root, runtime.download, data.options()),
         Cut(data.val_fraction, data.train_subset),
-        Augment(**asdict(recipe.augment), cutout=plan.cutout, autoaugment=plan.autoaugment),
+        Augment(cutout=plan.cutout, autoaugment=plan.autoaugment, **vars(recipe.augment)),
         Reading(data.image_size, data.decoder, workers, data.on_bad_image, data.prepared),
         Loading(
             *(recipe.batch_size, recipe.eval_batch_size, plan.seed),
