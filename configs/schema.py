@@ -131,6 +131,8 @@ class RegularizerConfig:
     layer: LayerConfig | None = None
     input: InputConfig | None = None
     loss: LossConfig | None = None
+    label: str = ""  # what reports and pictures call it; the name where it is empty
+    colour: str | None = None  # of its rows in pictures, "#rrggbb"
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,47 @@ def paper_from(values: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "metrics": metrics, "curve": {"top1": curve} if curve else {}}
 
 
+@dataclass(frozen=True)
+class ClaimConfig:
+    """A claim that the rows of a sweep speak to: rows that are alike but for one column are a cell.
+
+    Args:
+        says: the claim, in words, such as "block 7 beats block 1".
+        column: a column of the report's runs.csv.
+        better, worse: the values of that column whose difference is taken, as runs.csv spells them.
+        where: columns and values of the rows it is about; empty for all.
+    """
+
+    says: str = ""
+    column: str = ""
+    better: str = ""
+    worse: str = ""
+    where: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What a sweep declares before its first run, for its report; no part of any run.
+
+    Args:
+        headline: which number is the result, in words.
+        margin: differences within +- this many points are of no interest ("equivalent").
+        keep_prob: the candidates that each method's keep_prob is chosen from, on val.
+        pilot_seed: the seed of the runs that choose; they enter no row.
+        pilot_sweep: the sweep that has them, where it is another one.
+        limitations: sentences that the report ends with.
+        claims: what the rows are to answer.
+    """
+
+    headline: str = ""
+    margin: float = 0.5
+    keep_prob: list[float] = field(default_factory=list)
+    pilot_seed: int | None = None
+    pilot_sweep: str = ""
+    limitations: list[str] = field(default_factory=list)
+    claims: list[ClaimConfig] = field(default_factory=list)
+
+
 @dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -173,6 +216,7 @@ class Config:
     regularizer: dict[str, RegularizerConfig] = field(default_factory=dict)
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)  # of a sweep
     # Knobs
     keep_prob: float | None = None
     block_size: int | None = None
