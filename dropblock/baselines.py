@@ -16,8 +16,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dropblock.arguments import refuse_positional, scalar, share_to_keep
 from dropblock.dense import STEP, mixed, shifted
-from dropblock.functional import fresh_seed
+from dropblock.functional import Rate, fresh_seed
 from dropblock.layers import DropLayer
 from dropblock.sites import Site, declared_sites, depths
 
@@ -31,13 +32,20 @@ TOGETHER = {
 
 
 def drop_together(
-    x: Tensor, keep_prob: float | Tensor, together: str, training: bool = True, seed: Tensor | None = None
+    x: Tensor,
+    *positional: object,
+    together: str,
+    keep_prob: Rate = None,
+    p: Rate = None,
+    training: bool = True,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """Drop units, channels, samples or the whole batch, each with probability 1 - keep_prob; divide what is kept by it.
 
     Args:
         x: (N, C, H, W) floating point.
-        keep_prob: in [0, 1], a number or a 0-dimensional tensor. At 0 the output is zeros.
+        keep_prob: in [0, 1], a number or a 0-dimensional tensor; 0.9 if no rate is given. At 0 the output is zeros.
+        p: the same rate as a share to drop, 1 - keep_prob.
         together: `unit` (dropout), `channel` (SpatialDropout), `sample` (drop path) or `batch` (stochastic depth).
         training: if False, `x` is returned as it is.
         seed: 0-dimensional int64 tensor that fixes the mask; None draws one from torch's default generator.
@@ -49,18 +57,14 @@ def drop_together(
         ValueError: for another number of dimensions, an unknown `together`, or a keep_prob outside [0, 1].
         TypeError: if `x` is not floating point.
     """
+    refuse_positional("drop_together", positional)
+    kept = share_to_keep("drop_together", keep_prob, p, None)
     if together not in TOGETHER:
         raise ValueError(f"unknown together '{together}', choose one of {', '.join(TOGETHER)}")
     if not training:
         return x
-    if isinstance(keep_prob, Tensor):
-        keep_prob = keep_prob.to(x.device)
-    else:
-        if not 0.0 <= keep_prob <= 1.0:
-            raise ValueError(f"keep_prob must lie in [0, 1], not {keep_prob}")
-        keep_prob = torch.tensor(keep_prob, dtype=torch.float32, device=x.device)
     seed = fresh_seed(x.device) if seed is None else seed.to(x.device)
-    return drop_together_counted(x, keep_prob, together, seed)[0]
+    return drop_together_counted(x, scalar(kept, x.device), together, seed)[0]
 
 
 def drop_together_counted(x: Tensor, keep_prob: Tensor, together: str, seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,14 +139,14 @@ class StochasticDepth(SpatialDropout):
     in training. A dropped branch is still computed, so the paper's shorter training time is not reproduced.
 
     Args:
-        keep_prob: of the last unit, in [0, 1].
+        keep_prob (or p): of the last unit, in [0, 1].
         depth: l/L of this unit, in [0, 1].
     """
 
     together = "batch"
 
-    def __init__(self, keep_prob: float, depth: float = 1.0) -> None:
-        super().__init__(keep_prob)
+    def __init__(self, *positional: object, depth: float = 1.0, **rate: Rate) -> None:
+        super().__init__(*positional, **rate)
         self.depth = depth
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
