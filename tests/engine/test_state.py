@@ -1,4 +1,4 @@
-"""The training state: earlier formats, another number of ranks, averaged weights; and the lock of a run that was killed."""
+"""The training state: earlier formats, other ranks, averaged weights; and the lock of a run that was killed."""
 
 from __future__ import annotations
 
