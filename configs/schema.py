@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +33,10 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)  # what only this family has
 
 
+Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would hide the type
+Names: TypeAlias = list[str]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     name: str = "???"
@@ -46,17 +50,18 @@ class DataConfig:
     decoder: str = "auto"
     prepared: bool = False  # root was written by scripts/prepare_shards.py: smaller photographs
     title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
-    mean: list[float] | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
-    std: list[float] | None = None
+    mean: Numbers | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
+    std: Numbers | None = None
     task: str = "classification"  # | segmentation | detection
     train_split: str | None = None  # names of the splits, of data sets that have several; null: the usual ones
     val_split: str | None = None  # null: val is cut from the training split
     test_split: str | None = None
-    classes: list[str] | None = None  # of voc_detection, in the order of the labels; null: all in the training list
+    list: str | None = None  # training list of voc_segmentation: train | trainaug
+    classes: Names | None = None  # of voc_detection, in the order of the labels; null: all in the training list
 
     def options(self) -> dict[str, Any]:
         """What only some data sets have, as far as it is given."""
-        some = ("mean", "std", "train_split", "val_split", "test_split", "classes")
+        some = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes")
         return {key: value for key in some if (value := getattr(self, key)) is not None}
 
 
@@ -126,6 +131,8 @@ class RegularizerConfig:
     layer: LayerConfig | None = None
     input: InputConfig | None = None
     loss: LossConfig | None = None
+    label: str = ""  # what reports and pictures call it; the name where it is empty
+    colour: str | None = None  # of its rows in pictures, "#rrggbb"
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,47 @@ def paper_from(values: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "metrics": metrics, "curve": {"top1": curve} if curve else {}}
 
 
+@dataclass(frozen=True)
+class ClaimConfig:
+    """A claim that the rows of a sweep speak to: rows that are alike but for one column are a cell.
+
+    Args:
+        says: the claim, in words, such as "block 7 beats block 1".
+        column: a column of the report's runs.csv.
+        better, worse: the values of that column whose difference is taken, as runs.csv spells them.
+        where: columns and values of the rows it is about; empty for all.
+    """
+
+    says: str = ""
+    column: str = ""
+    better: str = ""
+    worse: str = ""
+    where: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What a sweep declares before its first run, for its report; no part of any run.
+
+    Args:
+        headline: which number is the result, in words.
+        margin: differences within +- this many points are of no interest ("equivalent").
+        keep_prob: the candidates that each method's keep_prob is chosen from, on val.
+        pilot_seed: the seed of the runs that choose; they enter no row.
+        pilot_sweep: the sweep that has them, where it is another one.
+        limitations: sentences that the report ends with.
+        claims: what the rows are to answer.
+    """
+
+    headline: str = ""
+    margin: float = 0.5
+    keep_prob: list[float] = field(default_factory=list)
+    pilot_seed: int | None = None
+    pilot_sweep: str = ""
+    limitations: list[str] = field(default_factory=list)
+    claims: list[ClaimConfig] = field(default_factory=list)
+
+
 @dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -168,6 +216,7 @@ class Config:
     regularizer: dict[str, RegularizerConfig] = field(default_factory=dict)
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)  # of a sweep
     # Knobs
     keep_prob: float | None = None
     block_size: int | None = None
@@ -192,6 +241,7 @@ class Config:
     run_dir: str | None = None
     fresh: bool = False
     estimate: bool = False
+    jobs: str = "1"  # runs of a sweep at a time: a number, or auto
 
 
 T = TypeVar("T")
