@@ -75,7 +75,7 @@ def run_command(arguments: list[str], sweep: Path | None) -> int:
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         if os.getpid() != here:  # of a launcher; what becomes of the job is read from the folder of the sweep
-            cpu.settle()
+            cpu.configure_process()
             refused = run_job(config, overrides, sweep, number, started, later=False).refused
             if refused:
                 raise UserError(refused)

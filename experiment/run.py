@@ -21,9 +21,9 @@ from data import Data
 from dropblock import table_text
 from engine import checkpoint
 from engine.attempt import agree, attempt, hold, refuse_another, resume
-from engine.checkpoint import write_aside
 from engine.console import result_text
 from engine.distributed import Ranks, find_device, join
+from engine.files import write_aside
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
 from engine.records import DONE, RunFolder, code_diff, environment
