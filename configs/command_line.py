@@ -23,7 +23,18 @@ SHOWS = ("job", "hydra", "all")  # what --cfg shows
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
 RUN_ONLY = {
-    *("estimate", "fresh", "device", "workers", "compile", "log_every", "checkpoint_every", "progress", "rank_timeout"),
+    *(
+        "estimate",
+        "jobs",
+        "fresh",
+        "device",
+        "workers",
+        "compile",
+        "log_every",
+        "checkpoint_every",
+        "progress",
+        "rank_timeout",
+    ),
     "output_root",
 }
 

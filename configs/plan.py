@@ -22,7 +22,7 @@ from configs.schema import (
 CONFIGS = Path(__file__).parent
 # Fields that came after the first runs: they are part of a plan's identity only where they differ from their default.
 ADDED_LATER = {
-    *("prepared", "title", "mean", "std", "task", "train_split", "val_split", "test_split", "classes"),
+    *("prepared", "title", "list", "mean", "std", "task", "train_split", "val_split", "test_split", "classes"),
     *("sync_batchnorm", "scale_min", "scale_max", "photometric"),
 }
 

@@ -76,7 +76,8 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     return plan, remarks
 
 
-OWN_DATA = ("folder", "voc_detection")  # a layout of folders rather than one data set: VOC's serves many
+# A layout of folders rather than one data set: VOC's serves many.
+OWN_DATA = ("folder", "segmentation_folder", "voc_detection")
 
 
 def _data(data: DataConfig) -> DataConfig:

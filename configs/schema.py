@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +33,10 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)  # what only this family has
 
 
+Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would hide the type
+Names: TypeAlias = list[str]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     name: str = "???"
@@ -46,17 +50,18 @@ class DataConfig:
     decoder: str = "auto"
     prepared: bool = False  # root was written by scripts/prepare_shards.py: smaller photographs
     title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
-    mean: list[float] | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
-    std: list[float] | None = None
+    mean: Numbers | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
+    std: Numbers | None = None
     task: str = "classification"  # | segmentation | detection
     train_split: str | None = None  # names of the splits, of data sets that have several; null: the usual ones
     val_split: str | None = None  # null: val is cut from the training split
     test_split: str | None = None
-    classes: list[str] | None = None  # of voc_detection, in the order of the labels; null: all in the training list
+    list: str | None = None  # training list of voc_segmentation: train | trainaug
+    classes: Names | None = None  # of voc_detection, in the order of the labels; null: all in the training list
 
     def options(self) -> dict[str, Any]:
         """What only some data sets have, as far as it is given."""
-        some = ("mean", "std", "train_split", "val_split", "test_split", "classes")
+        some = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes")
         return {key: value for key in some if (value := getattr(self, key)) is not None}
 
 
@@ -236,6 +241,7 @@ class Config:
     run_dir: str | None = None
     fresh: bool = False
     estimate: bool = False
+    jobs: str = "1"  # runs of a sweep at a time: a number, or auto
 
 
 T = TypeVar("T")
