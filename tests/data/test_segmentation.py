@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from mask_files import write_camvid, write_folder, write_mask, write_voc
 from opening import build_data
 from PIL import Image
 
-from data import Data, SegmentationBatch, masks
+from configs.compose import plan_of
+from data import DATASETS, Data, SegmentationBatch, masks
 from data.interface import IGNORE
+from train import main
 
 JITTER = {"flip": True, "scale_min": 0.6, "scale_max": 1.6}
 UNIT = {"mean": [0.0] * 3, "std": [1.0] * 3}
@@ -250,3 +253,21 @@ def test_a_mask_file_is_never_taken_for_more_than_it_is() -> None:
     with pytest.raises(ValueError, match="label 3"):
         masks.Labels(("a", "b", "c")).checked(np.array([[0, 3]], np.uint8))
     assert masks.Labels(("a", "b"), void=2).checked(np.array([[0, 2]], np.uint8)).tolist() == [[0, IGNORE]]
+
+
+def test_ones_own_masks_train_through_the_command_line(tmp_path: Path) -> None:
+    write_folder(tmp_path / "fields")
+    words = ["data=segmentation_folder", f"data.root={tmp_path / 'fields'}", "data.image_size=32", "model.width=4"]
+    words += ["model.options.fpn_width=8", "model.options.head_width=8", "epochs=2", "batch_size=3", "progress=false"]
+    assert main([*words, "regularizer=none", "device=cpu", f"output_root={tmp_path}"]) == 0
+    (run,) = tmp_path.glob("segmentation_folder-fields-segmentation_fpn/none-*/seed-1")
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["headline"], summary["task"]) == ("miou", "segmentation")
+    assert set(summary["last"]) >= {"val/miou", "test/miou", "test/pixel_accuracy"}
+
+
+def test_the_yamls_of_segmentation_name_data_sets_that_exist() -> None:
+    for name in ("camvid", "digit_masks", "voc_segmentation", "segmentation_folder"):
+        plan = plan_of(f"data={name}", "data.root=/nowhere", "regularizer=none")
+        assert (plan.data.name, plan.data.task, plan.model.name) == (name, "segmentation", "segmentation_fpn")
+        assert name in DATASETS
