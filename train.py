@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from configs.checking import UserError
 from configs.command_line import asks_for_prices, check_arguments, is_sweep, sweep_name
-from configs.schema import UserError
 from engine import cpu
 from experiment.grid import run_command
 from experiment.outcome import report_error

@@ -11,8 +11,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from configs.checking import load_yaml
 from configs.plan import Plan, plan_from
-from configs.schema import load_yaml
 from data import Data
 from dropblock import table_text
 from engine import checkpoint

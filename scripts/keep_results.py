@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.schema import UserError
+from configs.checking import UserError
 from scripts.report import write_report
 from scripts.reporting.findings import findings_table
 from scripts.reporting.tables import markdown_table

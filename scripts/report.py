@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.schema import UserError
+from configs.checking import UserError
 
 
 def write_report(folder: Path, out: Path) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import UserError, load_yaml
+from configs.checking import UserError, load_yaml
 from engine.records import DONE, RunFolder
 from scripts.reporting.sweep import Row, Run, Sweep
 

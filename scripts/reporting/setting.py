@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from configs.checking import load_yaml
 from configs.plan import CONFIGS
-from configs.schema import load_yaml
 from scripts.reporting.sweep import Sweep, flattened
 
 # The paper's ImageNet experiments, as files of this project.

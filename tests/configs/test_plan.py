@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from configs.checking import UserError, check, nearest
 from configs.plan import CONFIGS, Plan, choices, plan_from
 from configs.resolve import resolve
-from configs.schema import Config, ModelConfig, RecipeConfig, UserError, check, nearest
+from configs.schema import Config, ModelConfig, RecipeConfig
 
 
 def compose(*regularizers: str, data: str = "digits", recipe: str = "quick", **knobs: Any) -> Config:
