@@ -68,12 +68,18 @@ class Plan:
 
     @property
     def variant(self) -> str:
-        """The short readable name of what is tried: regularizer, block size and keep_prob."""
-        words = ["+".join(self.regularizer)]
-        if self.layer is not None:
-            words += [f"b{self.layer.block_size}"] if self.layer.block_size else []
-            words += [f"kp{self.layer.keep_prob:g}"]
-        return "-".join(words)
+        """The short readable name of what is tried; the hash behind it tells apart what the name leaves out.
+
+        Regularizers, block size and keep_prob; groups, branches and schedule where they are not the paper's; epochs.
+        """
+        parts, layer = ["+".join(self.regularizer)], self.layer
+        if layer is not None:
+            parts += [f"b{layer.block_size}"] if layer.block_size else []
+            parts += [f"kp{layer.keep_prob:g}"]
+            parts += ["g" + "".join(map(str, layer.groups or []))] if layer.groups not in ([3, 4], [0]) else []
+            parts += ["conv"] if layer.skip is False else []
+            parts += [str(layer.schedule)] if layer.schedule != "linear" else []
+        return "-".join([*parts, f"e{self.recipe.epochs}"])
 
     def run_dir(self) -> Path:
         """The run directory: a function of the plan, so equal plans meet in one."""

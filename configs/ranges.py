@@ -55,10 +55,8 @@ def check_fields(part: Any, prefix: str = "") -> None:
         if above is not None and not (value > above and value < float("inf")):
             raise UserError(f"{key}={value}: must be above {above:g}")
         if most is not None and not ((least if least is not None else above) <= value <= most):
-            bounds = (
-                f"between {least:g} and {most:g}" if least is not None else f"above {above:g} and not above {most:g}"
-            )
-            raise UserError(f"{key}={value}: must lie {bounds}")
+            bounds = f"between {least:g}" if least is not None else f"above {above:g}"
+            raise UserError(f"{key}={value}: must lie {bounds} and {most:g}")
         if least is not None and not value >= least:
             raise UserError(f"{key}={value}: must be at least {least:g}")
 

@@ -142,7 +142,9 @@ def _paper(config: Config, tried: dict[str, Any], notes: list[str]) -> PaperConf
     names = list(config.regularizer) if not chosen else chosen[0] if isinstance(chosen[0], list) else chosen
     changed = [f"regularizer={','.join(config.regularizer)}"] if list(config.regularizer) != names else []
     if not changed:
-        knobs = {f.name: own.get(f.name) for f in fields(Config) if f.name in (*LAYER_KNOBS, "label_smoothing")}
+        knobs: dict[str, Any] = {
+            f.name: own.get(f.name) for f in fields(Config) if f.name in (*LAYER_KNOBS, "label_smoothing")
+        }
         plain = replace(config, regularizer={name: as_written(name) for name in names}, **knobs)
         theirs, ours = _flat(_tried(plain, grid=True)[0]), _flat(tried)
         swept = ("layer.keep_prob",) if paper.curve else ()
@@ -160,10 +162,8 @@ def _paper(config: Config, tried: dict[str, Any], notes: list[str]) -> PaperConf
 def _flat(tried: dict[str, Any]) -> dict[str, Any]:
     """The fields of what is tried, those of its first layer one by one."""
     layer = asdict(tried["layer"]) if tried["layer"] else {}
-    return {
-        **{f"layer.{key}": value for key, value in layer.items()},
-        **{k: v for k, v in tried.items() if k != "layer"},
-    }
+    rest = {key: value for key, value in tried.items() if key != "layer"}
+    return {**{f"layer.{key}": value for key, value in layer.items()}, **rest}
 
 
 def _policy(name: str | None, image_size: int) -> str | None:

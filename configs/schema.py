@@ -125,9 +125,9 @@ class RecipeConfig:
     )
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: OmegaConf could not merge into the values of `regularizer`
 class LayerConfig:
-    """A layer at sites: in the configuration with nulls, in a plan complete. A knob that is null there does not exist."""
+    """A layer at sites. A knob that is null in its YAML does not exist for it; in a plan everything is decided."""
 
     name: str = option("???", "layer")
     keep_prob: float | None = option(None, "share of units kept, in the last group", least=0, most=1)
@@ -144,18 +144,18 @@ class LayerConfig:
     options: dict[str, Any] = option({}, "further knobs, of this layer alone")
 
 
-@dataclass(frozen=True)
+@dataclass
 class InputConfig:
     cutout: float | None = option(None, "side of the square as a share of the image's", least=0, most=2)
     autoaugment: str | None = option(None, "AutoAugment's policy; auto: by the image size", ("auto", *POLICIES))
 
 
-@dataclass(frozen=True)
+@dataclass
 class LossConfig:
     label_smoothing: float | None = option(None, "share of the target spread over all classes", least=0, most=0.99)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RegularizerConfig:
     layer: LayerConfig | None = None
     input: InputConfig | None = None
