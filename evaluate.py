@@ -15,6 +15,7 @@ Loss, top-1, top-5 and the accuracy of every class. Exit codes as in train.py.
 
 from __future__ import annotations
 
+import faulthandler
 import json as json_format
 import sys
 from dataclasses import dataclass, field, fields
@@ -101,4 +102,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     sys.exit(main(sys.argv[1:]))

@@ -8,18 +8,12 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.checking import UserError, check
-from configs.schema import (
-    DataConfig,
-    LayerConfig,
-    ModelConfig,
-    PaperConfig,
-    RecipeConfig,
-    RunOptions,
-    paper_from,
-)
+from configs.checking import UserError, check, load_yaml
+from configs.paper import PaperConfig, paper_from
+from configs.schema import DataConfig, LayerConfig, ModelConfig, RecipeConfig, RunOptions
 
 CONFIGS = Path(__file__).parent
+PARTS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig}
 
 
 @dataclass(frozen=True)
@@ -114,8 +108,7 @@ def plan_from(values: dict[str, Any]) -> Plan:
     Raises:
         UserError: if a key or a value does not belong there.
     """
-    parts = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "layer": LayerConfig}
-    parts |= {"paper": PaperConfig, "runtime": Runtime}
+    parts = {**PARTS, "layer": LayerConfig, "paper": PaperConfig, "runtime": Runtime}
     values = {**values, "paper": paper_from(values.get("paper") or {})}
     try:
         built = {k: check(v, parts[k]) if k in parts and v is not None else v for k, v in values.items()}
@@ -129,3 +122,9 @@ def choices(group: str) -> list[str]:
     """The names of a configuration group: its YAML files, sub-directories included."""
     folder = CONFIGS / group
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def written(group: str, name: str) -> Any:
+    """A model, data set or recipe as its YAML file has it, the defaults filled in."""
+    values = load_yaml(CONFIGS / group / f"{name}.yaml")
+    return check({key: value for key, value in values.items() if key != "defaults"}, PARTS[group])

@@ -7,8 +7,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from configs.checking import UserError, check, load_yaml
-from configs.plan import CONFIGS, Plan, Runtime
+from configs.checking import UserError, load_yaml
+from configs.paper import PaperConfig
+from configs.plan import CONFIGS, Plan, Runtime, written
 from configs.ranges import check_fields, check_values
 from configs.regularizers import as_written, check_chosen, layers_of, merged
 from configs.schema import (
@@ -19,7 +20,6 @@ from configs.schema import (
     InputConfig,
     LossConfig,
     ModelConfig,
-    PaperConfig,
     RecipeConfig,
     RunOptions,
 )
@@ -113,7 +113,7 @@ def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
     asked = {knob: getattr(config, knob) for knob in RECIPE_KNOBS if getattr(config, knob) is not None}
     recipe = replace(config.recipe, **asked)
     if recipe.epochs != config.recipe.epochs and config.recipe.epochs > 0:
-        scale, own = recipe.epochs / config.recipe.epochs, recipe_of(recipe.name)
+        scale, own = recipe.epochs / config.recipe.epochs, written("recipe", recipe.name)
         scaled: dict[str, Any] = {}
         for key in ("warmup_epochs", *TIMES_OF.get(recipe.lr_schedule, ())):
             value = getattr(recipe, key)
@@ -125,11 +125,6 @@ def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
     if recipe.lr_schedule != "step" and recipe.milestones:
         notes.append(f"recipe.milestones={recipe.milestones} does nothing with lr_schedule={recipe.lr_schedule}")
     return recipe
-
-
-def recipe_of(name: str) -> RecipeConfig:
-    """A recipe as its YAML file has it."""
-    return check(load_yaml(CONFIGS / "recipe" / f"{name}.yaml"), RecipeConfig)
 
 
 def _paper(config: Config, tried: dict[str, Any], notes: list[str]) -> PaperConfig:

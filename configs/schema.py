@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from configs.paper import PaperConfig, StudyConfig
+
 TASKS = ("classification", "segmentation", "detection")
 SCHEDULES = ("linear", "constant", "cosine", "early", "late", "ramp", "curriculum")
 DEPTH_RULES = ("group", "linear")
@@ -160,38 +162,8 @@ class RegularizerConfig:
     layer: LayerConfig | None = None
     input: InputConfig | None = None
     loss: LossConfig | None = None
-
-
-@dataclass(frozen=True)
-class PaperConfig:
-    """The numbers of the paper that an experiment stands beside; absent ones are unknown.
-
-    Args:
-        place: table and row, or figure and line; differences are taken within one table or figure.
-        certainty: where the numbers were read.
-        metrics: [mean] or [mean, standard deviation] by the name of the metric, in its unit.
-        curve: of a figure, by the name of the metric: its values by keep_prob.
-    """
-
-    place: str = ""
-    certainty: str = ""
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-    curve: dict[str, dict[float, float]] = field(default_factory=dict)
-
-
-def paper_from(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a `PaperConfig`, also of runs from before its numbers were keyed by metric."""
-    old = {"top1", "top1_std", "top5", "top5_std"} & set(values)
-    curve = values.get("curve") or {}
-    if not old and all(isinstance(points, dict) for points in curve.values()):
-        return values
-    metrics = {
-        name: [number for number in (values.get(name), values.get(f"{name}_std")) if number is not None]
-        for name in ("top1", "top5")
-        if values.get(name) is not None
-    }
-    kept = {key: values.get(key) or "" for key in ("place", "certainty")}
-    return {**kept, "metrics": metrics, "curve": {"top1": curve} if curve else {}}
+    label: str = ""  # what reports and pictures call it; the name where it is empty
+    colour: str | None = None  # of its rows in pictures, "#rrggbb"
 
 
 @dataclass(frozen=True)
@@ -220,6 +192,7 @@ class Config(RunOptions):
     regularizer: dict[str, RegularizerConfig] = field(default_factory=dict)
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)  # of a sweep
     keep_prob: float | None = None
     block_size: int | None = None
     groups: list[int | str] | None = None

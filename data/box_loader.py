@@ -171,7 +171,9 @@ class BoxLoader:
         loading: Loading,
     ) -> None:
         self.num_samples, self.annotated, self.batches, self.normalize = len(annotated), annotated, batches, normalize
-        self.workers, self.device, self.channels_last = reading.workers, loading.device, loading.channels_last
+        self.device, self.channels_last = loading.device, loading.channels_last
+        # Starting workers takes longer than placing some hundred small images that are in memory.
+        self.workers = reading.workers if isinstance(pictures, FilePictures) else 0
         self.bad = BadImages(len(annotated), reading.on_bad_image == "skip")
         self.bad_images = self.bad.reasons
         self.image_ids = torch.from_numpy(annotated.image_ids)

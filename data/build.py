@@ -6,6 +6,7 @@ from typing import Protocol
 
 from data.box_sets import open_coco, open_voc_detection
 from data.class_folders import open_class_folders
+from data.digit_boxes import open_digit_boxes
 from data.in_memory import READERS, open_in_memory
 from data.interface import Data
 from data.options import Augment, Cut, Loading, Reading, Source
@@ -27,6 +28,7 @@ DATASETS: dict[str, Opener] = {
     "folder": open_own_folders,
     "coco": open_coco,
     "voc_detection": open_voc_detection,
+    "digit_boxes": open_digit_boxes,
 }
 
 

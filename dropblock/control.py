@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -127,7 +128,7 @@ class LayerControl:
                 steps * mean_drop(layer, schedule.kept_by(layer, kept), row.map_sizes)
                 for kept, steps in values[schedule].items()
             )
-            number = sum(channels * height * width for channels, height, width in row.map_sizes)
+            number = sum(map(math.prod, row.map_sizes))
             dropped[name] += sum(drops) / len(progress) * number
             units[name] += number
         return {name: dropped[name] / units[name] for name in sorted(units)}

@@ -61,14 +61,21 @@ class DropLayer(nn.Module):
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         if not self.training:
             return x
-        seed = self.mask_seed if self.seeded else fresh_seed(x.device)
-        y, kept = self.drop(x, seed)
+        y, kept = self.drop(x, self.seed_of(x))
         if transformed():
             count_node(self.kept_units, self.seen_units, kept, x.numel())
         elif not in_backward():
             self.kept_units += kept
             self.seen_units += x.numel()
         return y
+
+    def seed_of(self, x: Tensor) -> Tensor:
+        """The seed of the next mask. A head meets a map of each level in one pass, and their masks are independent."""
+        if not self.seeded:
+            return fresh_seed(x.device)
+        if self.group == "head":  # from the size, not from a count of calls: a checkpointed pass is run twice
+            return self.mask_seed + (x.shape[-2] * 65_537 + x.shape[-1])
+        return self.mask_seed
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         """The operator of this layer: (output like `x`, number of kept units as a 0-dimensional int64 tensor)."""

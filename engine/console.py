@@ -2,9 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+
+class SurvivingStream:
+    """Standard output or error whose loss does not end the program: a closed pipe or terminal, a full disk.
+
+    From the first failure on, what is written is discarded.
+
+    Args:
+        stream: to write to; everything but writing is left to it.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._surviving(self._stream.write, text) or 0
+
+    def flush(self) -> None:
+        self._surviving(self._stream.flush)
+
+    def _surviving(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return operation(*arguments)
+        except OSError:
+            # What is still in the buffer goes there as well, when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return None
+
+
+def survive_lost_output() -> None:
+    """Let a training go on when nobody reads what it prints any more (`train.py | head`, a closed terminal)."""
+    sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

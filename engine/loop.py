@@ -26,6 +26,7 @@ from engine.tasks import Task
 
 # Streams of seeds: what our layers draw from, and what the random layers of a network itself do.
 MASKS, OTHERS = 1, 2
+TIMES_DRAWN = 8
 
 
 class Layers(Protocol):
@@ -98,6 +99,7 @@ class Fit:
 
     def __post_init__(self) -> None:
         self._statistics = running_statistics(self.state.model)
+        self._drawn: Any = None  # the samples that pictures show
         self._guard = Guard(self.state, self._statistics, self.ranks, self.device, self.folder, self.identity)
 
     @property
@@ -159,6 +161,11 @@ class Fit:
             progress: share of training that is done, in [0, 1]: keep_prob follows from it.
         """
         state, settings, rank = self.state, self.settings, self.ranks.rank
+        if batch.size < settings.accumulate:
+            raise ValueError(
+                f"recipe.accumulate={settings.accumulate}: the {batch.size} samples that a rank has of a batch make no "
+                "so many micro-batches"
+            )
         if not state.model.training:  # asked first: the walk over all modules takes half a millisecond
             self.network.train()
         set_lr(state.optimizer, self.lr.at(state.step))
@@ -273,7 +280,22 @@ class Fit:
                 values |= {f"{split}/{name}": value for name, value in done.metrics.items()}
         self.state.tables = [asdict(table) for table in done.tables]
         refuse_metrics(values)
+        self._draw(network)
         return values
+
+    @torch.no_grad()
+    def _draw(self, network: nn.Module) -> None:
+        """At about `TIMES_DRAWN` evaluations of a run, what the network makes of the same few test samples."""
+        epoch, epochs = self.state.epochs_done + 1, self.settings.epochs
+        every = max(1, epochs // TIMES_DRAWN // self.settings.eval_every) * self.settings.eval_every
+        if not self.task.num_pictures or not self.ranks.is_main or (epoch % every and epoch != epochs):
+            return
+        if self._drawn is None:
+            batch = next(self.data.test.epoch(0))
+            few = batch.split(-(-batch.size // self.task.num_pictures))[0]
+            self._drawn = type(few)(**{name: part.clone() for name, part in few.plain().items()})
+        with autocast(self.device, self.settings.precision):
+            self.writer.add_images(self.state.step, "test/pictures", self.task.pictures(network, self._drawn))
 
     def _between_evaluations(self) -> None:
         self._clock = time.perf_counter()  # evaluation is no training time

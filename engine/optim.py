@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
 
 
@@ -30,7 +31,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def build_optimizer(
     name: str, model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimizer of a recipe: `sgd`, or `rmsprop` as the AmoebaNet code configures it (decay 0.9, epsilon 1).
+    """The optimizer of a recipe.
+
+    Args:
+        name: `sgd`; `adamw` (decoupled weight decay; `momentum` is its beta1, beta2 is 0.999); `rmsprop` as the
+            AmoebaNet code configures it (decay 0.9, epsilon 1).
+        model: whose parameters it moves; weight decay spares normalization layers.
 
     Raises:
         ValueError: for an unknown name.
@@ -38,9 +44,11 @@ def build_optimizer(
     groups = decay_groups(model, weight_decay)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
     if name == "rmsprop":
         return RMSpropTF(groups, lr=lr, momentum=momentum)
-    raise ValueError(f"unknown optimizer '{name}', choose one of sgd, rmsprop")
+    raise ValueError(f"unknown optimizer '{name}', choose one of {', '.join(OPTIMIZERS)}")
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -73,7 +81,7 @@ class RMSpropTF(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Learning rate before optimizer step t of T: linear warm-up from 0, then the schedule.
+    """Learning rate before optimizer step t of T: linear warm-up, then the schedule.
 
     Args:
         peak: the rate after warm-up.
@@ -81,6 +89,7 @@ class LearningRate:
             every `decay_epochs`; `halving`, times `decay` whenever the remaining epochs have halved; `constant`.
         total_steps, steps_per_epoch: length of the run.
         warmup_epochs: length of the warm-up; may be a fraction.
+        warmup_from: the rate of the first step. From 0 the warm-up counts one step ahead, so that no step is idle.
         milestones: epochs at which `step` decays.
     """
 
@@ -89,6 +98,7 @@ class LearningRate:
     total_steps: int
     steps_per_epoch: int
     warmup_epochs: float = 0.0
+    warmup_from: float = 0.0
     milestones: Sequence[float] = ()
     decay: float = 0.1
     decay_epochs: float = 1.0
@@ -96,7 +106,9 @@ class LearningRate:
     def at(self, step: int) -> float:
         warmup = self.warmup_epochs * self.steps_per_epoch
         if step < warmup:
-            return self.peak * (step + 1) / (warmup + 1)
+            if not self.warmup_from:
+                return self.peak * (step + 1) / (warmup + 1)
+            return self.warmup_from + (self.peak - self.warmup_from) * step / warmup
         if self.schedule == "step":
             return self.peak * self.decay ** bisect.bisect_right(sorted(self.milestones), step / self.steps_per_epoch)
         if self.schedule == "cosine":

@@ -16,6 +16,7 @@ import platform
 import socket
 import subprocess
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,16 @@ from engine.checkpoint import write_aside
 
 RUNNING, DONE, STOPPED, FAILED, KILLED = "RUNNING", "DONE", "STOPPED", "FAILED", "KILLED"
 LOCK, LOCK_TRIES = ".lock", 20
+_LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _close_locks() -> None:
+    """In a forked process, such as a loader worker: a lock that it held as well would outlive a killed run."""
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 class RunLocked(RuntimeError):
@@ -128,6 +139,7 @@ class RunFolder:
         if not _same_file(file, path):  # moved aside by another process since it was opened
             file.close()
             return self.lock()
+        _LOCKS.add(file)
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()

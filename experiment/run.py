@@ -81,7 +81,7 @@ def _train(
         where = {"environment": started, "environments": fit.state.environments}
         summary = {**fit.result(), "parameters": parameters, **where, "plan": asdict(plan)}
         if ranks.is_main:
-            add_to_hparams_table(folder.path, table_row(plan), [name for name in summary["last"] if name != "epoch"])
+            add_to_hparams_table(folder.path, table_row(plan))
             folder.write("summary.json", summary)
             folder.set_status(DONE, commit=started["commit"])
             print(result_text(summary, folder.path))

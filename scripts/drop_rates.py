@@ -27,7 +27,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dropblock import expected_drop
-from dropblock.reference import drop_block2d_reference
+from dropblock.reference import drop_block_reference
 from scripts.bench.contestants import OURS, contestants
 
 ASKED = 0.1
@@ -61,7 +61,7 @@ def paper(asked: float, block: int, side: int) -> float:
 
 
 def paper_output(asked: float, block: int, x: Tensor) -> Tensor:
-    return drop_block2d_reference(x, 1.0 - asked, block)[0]
+    return drop_block_reference(x, keep_prob=1.0 - asked, block_size=block)[0]
 
 
 def corrected(asked: float, block: int, side: int) -> float:

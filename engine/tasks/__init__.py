@@ -1,8 +1,10 @@
 """The tasks: what is predicted, by which loss, measured how. Each is one file and one entry here."""
 
 from engine.tasks.classification import Classification
+from engine.tasks.detection import Detection
 from engine.tasks.interface import Evaluator, Table, Task
+from engine.tasks.segmentation import Segmentation
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation, "detection": Detection}
 
-__all__ = ["TASKS", "Classification", "Evaluator", "Table", "Task"]
+__all__ = ["TASKS", "Classification", "Detection", "Evaluator", "Segmentation", "Table", "Task"]

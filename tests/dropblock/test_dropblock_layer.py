@@ -46,6 +46,22 @@ def test_the_same_seed_gives_the_same_mask() -> None:
     assert not torch.equal(outputs[0], outputs[1])
 
 
+def test_in_a_head_the_levels_have_masks_of_their_own() -> None:
+    """Every unit is a block of its own: equal draws would give the second map the first one's beginning."""
+
+    def masks(group: int | str) -> list[torch.Tensor]:
+        layer = DropBlock2d(block_size=1, keep_prob=0.5)
+        layer.group = group
+        layer.set_mask_seed(5)
+        return [layer(torch.ones(1, 1, side, 32)).ne(0) for side in (32, 16)]
+
+    (body, body_again), (head, head_again), repeated = masks(3), masks("head"), masks("head")
+    assert torch.equal(body[:, :, :16], body_again)
+    agreement = (head[:, :, :16] == head_again).float().mean()  # 512 fair draws: beyond 0.1 in 1 of 10^5 seeds
+    assert abs(agreement - 0.5) < 0.1
+    assert torch.equal(head, repeated[0])
+
+
 def test_before_a_seed_was_set_torch_manual_seed_governs() -> None:
     layer, x = DropBlock2d(block_size=3, keep_prob=0.7), torch.ones(4, 8, 9, 9)
     torch.manual_seed(1)

@@ -80,3 +80,22 @@ def test_rmsprop_by_hand() -> None:
         buffer = 0.9 * buffer + 0.1 * gradient / (mean + 1.0) ** 0.5
         weight -= buffer
     assert model.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_warm_up_from_a_given_rate() -> None:
+    lr = LearningRate(0.08, "constant", 100, 10, warmup_epochs=1, warmup_from=0.008)
+    assert [lr.at(step) for step in (0, 5, 10, 11)] == pytest.approx([0.008, 0.044, 0.08, 0.08])
+    from_nothing = LearningRate(0.08, "constant", 100, 10, warmup_epochs=1)
+    assert from_nothing.at(0) == pytest.approx(0.08 / 11)
+
+
+def test_one_step_of_adamw_by_hand() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    weight = model.weight.item()
+    optimizer = build_optimizer("adamw", model, lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.5)
+    model.weight.grad = torch.tensor([[-3.0]])
+    optimizer.step()
+    # The bias-corrected first step is the sign of the gradient; the decay does not pass through the moments.
+    assert model.weight.item() == pytest.approx(weight * (1 - 0.1 * 0.5) + 0.1, rel=1e-5)
+    with pytest.raises(ValueError, match="choose one of sgd, adamw, rmsprop"):
+        build_optimizer("adam", model, lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
