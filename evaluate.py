@@ -83,7 +83,7 @@ def result_text(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command of these arguments; returns its exit code."""
-    cpu.settle()
+    cpu.configure_process()
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0

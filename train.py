@@ -24,7 +24,7 @@ from experiment.prices import price_command
 
 def main(arguments: list[str]) -> int:
     """Run the command of these arguments; returns its exit code."""
-    cpu.settle()
+    cpu.configure_process()
     try:
         check_arguments(arguments)
         given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)

@@ -23,7 +23,7 @@ FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 SHOWS = ("job", "hydra", "all")  # what --cfg shows
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
-RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan"}
+RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan", "jobs"}
 
 
 def check_arguments(words: list[str]) -> None:
@@ -130,7 +130,7 @@ def sweep_name(words: list[str]) -> str:
     So that runs of different scale, which no table may mix, have different folders.
     """
     given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
-    data = given.get("data", "digits").replace(",", "+")
+    data = given.get("data", _data_of(given.get("sweep"))).replace(",", "+")
     aside = RUN_ONLY | {"seed", "data.root", "data.download"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}
     if "sweep" not in given:
@@ -139,6 +139,13 @@ def sweep_name(words: list[str]) -> str:
     named = {key: value for key, value in kept.items() if key not in ("sweep", "data")}
     labels = [value if key in GROUPS else f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(named.items())]
     return "-".join(re.sub(r"[^\w.+-]+", "_", label).strip("_") for label in (given["sweep"], data, *labels))
+
+
+def _data_of(sweep: str | None) -> str:
+    """The data set of a command that names none: that of the sweep, where it has one of its own, or the default."""
+    files = [CONFIGS / "config.yaml", *([CONFIGS / "sweep" / f"{sweep}.yaml"] if sweep else [])]
+    entries = [entry for file in files for entry in load_yaml(file).get("defaults", []) if isinstance(entry, dict)]
+    return str([value for entry in entries for key, value in entry.items() if key in ("data", "override /data")][-1])
 
 
 T = TypeVar("T")

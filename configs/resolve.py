@@ -89,7 +89,8 @@ def _model(config: Config) -> ModelConfig:
     return replace(model, width=config.data.model_width if model.width is None else model.width, stem=stem)
 
 
-OWN_DATA = ("folder", "voc_detection")  # a layout of folders rather than one data set: VOC's serves many
+# A layout of folders rather than one data set: VOC's serves many.
+OWN_DATA = ("folder", "segmentation_folder", "voc_detection")
 
 
 def _data(data: DataConfig) -> DataConfig:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from configs.paper import PaperConfig, StudyConfig
+
+Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would hide the type
+Names: TypeAlias = list[str]
 
 TASKS = ("classification", "segmentation", "detection")
 SCHEDULES = ("linear", "constant", "cosine", "early", "late", "ramp", "curriculum")
@@ -76,17 +79,18 @@ class DataConfig:
     decoder: str = option("auto", "JPEG decoder", DECODERS)
     prepared: bool = option(False, "root was written by scripts/prepare_shards.py")
     title: str | None = option(None, "name in run directories; null: name, and for own data the folder's name")
-    mean: list[float] | None = option(None, "of each channel, values in [0, 1], for own data; null: measured")
-    std: list[float] | None = option(None, "standard deviation, as mean")
+    mean: Numbers | None = option(None, "of each channel, values in [0, 1], for own data; null: measured")
+    std: Numbers | None = option(None, "standard deviation, as mean")
     task: str = option("classification", "what is learned", TASKS)
     train_split: str | None = option(None, "name of the training split, of data sets that have several")
     val_split: str | None = option(None, "null: cut from the training split")
     test_split: str | None = option(None, "null: the official evaluation set")
-    classes: list[str] | None = option(None, "of voc_detection, in the order of the labels; null: all in the lists")
+    list: str | None = option(None, "training list of voc_segmentation: train | trainaug")
+    classes: Names | None = option(None, "of voc_detection, in the order of the labels; null: all in the lists")
 
     def options(self) -> dict[str, Any]:
         """What only some data sets have, as far as it is given."""
-        some = ("mean", "std", "train_split", "val_split", "test_split", "classes")
+        some = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes")
         return {key: value for key in some if (value := getattr(self, key)) is not None}
 
 
@@ -209,6 +213,7 @@ class Config(RunOptions):
     lr_schedule: str | None = None
     seed: int = option(1, "of weights, order of the data, augmentation and masks", least=0)
     estimate: bool = option(False, "print hours, memory and disk of the runs, from a few real steps; train nothing")
+    jobs: str = option("1", "runs of a sweep at a time; auto: one a GPU, or one a core")
     plan: bool = option(False, "print the resolved plan and the sites table; train nothing")
 
 

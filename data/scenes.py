@@ -140,7 +140,7 @@ def _backgrounds(split: int, count: int, size: int) -> Bytes:
     smooth = F.interpolate(torch.from_numpy(cells).float(), size=(size, size), mode="bilinear", align_corners=True)
     words = -(-3 * size * size // 8)
     noise = hashed(SCENE, split, np.arange(count)[:, None], 2_000 + np.arange(words)).view(np.uint8)
-    noise = noise[:, : 3 * size * size].reshape(count, size, size, 3) >> 3  # 0 ... 31
+    noise = noise[:, : 3 * size * size].reshape(count, size, size, 3) >> np.uint8(3)  # 0 ... 31
     return (smooth.mul_(110).byte().permute(0, 2, 3, 1).numpy() + noise).astype(np.uint8)
 
 
@@ -178,4 +178,4 @@ def _add_fragment(image: Bytes, glyphs: Glyphs, draw: NDArray[np.float64]) -> No
 def _paint(part: Bytes, opacity: NDArray[np.float32], draw: NDArray[np.float64]) -> None:
     """Blend the object's colour into a part of an image, in place."""
     colour = 120 + 135 * draw[COLOUR : COLOUR + 3]
-    part += (opacity[:, :, None] * (colour - part)).astype(np.int16).astype(np.uint8)  # modulo 256, so signs are right
+    part[:] = (part + opacity[:, :, None] * (colour - part)).astype(np.uint8)

@@ -16,7 +16,7 @@ from dropblock.rates import effective_block, expected_drop, seed_rate
 from dropblock.reference import drop_block_reference
 from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_prob_in_group
 from dropblock.sites import Site, declared_sites, install
-from dropblock.table import SiteRow, site_table, table_text
+from dropblock.table import DropRow, SiteRow, drops_text, site_table, table_text
 
 __all__ = [
     "LAYERS",
@@ -29,6 +29,7 @@ __all__ = [
     "DropConnect",
     "DropLayer",
     "DropPath",
+    "DropRow",
     "Dropout",
     "FractalDropPath",
     "JoinSite",
@@ -49,6 +50,7 @@ __all__ = [
     "drop_block_counted",
     "drop_block_reference",
     "drop_together",
+    "drops_text",
     "effective_block",
     "expected_drop",
     "install",

@@ -138,3 +138,32 @@ def rates_text(row: SiteRow) -> tuple[str, str, str, str, str]:
 
 def times(sides: tuple[int, ...]) -> str:
     return "x".join(map(str, sides))
+
+
+@dataclass(frozen=True)
+class DropRow:
+    """What a group should have dropped over some steps, and what it did; shares of its units.
+
+    Args:
+        group: "group3" or "head", after the kind of layer where there are several.
+        asked: 1 - keep_prob, the mean over the steps.
+        expected: the closed form, which knows that blocks overlap.
+        measured: what the layers counted; None if none of them saw a feature map.
+        units: how many they saw.
+    """
+
+    group: str
+    asked: float
+    expected: float
+    measured: float | None
+    units: int
+
+
+def drops_text(rows: list[DropRow]) -> str:
+    """Asked, expected and measured drop for people."""
+    lines = [("group", "asked", "expected", "measured", "units")]
+    for row in rows:
+        measured = "never ran" if row.measured is None else f"{100 * row.measured:.2f}%"
+        lines.append((row.group, f"{100 * row.asked:.2f}%", f"{100 * row.expected:.2f}%", measured, f"{row.units:,}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import remove_unfinished
 from engine.distributed import Ranks, lost_peer
+from engine.files import remove_unfinished
 from engine.records import FAILED, RUNNING, STOPPED, RunFolder, RunLocked
 from engine.signals import Stopped
 from engine.state import TrainState

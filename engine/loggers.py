@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.checkpoint import cannot_write, write_aside
+from engine.files import cannot_write, write_aside
 
 SECONDS_BETWEEN_LINES = 30.0  # of progress, into a file or a pipe
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from engine.checkpoint import write_aside
+from engine.files import write_aside
 
 RUNNING, DONE, STOPPED, FAILED, KILLED = "RUNNING", "DONE", "STOPPED", "FAILED", "KILLED"
 LOCK, LOCK_TRIES = ".lock", 20

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from configs.checking import UserError
 from configs.plan import Plan
 from configs.schema import LayerConfig
 from data import Augment, Cut, Data, Loading, Reading, Source, build_data
@@ -20,7 +21,7 @@ from engine.records import RunFolder
 from engine.seeding import seed_everything
 from engine.signals import StopRequest
 from engine.state import TrainState
-from engine.tasks import Classification
+from engine.tasks import Classification, Detection, Segmentation, Task
 from models import build_model
 
 
@@ -68,6 +69,21 @@ def build_network(
     return model, LayerControl.install(model, specs, torch.zeros(1, channels, height, width, device=device))
 
 
+def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
+    """The task of a data set. `aux_weight`: of a network's auxiliary classifier in the loss.
+
+    Raises:
+        UserError: for label smoothing in another task than classification, or if the plan says another task.
+    """
+    if data.task != plan.data.task:
+        raise UserError(f"data.task={plan.data.task}: {data.name} is for {data.task}")
+    if data.task == "classification":
+        return Classification(data.classes, plan.label_smoothing, aux_weight)
+    if plan.label_smoothing:
+        raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {data.task}")
+    return Segmentation(data.classes) if data.task == "segmentation" else Detection(data.classes)
+
+
 def spec_of(layer: LayerConfig) -> LayerSpec:
     """A layer of the plan as the library takes it."""
     values = asdict(layer)
@@ -101,7 +117,7 @@ def build_fit(
     )
     state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
     fit = Fit(
-        task=Classification(data.classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
+        task=build_task(plan, data, getattr(model, "aux_weight", 0.0)),
         state=state,
         network=wrap(model, ranks, device, plan.runtime.compile),
         data=data,

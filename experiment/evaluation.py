@@ -15,7 +15,7 @@ from configs.schema import LayerConfig
 from dropblock import installed_layers
 from engine.distributed import Ranks, find_device
 from engine.evaluation import evaluate as pass_over
-from engine.tasks import Classification
+from experiment.build import build_task
 from experiment.source import NetworkSource
 from experiment.trained import opened, trained
 
@@ -35,7 +35,7 @@ def evaluate(
     loader = getattr(data, split)
     if loader is None:
         raise UserError(f"split={split}: {plan.data.name} was used without one")
-    task = Classification(data.classes)
+    task = build_task(plan, data)
 
     def measure(layer: LayerConfig | None, only: int | None = None) -> dict[str, Any]:
         model, layers = trained(replace(plan, layer=layer), payload, data, place)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +21,9 @@ from data import Data
 from dropblock import table_text
 from engine import checkpoint
 from engine.attempt import agree, attempt, hold, refuse_another, resume
-from engine.checkpoint import write_aside
 from engine.console import result_text
 from engine.distributed import Ranks, find_device, join
+from engine.files import write_aside
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
 from engine.records import DONE, RunFolder, environment
@@ -28,7 +32,7 @@ from experiment.build import build_fit, open_data
 
 
 def run_plan(
-    plan: Plan, overrides: Sequence[str] = (), began: float | None = None, wait: bool = False
+    plan: Plan, overrides: Sequence[str] = (), began: float | None = None, wait: bool = False, log: bool = False
 ) -> dict[str, Any]:
     """Train in the run directory of the plan, from the start or from the last checkpoint; returns the summary.
 
@@ -37,6 +41,7 @@ def run_plan(
         overrides: the command line that made the plan, for the record.
         began: time (`time.time`) of the command; with fresh=true, an older run is moved aside. None: now.
         wait: until another process that trains this run has ended, instead of raising.
+        log: what is printed goes to log.txt in the run directory, appended.
 
     Raises:
         ValueError, FileNotFoundError, RunLocked: for what the user can fix, in one line.
@@ -57,11 +62,30 @@ def run_plan(
         done = folder.status().get("status") == DONE and bool(summary)
         ranks.barrier()  # every rank has read the status before the main rank writes a new one
         if not done:
-            return _train(plan, overrides, folder, device, ranks)
+            with output_to(folder.path / "log.txt") if log else nullcontext():
+                return _train(plan, overrides, folder, device, ranks)
     if ranks.is_main:
         print(f"already done (commit {str(summary['environment']['commit'])[:9]}); fresh=true would start over")
         print(result_text(summary, folder.path))
     return summary
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Append what this process prints, its native code included, to a file."""
+    sys.stdout.flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    before = [os.dup(stream) for stream in (1, 2)]
+    try:
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        yield
+    finally:
+        sys.stdout.flush()
+        for stream, saved in zip((1, 2), before, strict=True):
+            os.dup2(saved, stream)
+            os.close(saved)
+        os.close(file)
 
 
 def _train(

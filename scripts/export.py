@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.checking import UserError
 from configs.command_line import read_values
-from engine.checkpoint import write_aside
+from engine.files import write_aside
 from engine.records import RunFolder
 from experiment.outcome import report_error
 from experiment.source import NetworkSource

@@ -122,10 +122,9 @@ def few_rows(sweep: Sweep) -> list[Row]:
 def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
     """Draw what this sweep has to show; (caption, file name) of each."""
     made = []
-    varied = sweep.lines("keep_prob") or sweep.lines("block_size")
-    if any(str(row.paper.get("place")).startswith("Table") for row in sweep.rows) or (
-        not varied and len(sweep.rows) > 1
-    ):
+    of_a_table = any(str(row.paper.get("place")).startswith("Table") for row in sweep.rows)
+    drawn_below = sweep.lines("keep_prob") or sweep.lines("block_size") or under_drop(sweep)
+    if of_a_table or (not drawn_below and len(sweep.rows) > 1):
         ranking(sweep, out / "ranking.png")
         made.append(("The table as a picture, mean and standard deviation.", "ranking.png"))
     if sweep.lines("keep_prob"):

@@ -75,7 +75,7 @@ def over_keep_prob(sweep: Sweep, out: Path) -> None:
                 baseline_line(panels[0], base)
         for axes in panels:
             axes.set_ylabel(sweep.metric)
-            axes.set_xlim(min(0.97, *(row.knob("keep_prob") for rows in lines for row in rows)) - 0.03, 1.0)
+            axes.set_xlim(right=1.0)
         ours.plot([], [], "o", ms=9, mfc="none", mec=INK, label="best on val")
         legend_below(figure, [ours])
 

@@ -131,6 +131,8 @@ def test_the_folder_of_a_sweep_tells_its_scale() -> None:
     assert is_sweep(words)
     assert sweep_name(words) == "table1-fashion_mnist-train_subset-2000-resnet18"
     assert sweep_name([*words, "data.root=/somewhere", "hydra/launcher=basic"]) == sweep_name(words)
+    assert sweep_name(["+sweep=table1", "seed=1"]) == "table1-digits"
+    assert sweep_name(["+sweep=table1_small", "data.root=/somewhere"]) == "table1_small-folder"  # as the sweep says
 
 
 def hparams_rows(run: Path) -> list[dict[str, object]]:
