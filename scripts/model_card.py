@@ -67,7 +67,7 @@ def body(
         f"{recipe.batch_size}, seed {plan.seed}) with {label_of(plan.regularizer)}"
     )
     if plan.layer is not None:
-        where = ", ".join(map(str, plan.layer.groups))
+        where = ", ".join(map(str, plan.layer.groups or []))
         trained += f": keep_prob {plan.layer.keep_prob:g}, schedule {plan.layer.schedule}, groups {where}"
     parts = [f"# {name}", f"{trained}."]
     if metrics:
