@@ -15,8 +15,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from configs.checking import load_yaml
 from configs.plan import Plan, plan_from
-from configs.schema import load_yaml
 from data import Data
 from dropblock import table_text
 from engine import checkpoint
@@ -127,7 +127,9 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
     require_equal("data set or checkpoint", ours, ranks)
     fit, layers = build_fit(plan, data, folder, device, ranks, stop, pretrained=found is None)
     if found is not None:
-        resume(fit.state, *found, fit.identity, ranks)
+        saved, path = found
+        normalised = plan_from(saved.get("plan") or {}).identity()  # what an older version did not have yet: defaults
+        resume(fit.state, {**saved, "plan": normalised}, path, fit.identity, ranks)
     if ranks.is_main:
         print(plan_text(plan, data, fit.state.model, device))
         if layers.table:
@@ -163,5 +165,5 @@ def table_row(plan: Plan) -> dict[str, Any]:
     row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
     if layer is not None:
         row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}
-        row["groups"] = ",".join(map(str, layer.groups))
+        row["groups"] = ",".join(map(str, layer.groups or []))
     return row
