@@ -15,10 +15,11 @@ from data import Augment, Cut, Data, Loading, Reading, Source, build_data
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
 from engine.distributed import Ranks, synchronized, wrap
-from engine.loop import Fit, LoopSettings
+from engine.loop import Fit
 from engine.optim import LearningRate, build_optimizer
 from engine.records import RunFolder
 from engine.seeding import seed_everything
+from engine.settings import LoopSettings
 from engine.signals import StopRequest
 from engine.state import TrainState
 from engine.tasks import Classification, Detection, Segmentation, Task
