@@ -82,7 +82,9 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
         return Classification(data.classes, plan.label_smoothing, aux_weight)
     if plan.label_smoothing:
         raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {data.task}")
-    return Segmentation(data.classes) if data.task == "segmentation" else Detection(data.classes)
+    if data.task == "segmentation":
+        return Segmentation(data.classes)
+    return Detection(data.classes, plan.recipe.score_threshold)
 
 
 def spec_of(layer: LayerConfig) -> LayerSpec:
@@ -116,7 +118,7 @@ def build_fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
+    state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision, recipe.ema_warmup)
     fit = Fit(
         task=build_task(plan, data, getattr(model, "aux_weight", 0.0)),
         state=state,
@@ -129,6 +131,7 @@ def build_fit(
             total_steps=recipe.epochs * len(data.train),
             steps_per_epoch=len(data.train),
             warmup_epochs=recipe.warmup_epochs,
+            warmup_from=recipe.warmup_from * recipe.lr,
             milestones=recipe.milestones,
             decay=recipe.lr_decay,
             decay_epochs=recipe.decay_epochs,
