@@ -71,7 +71,7 @@ def their_loss(batch: DetectionBatch) -> tuple[nn.Module, Callable[[], Tensor]]:
     return model, lambda: torch.stack(list(model(list(batch.images), truth).values())).sum()
 
 
-def training_step(model: nn.Module, loss: Callable[[], Tensor], dtype: str, device: str) -> Callable[[], None]:
+def training_step(model: nn.Module, loss: Callable[[], Tensor], dtype: str, device: str) -> Callable[[], object]:
     """Forward, loss, backward, SGD with momentum."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
 
