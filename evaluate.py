@@ -1,6 +1,6 @@
-"""Evaluate a trained network: python evaluate.py run=outputs/digits-resnet50/.../seed-1
+"""Evaluate a trained network: python evaluate.py outputs/digits-resnet50/.../seed-1
 
-    run=FOLDER          the last checkpoint of a run; which=best takes the one chosen on val
+    FOLDER, run=FOLDER  the last checkpoint of a run; which=best takes the one chosen on val
     checkpoint=FILE     a checkpoint that train.py wrote
     split=test          test or val
     keep_prob=0.9       put DropBlock on while evaluating, whatever the network was trained with (paper, Figure 5): at
@@ -15,14 +15,15 @@ Loss, top-1, top-5 and the accuracy of every class. Exit codes as in train.py.
 
 from __future__ import annotations
 
+import faulthandler
 import json as json_format
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from configs.checking import UserError, one_of
 from configs.command_line import read_values
-from configs.schema import UserError, one_of
 from engine import cpu
 from engine.console import metric_text, table, table_rows
 from experiment.outcome import report_error
@@ -82,7 +83,7 @@ def result_text(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command of these arguments; returns its exit code."""
-    cpu.settle()
+    cpu.configure_process()
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
@@ -101,4 +102,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     sys.exit(main(sys.argv[1:]))

@@ -9,12 +9,14 @@ same command resumes; 1 anything else.
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from pathlib import Path
 
+from configs.checking import UserError
 from configs.command_line import asks_for_prices, check_arguments, is_sweep, sweep_name
-from configs.schema import UserError
 from engine import cpu
+from engine.console import survive_lost_output
 from experiment.grid import run_command
 from experiment.outcome import report_error
 from experiment.prices import price_command
@@ -22,7 +24,7 @@ from experiment.prices import price_command
 
 def main(arguments: list[str]) -> int:
     """Run the command of these arguments; returns its exit code."""
-    cpu.settle()
+    cpu.configure_process()
     try:
         check_arguments(arguments)
         given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
@@ -34,4 +36,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash in native code names the line of Python that led there
+    survive_lost_output()
     sys.exit(main(sys.argv[1:]))

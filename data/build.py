@@ -9,6 +9,7 @@ from data.class_folders import open_class_folders
 from data.digit_boxes import open_digit_boxes
 from data.in_memory import READERS, open_in_memory
 from data.interface import Data
+from data.mask_sets import open_camvid, open_digit_masks, open_segmentation_folder, open_voc_segmentation
 from data.options import Augment, Cut, Loading, Reading, Source
 from data.own_folders import open_own_folders
 
@@ -26,6 +27,10 @@ DATASETS: dict[str, Opener] = {
     "imagenette": open_class_folders,
     "imagenet": open_class_folders,
     "folder": open_own_folders,
+    "digit_masks": open_digit_masks,
+    "camvid": open_camvid,
+    "voc_segmentation": open_voc_segmentation,
+    "segmentation_folder": open_segmentation_folder,
     "coco": open_coco,
     "voc_detection": open_voc_detection,
     "digit_boxes": open_digit_boxes,

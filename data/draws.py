@@ -14,7 +14,9 @@ ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE = range(6)
 # The draws of a training image, each always in its place, so that no augmentation moves the draws of another. From BOX
 # on: the attempts at a random box of a photograph.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)
-SCALE = BOX  # of an image with a mask or boxes: it has no random box
+# Of an image with a mask or boxes, which has no random box.
+SCALE, BRIGHTNESS, CONTRAST, SATURATION = range(BOX, BOX + 4)
+JOINT_DRAWS = SATURATION + 1
 
 Words = NDArray[np.uint64]
 _WORD = 2**64 - 1

@@ -64,7 +64,7 @@ def channel_statistics(images: Tensor) -> Statistics:
     """Mean and standard deviation of each channel, of values in [0, 1], exactly, from counts of the 256 levels.
 
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, ...) uint8.
     """
     level = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []

@@ -16,6 +16,7 @@ import numpy as np
 
 from data.annotated import Annotated, Categories, Objects, gathered
 from data.folders import ENDINGS
+from data.name_lists import read_names
 
 LAYOUT = "needs ImageSets/Main/<list>.txt, Annotations/<name>.xml and JPEGImages/<name>.jpg"
 
@@ -43,26 +44,7 @@ def read_list(root: Path, name: str) -> list[str]:
         FileNotFoundError: if there is no such list; names those that there are.
         ValueError: if the list is empty or a line holds anything but one name, or a name twice.
     """
-    path = root / "ImageSets" / "Main" / f"{name}.txt"
-    if not path.is_file():
-        there = sorted(file.stem for file in path.parent.glob("*.txt"))[:8]
-        known = f"; lists there: {', '.join(there)}" if there else f"; data.root {LAYOUT}"
-        raise FileNotFoundError(f"voc_detection: no file {path}{known}")
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error})") from error
-    names = []
-    for number, line in enumerate(lines, start=1):
-        if len(line) > 1 or (line and os.path.basename(line[0]) != line[0]):
-            raise ValueError(f"{path}: line {number} is not the name of an image: {' '.join(line)}")
-        names += line
-    if not names:
-        raise ValueError(f"{path}: lists no image")
-    if len(set(names)) < len(names):
-        twice = next(name for position, name in enumerate(names) if name in names[:position])
-        raise ValueError(f"{path}: lists {twice} twice")
-    return names
+    return read_names("voc_detection", root / "ImageSets" / "Main" / f"{name}.txt", layout=LAYOUT)
 
 
 def read_scene(path: Path) -> Scene:

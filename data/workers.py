@@ -80,5 +80,5 @@ def _as_it_is(decoded: Any) -> Any:
 
 def _leave_signals_to_the_parent(_: int) -> None:
     """Ctrl-C and a scheduler's signal go to the whole process group; the parent finishes its step and ends us."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

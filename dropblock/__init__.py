@@ -4,33 +4,41 @@ Imports torch and nothing else.
 """
 
 from dropblock.baselines import DropConnect, Dropout, DropPath, SpatialDropout, StochasticDepth, drop_together
+from dropblock.compat.older_package import DropBlock2D, DropBlock3D, LinearScheduler, warn_of_namesake
 from dropblock.control import LayerControl
-from dropblock.foreign import Place, declare_sites, install_into, known_places
+from dropblock.foreign import declare_sites, install_into
 from dropblock.fractal import FractalDropPath, JoinSite
 from dropblock.functional import drop_block1d, drop_block2d, drop_block3d, drop_block_counted
 from dropblock.kinds import LAYERS, LayerSpec, install_layers
 from dropblock.layers import DropBlock1d, DropBlock2d, DropBlock3d, DropLayer, installed_layers
+from dropblock.places import Place, known_places
 from dropblock.rates import effective_block, expected_drop, seed_rate
 from dropblock.reference import drop_block_reference
 from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_prob_in_group
 from dropblock.sites import Site, declared_sites, install
-from dropblock.table import SiteRow, site_table, table_text
+from dropblock.table import DropRow, SiteRow, drops_text, site_table, table_text
+
+__version__ = "0.1.0"
 
 __all__ = [
     "LAYERS",
     "SCHEDULES",
     "DropBlock1d",
+    "DropBlock2D",
     "DropBlock2d",
+    "DropBlock3D",
     "DropBlock3d",
     "DropConnect",
     "DropLayer",
     "DropPath",
+    "DropRow",
     "Dropout",
     "FractalDropPath",
     "JoinSite",
     "KeepProbSchedule",
     "LayerControl",
     "LayerSpec",
+    "LinearScheduler",
     "Place",
     "Site",
     "SiteRow",
@@ -44,6 +52,7 @@ __all__ = [
     "drop_block_counted",
     "drop_block_reference",
     "drop_together",
+    "drops_text",
     "effective_block",
     "expected_drop",
     "install",
@@ -57,3 +66,5 @@ __all__ = [
     "site_table",
     "table_text",
 ]
+
+warn_of_namesake()

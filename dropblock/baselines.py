@@ -4,9 +4,9 @@ They differ in what is kept or dropped together, and are one function otherwise:
 by keep_prob during training and evaluation changes nothing ("inverted"), for all of them; where the source has it the
 other way round the class says so.
 
-Why not torch's and torchvision's own (`F.dropout`, `F.dropout2d`, `torchvision.ops.stochastic_depth`): they obey the
-same law in float32, but scale in the type of the input (in bfloat16 1 / 0.9 becomes 1.1094), multiply dropped units by
-0, which leaves a NaN a NaN, and draw from a generator whose state a resumed run would have to carry.
+Why not torch's and torchvision's own (`F.dropout`, `F.dropout2d`, `torchvision.ops.stochastic_depth`): they have the
+same distribution in float32, but scale in the type of the input (in bfloat16 1 / 0.9 becomes 1.1094), multiply dropped
+units by 0, which leaves a NaN a NaN, and draw from a generator whose state a resumed run would have to carry.
 """
 
 from __future__ import annotations
@@ -16,28 +16,31 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dropblock.arguments import check_maps, refuse_positional, scalar, share_to_keep
 from dropblock.dense import STEP, mixed, shifted
-from dropblock.functional import fresh_seed
+from dropblock.functional import Rate, fresh_seed
 from dropblock.layers import DropLayer
 from dropblock.sites import Site, declared_sites, depths
 
-# What shares one draw, as the shape of the mask for a tensor of shape (N, C, H, W).
-TOGETHER = {
-    "unit": lambda n, c, h, w: (n, c, h, w),
-    "channel": lambda n, c, h, w: (n, c, 1, 1),
-    "sample": lambda n, c, h, w: (n, 1, 1, 1),
-    "batch": lambda n, c, h, w: (1, 1, 1, 1),
-}
+# What shares one draw: how many leading axes of (N, C, ...) the mask has as its own.
+TOGETHER: dict[str, int | None] = {"unit": None, "channel": 2, "sample": 1, "batch": 0}
 
 
 def drop_together(
-    x: Tensor, keep_prob: float | Tensor, together: str, training: bool = True, seed: Tensor | None = None
+    x: Tensor,
+    *positional: object,
+    together: str,
+    keep_prob: Rate = None,
+    p: Rate = None,
+    training: bool = True,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """Drop units, channels, samples or the whole batch, each with probability 1 - keep_prob; divide what is kept by it.
 
     Args:
-        x: (N, C, H, W) floating point.
-        keep_prob: in [0, 1], a number or a 0-dimensional tensor. At 0 the output is zeros.
+        x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), floating point.
+        keep_prob: in [0, 1], a number or a 0-dimensional tensor; 0.9 if no rate is given. At 0 the output is zeros.
+        p: the same rate as a share to drop, 1 - keep_prob.
         together: `unit` (dropout), `channel` (SpatialDropout), `sample` (drop path) or `batch` (stochastic depth).
         training: if False, `x` is returned as it is.
         seed: 0-dimensional int64 tensor that fixes the mask; None draws one from torch's default generator.
@@ -47,20 +50,16 @@ def drop_together(
 
     Raises:
         ValueError: for another number of dimensions, an unknown `together`, or a keep_prob outside [0, 1].
-        TypeError: if `x` is not floating point.
+        TypeError: if `x` is not floating point, or keep_prob no number.
     """
+    refuse_positional("drop_together", positional)
+    kept = share_to_keep("drop_together", keep_prob, p, None)
     if together not in TOGETHER:
         raise ValueError(f"unknown together '{together}', choose one of {', '.join(TOGETHER)}")
     if not training:
         return x
-    if isinstance(keep_prob, Tensor):
-        keep_prob = keep_prob.to(x.device)
-    else:
-        if not 0.0 <= keep_prob <= 1.0:
-            raise ValueError(f"keep_prob must lie in [0, 1], not {keep_prob}")
-        keep_prob = torch.tensor(keep_prob, dtype=torch.float32, device=x.device)
     seed = fresh_seed(x.device) if seed is None else seed.to(x.device)
-    return drop_together_counted(x, keep_prob, together, seed)[0]
+    return drop_together_counted(x, scalar(kept, x.device), together, seed)[0]
 
 
 def drop_together_counted(x: Tensor, keep_prob: Tensor, together: str, seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,11 +68,9 @@ def drop_together_counted(x: Tensor, keep_prob: Tensor, together: str, seed: Ten
     A function of its arguments alone, the same on every device; `keep_prob` and `seed` are tensors on the device of
     `x` and are not read by the host.
     """
-    if x.ndim != 4:
-        raise ValueError(f"expected (N, C, H, W) maps, not a tensor of shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"expected floating point maps, not {x.dtype}")
-    kept = kept_draws(TOGETHER[together](*x.shape), keep_prob, seed)
+    check_maps("drop_together", x, 1, 2, 3)
+    own = x.shape[: TOGETHER[together]]
+    kept = kept_draws((*own, *[1] * (x.ndim - len(own))), keep_prob, seed)
     exact = torch.promote_types(x.dtype, torch.float32)
     rate = keep_prob.to(exact)
     # Where nothing is kept the factor is 0 and not infinite, as 0 * inf in the backward pass would be NaN.
@@ -135,14 +132,14 @@ class StochasticDepth(SpatialDropout):
     in training. A dropped branch is still computed, so the paper's shorter training time is not reproduced.
 
     Args:
-        keep_prob: of the last unit, in [0, 1].
+        keep_prob (or p): of the last unit, in [0, 1].
         depth: l/L of this unit, in [0, 1].
     """
 
     together = "batch"
 
-    def __init__(self, keep_prob: float, depth: float = 1.0) -> None:
-        super().__init__(keep_prob)
+    def __init__(self, *positional: object, depth: float = 1.0, **rate: Rate) -> None:
+        super().__init__(*positional, **rate)
         self.depth = depth
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:

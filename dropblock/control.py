@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -13,7 +14,7 @@ from dropblock.kinds import LayerSpec, install_layers, kind_of
 from dropblock.layers import DropLayer
 from dropblock.schedule import KeepProbSchedule
 from dropblock.sites import Group, declared_sites
-from dropblock.table import mean_drop, site_table
+from dropblock.table import DropRow, mean_drop, site_table
 
 
 def group_name(group: Group) -> str:
@@ -117,20 +118,40 @@ class LayerControl:
         Args:
             progress: of every step to average over, at least one.
         """
-        dropped: dict[str, float] = defaultdict(float)
+        return self._mean_over(progress, mean_drop)
+
+    def drops(self, progress: Sequence[float]) -> list[DropRow]:
+        """Asked, expected and measured drop of every group since the last call of this or of `take_counts`.
+
+        Args:
+            progress: of every step since then, at least one.
+        """
+        asked = self._mean_over(progress, lambda layer, kept, sizes: 1.0 - kept)
+        expected, counts = self.expected_drop(progress), self.take_counts()
+        rows = []
+        for name in expected:
+            kept, seen = counts[name]
+            rows.append(DropRow(name, asked[name], expected[name], 1.0 - kept / seen if seen else None, seen))
+        return rows
+
+    def _mean_over(
+        self, progress: Sequence[float], share: Callable[[DropLayer, float, list[tuple[int, ...]]], float]
+    ) -> dict[str, float]:
+        """The mean of a share over the steps and over the units of every group."""
+        total: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
         schedules = {layer: schedule for schedule in self.schedules.values() for layer in schedule.layers}
         values = {s: Counter(s.at(step) for step in progress) for s in self.schedules.values()}
         for row, layer in self._at_rows:
             schedule, name = schedules[layer], self._names[layer]
-            drops = (
-                steps * mean_drop(layer, schedule.kept_by(layer, kept), row.map_sizes)
+            shares = (
+                steps * share(layer, schedule.kept_by(layer, kept), row.map_sizes)
                 for kept, steps in values[schedule].items()
             )
-            number = sum(channels * height * width for channels, height, width in row.map_sizes)
-            dropped[name] += sum(drops) / len(progress) * number
+            number = sum(map(math.prod, row.map_sizes))
+            total[name] += sum(shares) / len(progress) * number
             units[name] += number
-        return {name: dropped[name] / units[name] for name in sorted(units)}
+        return {name: total[name] / units[name] for name in sorted(units)}
 
 
 def schedule_of(model: nn.Module, spec: LayerSpec, layers: Sequence[DropLayer]) -> KeepProbSchedule:

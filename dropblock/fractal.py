@@ -14,11 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dropblock.dense import STEP, mixed, shifted
 from dropblock.layers import DropLayer
 from dropblock.sites import Site
-
-# Constants of splitmix64, a hash of 64-bit numbers, as signed numbers: torch multiplies modulo 2^64.
-GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 class JoinSite(Site):
@@ -51,7 +49,7 @@ class FractalDropPath(DropLayer):
     place: Tensor
 
     def __init__(self, joins: Sequence[Sequence[int]], keep_prob: float = 0.85, global_share: float = 0.5) -> None:
-        super().__init__(keep_prob)
+        super().__init__(keep_prob=keep_prob)
         if not 0.0 <= global_share <= 1.0:
             raise ValueError(f"global_share must lie in [0, 1], not {global_share}")
         self.joins, self.global_share = tuple(tuple(columns) for columns in joins), global_share
@@ -111,12 +109,5 @@ class FractalDropPath(DropLayer):
 
 def uniforms(seed: Tensor, number: int) -> Tensor:
     """`number` float32 draws from [0, 1), a function of the 0-dimensional int64 `seed` alone, made on its device."""
-    z = seed + GOLDEN * torch.arange(1, number + 1, device=seed.device)
-    z = (z ^ shift_right(z, 30)) * FIRST
-    z = (z ^ shift_right(z, 27)) * SECOND
-    return shift_right(z ^ shift_right(z, 31), 40).float() / 2**24
-
-
-def shift_right(z: Tensor, bits: int) -> Tensor:
-    """Shift int64 as if it had no sign."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    z = mixed(seed + STEP * torch.arange(1, number + 1, device=seed.device))
+    return shifted(z, 40).float() / 2**24

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from dropblock.layers import DropLayer
 
 Group = int | str
+# The note of sites in the units of ResNet-18 and -34, for the sites table and the deviations in a report.
+BASIC_BLOCK_NOTE = "basic block: three sites of this project's choosing; the authors' released code has none there"
 
 
 class Site(nn.Module):
@@ -126,14 +128,14 @@ def _common_parts(one: list[str], other: list[str]) -> int:
     return number
 
 
-def map_sizes(model: nn.Module, example: Tensor, sites: dict[str, Site]) -> dict[str, list[tuple[int, int, int]]]:
+def map_sizes(model: nn.Module, example: Tensor, sites: dict[str, Site]) -> dict[str, list[tuple[int, ...]]]:
     """(channels, height, width) of every feature map that each site sees in one forward pass in evaluation mode.
 
     A site of a head, whose group is no number, may see several: one for each level of a detector.
 
     Raises:
         ValueError: if a site of the body is not reached exactly once (a shared activation, say), one of a head never,
-            or one sees something else than (N, C, H, W) maps.
+            or one sees something else than (N, C, H, W) maps (or those of one or three axes).
     """
     shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in sites}
 
@@ -154,6 +156,6 @@ def map_sizes(model: nn.Module, example: Tensor, sites: dict[str, Site]) -> dict
         if not seen or (len(seen) > 1 and isinstance(sites[name].group, int)):
             raise ValueError(f"the site {name} is called {len(seen)} times in one pass: choose a neighbour instead")
         for shape in seen:
-            if len(shape) != 4:
+            if not 3 <= len(shape) <= 5:
                 raise ValueError(f"the site {name} sees a tensor of shape {shape}, not (N, C, H, W) maps")
-    return {name: [(shape[1], shape[2], shape[3]) for shape in seen] for name, seen in shapes.items()}
+    return {name: [shape[1:] for shape in seen] for name, seen in shapes.items()}

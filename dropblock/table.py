@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class SiteRow:
         site: module path.
         group, branch, after, note: of the `Site`.
         layer: class of the layer.
-        map_sizes: (channels, height, width) of every feature map that the site sees in one pass.
+        map_sizes: (channels, height, width) of every feature map that the site sees in one pass; other numbers of axes
+            for 1-D and 3-D layers.
         block: (height, width) of what is dropped together on the largest of them, clamped to it. Two layers of one
             kind compute the same if this is equal: a block clamped here is clamped on every smaller map as well.
         clamped: the block that was asked for does not fit even the largest map.
@@ -35,7 +37,7 @@ class SiteRow:
     branch: str
     after: str
     layer: str
-    map_sizes: list[tuple[int, int, int]] = field(default_factory=list)
+    map_sizes: list[tuple[int, ...]] = field(default_factory=list)
     block: tuple[int, ...] = (0, 0)
     clamped: bool = False
     keep_prob: float = 1.0
@@ -72,9 +74,9 @@ def site_table(model: nn.Module, example: Tensor, *schedules: KeepProbSchedule) 
     return rows
 
 
-def row_of(name: str, site: Site, layer: DropLayer, kept: float, sizes: list[tuple[int, int, int]]) -> SiteRow:
+def row_of(name: str, site: Site, layer: DropLayer, kept: float, sizes: list[tuple[int, ...]]) -> SiteRow:
     """The row of one site with a layer that keeps `kept` of its units."""
-    _, height, width = largest(sizes)
+    _, *sides = largest(sizes)
     return SiteRow(
         site=name,
         group=site.group,
@@ -82,26 +84,26 @@ def row_of(name: str, site: Site, layer: DropLayer, kept: float, sizes: list[tup
         after=site.after,
         layer=type(layer).__name__,
         map_sizes=sizes,
-        block=layer.block(height, width),
-        clamped=getattr(layer, "block_size", 1) > min(height, width),
+        block=layer.block(*sides),
+        clamped=getattr(layer, "block_size", 1) > min(sides),
         keep_prob=kept,
-        seed_rate=layer.seed_rate(kept, height, width),
+        seed_rate=layer.seed_rate(kept, *sides),
         expected_drop=mean_drop(layer, kept, sizes),
         note=site.note,
     )
 
 
-def largest(sizes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+def largest(sizes: list[tuple[int, ...]]) -> tuple[int, ...]:
     """The size with most positions."""
-    return max(sizes, key=lambda size: size[1] * size[2])
+    return max(sizes, key=lambda size: math.prod(size[1:]))
 
 
-def mean_drop(layer: DropLayer, kept: float, sizes: list[tuple[int, int, int]]) -> float:
+def mean_drop(layer: DropLayer, kept: float, sizes: list[tuple[int, ...]]) -> float:
     """The expected share of dropped units over all feature maps of a site."""
     if len(sizes) == 1:  # to the last bit what the layer says
         return layer.expected_drop(kept, *sizes[0][1:])
-    units = sum(channels * height * width for channels, height, width in sizes)
-    return sum(layer.expected_drop(kept, h, w) * c * h * w for c, h, w in sizes) / units
+    dropped = sum(layer.expected_drop(kept, *size[1:]) * math.prod(size) for size in sizes)
+    return dropped / sum(map(math.prod, sizes))
 
 
 def table_text(rows: list[SiteRow]) -> str:
@@ -123,13 +125,45 @@ def table_text(rows: list[SiteRow]) -> str:
 
 def rates_text(row: SiteRow) -> tuple[str, str, str, str, str]:
     """Feature maps, block, keep_prob, gamma and expected drop of a row."""
-    channels, height, width = largest(row.map_sizes)
-    others = [f"{h}x{w}" for _, h, w in row.map_sizes if (h, w) != (height, width)]
-    b_h, b_w = row.block
+    size = largest(row.map_sizes)
+    others = [times(other[1:]) for other in row.map_sizes if other[1:] != size[1:]]
     return (
-        " ".join([f"{channels}x{height}x{width}", *others]),
-        f"{b_h}x{b_w}" + (" = whole map" if (b_h, b_w) == (height, width) else ""),
+        " ".join([times(size), *others]),
+        times(row.block) + (" = whole map" if row.block == size[1:] else ""),
         f"{row.keep_prob:g}",
         f"{row.seed_rate:.3g}",
         f"{100 * row.expected_drop:.2f}%",
     )
+
+
+def times(sides: tuple[int, ...]) -> str:
+    return "x".join(map(str, sides))
+
+
+@dataclass(frozen=True)
+class DropRow:
+    """What a group should have dropped over some steps, and what it did; shares of its units.
+
+    Args:
+        group: "group3" or "head", after the kind of layer where there are several.
+        asked: 1 - keep_prob, the mean over the steps.
+        expected: the closed form, which knows that blocks overlap.
+        measured: what the layers counted; None if none of them saw a feature map.
+        units: how many they saw.
+    """
+
+    group: str
+    asked: float
+    expected: float
+    measured: float | None
+    units: int
+
+
+def drops_text(rows: list[DropRow]) -> str:
+    """Asked, expected and measured drop for people."""
+    lines = [("group", "asked", "expected", "measured", "units")]
+    for row in rows:
+        measured = "never ran" if row.measured is None else f"{100 * row.measured:.2f}%"
+        lines.append((row.group, f"{100 * row.asked:.2f}%", f"{100 * row.expected:.2f}%", measured, f"{row.units:,}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)

@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, flushed, renamed, and checked by a sum of their own.
+"""Checkpoints: written whole or not at all (`engine.files`), and checked by a sum of their own.
 
 `torch.load` reads a file with a flipped bit without complaint and a full disk leaves half a file under the final name,
 so a checkpoint is a torch archive followed by its SHA-256, and appears under its name only when it is whole. Readers
@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from engine.files import write_aside
+
 TRAILER = b"dropblock-sha256"
 DIGEST = 32
-ASIDE = ".tmp."  # in the name of a file that is being written
 
 
 class CheckpointError(ValueError):
@@ -39,57 +40,8 @@ def save(payload: dict[str, Any], path: Path, keep_previous: bool = False) -> No
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     data = buffer.getbuffer()
-    write_aside(path, [data, TRAILER, hashlib.sha256(data).digest()], keep_previous)
-
-
-def write_aside(path: Path, parts: list[bytes | memoryview], keep_previous: bool = False) -> None:
-    """Write to a temporary file beside `path`, flush it to the disk, then rename it."""
-    aside = path.with_name(f"{path.name}{ASIDE}{os.getpid()}")
-    needed = sum(len(part) for part in parts)
-    try:
-        with open(aside, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            _link_over(path, path.with_name("previous.pt"))
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise cannot_write(path, error, needed) from error
-    _sync_folder(path.parent)
-
-
-def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSError:
-    """The error of a write with what a user needs to know: which file, why, and the room there is for it."""
-    try:
-        free = os.statvfs(path.parent)
-        room = f"; {free.f_bavail * free.f_frsize / 1e6:.1f} MB free"
-    except OSError:
-        room = ""
-    wanted = "" if needed is None else f"; {needed / 1e6:.1f} MB needed"
-    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{room})")
-
-
-def _link_over(path: Path, name: Path) -> None:
-    """Give the file a second name, replacing what had it, without a moment in which neither exists."""
-    link = name.with_name(f"{name.name}{ASIDE}{os.getpid()}")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without links: for a moment only the second name exists, and readers look there too
-        os.replace(path, name)
-    else:
-        os.replace(link, name)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    parts: list[bytes | memoryview] = [data, TRAILER, hashlib.sha256(data).digest()]
+    write_aside(path, parts, "previous.pt" if keep_previous else None)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -154,9 +106,3 @@ def set_damaged_aside(used: Path) -> None:
     last = used.with_name("last.pt")
     if used != last and last.exists():
         os.replace(last, used.with_name("damaged.pt"))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what writes that a kill cut short have left beside the files of a folder and of those in it."""
-    for left in [*folder.glob(f"*{ASIDE}*"), *folder.glob(f"*/*{ASIDE}*")]:
-        left.unlink(missing_ok=True)

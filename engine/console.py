@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+
+class SurvivingStream:
+    """Standard output or error whose loss does not end the program: a closed pipe or terminal, a full disk.
+
+    From the first failure on, what is written is discarded.
+
+    Args:
+        stream: to write to; everything but writing is left to it.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._surviving(self._stream.write, text) or 0
+
+    def flush(self) -> None:
+        self._surviving(self._stream.flush)
+
+    def _surviving(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return operation(*arguments)
+        except OSError:
+            # What is still in the buffer goes there as well, when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return None
+
+
+def survive_lost_output() -> None:
+    """Let a training go on when nobody reads what it prints any more (`train.py | head`, a closed terminal)."""
+    sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns padded to one width; numbers to the right, words to the left."""
+    """Columns padded to one width; numbers to the right, text to the left."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
     right = [all(_is_number(row[i]) for row in cells) for i in range(len(headers))]
@@ -75,4 +112,4 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
         ("speed", f"{summary['images_per_s']:.0f}", f"images/s in training, {duration(summary['train_seconds'])}")
     )
     lines = [table(("result", "value", "of"), rows), f"run folder   {folder}"]
-    return "\n".join([*lines, f"curves       tensorboard --logdir {folder}"])
+    return "\n".join([*lines, f"TensorBoard  tensorboard --logdir {folder}"])

@@ -2,8 +2,8 @@
 
 Threads: GNU OpenMP lets a thread that has nothing to do spin for a while in the hope of more. On a machine of one's
 own that is right: the step of a narrow ResNet-50 on two cores took 0.21 s, and 0.29 to 0.38 s where threads wait
-asleep. Where another process wants the core, everybody waits for the spinner: two such trainings at once took 0.8 to
-3 s a step, and 0.45 s waiting asleep. So threads wait asleep where others are at work when the process starts.
+asleep. Beside another training everybody waits for the spinner: two at once took 0.8 to 3 s a step, and 0.45 s waiting
+asleep. So the ranks and the jobs of one command wait asleep; for others side by side set OMP_WAIT_POLICY=PASSIVE.
 
 Memory: glibc hands the memory of a large tensor back to the system and has it paged in again, zeroed, for the next one.
 A network asks for the same sizes at every step, so the process keeps what it has: two epochs of a ResNet-50 took 4 s of
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from pathlib import Path
 
 WAITING = "OMP_WAIT_POLICY"
 # Numbers of mallopt(3).
@@ -27,13 +25,16 @@ KEPT = {
 }
 
 
-def settle() -> bool:
-    """Make the settings, where the user has not made his own in the environment.
+def configure_process(alone: bool = True) -> bool:
+    """Make the settings, unless they are set in the environment.
+
+    Args:
+        alone: False: other trainings are started beside this one.
 
     Returns:
-        whether the allocator was told; it is only where it is glibc's.
+        whether the allocator was set; it is only where it is glibc's.
     """
-    if others_at_work():
+    if not alone or ranks_here() > 1:
         os.environ.setdefault(WAITING, "PASSIVE")
     if sys.platform != "linux" or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
@@ -45,23 +46,12 @@ def settle() -> bool:
     return all(library.mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in KEPT.items())
 
 
+def ranks_here() -> int:
+    """How many ranks of this run share the machine, as torchrun announces it."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def cores_of_a_rank() -> int:
     """How many cores this process may call its own: those it may run on, shared with the other ranks of the machine."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def others_at_work(looks: int = 5, between: float = 0.004) -> bool:
-    """Whether other tasks of this machine were running or ready to run at every one of some looks.
-
-    Where the system does not tell (it is Linux that does), the answer is yes: waiting asleep costs less at its worst.
-    """
-    try:
-        for _ in range(looks):
-            runnable = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
-            if runnable <= 1:  # this one
-                return False
-            time.sleep(between)
-    except (OSError, ValueError, IndexError):
-        pass
-    return True
+    return max(1, mine // ranks_here())

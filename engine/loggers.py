@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
-from engine.checkpoint import cannot_write, write_aside
+from engine.files import cannot_write, write_aside
+
+SECONDS_BETWEEN_LINES = 30.0  # of progress, into a file or a pipe
 
 
 class MetricsWriter:
@@ -44,7 +48,7 @@ class MetricsWriter:
         try:
             self.close()
         except OSError:
-            if error is None:  # else the disk that is full here is told already
+            if error is None:  # else the full disk is reported already
                 raise
 
     @contextmanager
@@ -74,6 +78,12 @@ class MetricsWriter:
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
 
+    def add_images(self, step: int, name: str, images: Tensor) -> None:
+        """Pictures (N, 3, H, W) uint8, for TensorBoard alone."""
+        if self.writes:
+            with self._named():
+                self.writer.add_images(name, images, step)
+
     def flush(self) -> None:
         """To the disk: called before a checkpoint, so that no checkpoint is ahead of its metrics."""
         if self.writes:
@@ -90,16 +100,18 @@ class MetricsWriter:
                 self.file.close()
 
 
-def add_to_hparams_table(folder: Path, hparams: dict[str, Any], metrics: Sequence[str]) -> None:
+def add_to_hparams_table(folder: Path, hparams: dict[str, Any]) -> None:
     """Give a finished run its row in TensorBoard's HParams table.
 
-    torch's `add_hparams` would make a second run of it, in a folder of its own. Here the row lies in the run's folder,
-    and its metrics are the last values of the run's own curves.
+    torch's `add_hparams` would make a second run of it, in a folder of its own. Here the row lies in the run directory,
+    and its metrics are the last values that the run itself has logged.
+
+    The list of columns, which torch writes as well, is left out: TensorBoard would take that of one run for all, and
+    hide what this run does not have (the knobs of a layer, say). Without it, it collects the columns of all runs.
 
     Args:
-        folder: the run folder.
-        hparams: numbers, words and booleans by name; None stands for what the run does not have.
-        metrics: names of curves.
+        folder: the run directory.
+        hparams: numbers, strings and booleans by name; None stands for what the run does not have.
     """
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams as summaries
@@ -107,20 +119,31 @@ def add_to_hparams_table(folder: Path, hparams: dict[str, Any], metrics: Sequenc
     with SummaryWriter(str(folder), filename_suffix=".hparams") as writer:
         assert writer.file_writer is not None
         present = {name: value for name, value in hparams.items() if value is not None}
-        for event in summaries(present, dict.fromkeys(metrics, 0.0)):  # the values do not enter the summaries
-            writer.file_writer.add_summary(event)
+        _, *values = summaries(present, {})
+        for summary in values:
+            writer.file_writer.add_summary(summary)
 
 
 class Progress:
-    """A progress bar over the steps of the whole run: loss, accuracy, images per second, time left."""
+    """A progress bar over the steps of the whole run: loss, headline, images per second, time left.
+
+    Where there is no terminal, a line every half minute instead.
+
+    Args:
+        total: steps of the run.
+        step: those already done.
+        shown: False: neither.
+    """
 
     def __init__(self, total: int, step: int, shown: bool) -> None:
-        # Into a file or a pipe a line every half minute is enough.
-        interval = 0.2 if sys.stderr.isatty() else 30.0
+        terminal = sys.stderr.isatty()
         layout = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
         self.bar = tqdm(
-            total=total, initial=step, disable=not shown, mininterval=interval, bar_format=layout, dynamic_ncols=True
-        )
+            total=total, initial=step, disable=not (shown and terminal), mininterval=0.2, bar_format=layout,
+            dynamic_ncols=True,
+        )  # fmt: skip
+        self.lines = shown and not terminal
+        self.total, self.step, self.last_line, self.where = total, step, time.monotonic(), ""
 
     def __enter__(self) -> Progress:
         return self
@@ -129,11 +152,17 @@ class Progress:
         self.bar.close()
 
     def advance(self, epoch: int, epochs: int) -> None:
-        self.bar.set_description_str(f"epoch {epoch + 1}/{epochs}", refresh=False)
+        self.where = f"epoch {epoch + 1}/{epochs}"
+        self.step += 1
+        self.bar.set_description_str(self.where, refresh=False)
         self.bar.update()
 
     def show(self, **values: str) -> None:
-        self.bar.set_postfix_str(" ".join(f"{name} {value}" for name, value in values.items()), refresh=False)
+        text = " ".join(f"{name} {value}" for name, value in values.items())
+        self.bar.set_postfix_str(text, refresh=False)
+        if self.lines and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            print(f"{self.where}, step {self.step}/{self.total}: {text}", flush=True)
 
     def write(self, line: str) -> None:
         """A line above the bar."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from engine import checkpoint, points
+from engine import checkpoint, summary
 from engine.console import metric_text
 from engine.distributed import Ranks, running_statistics, share_statistics
 from engine.evaluation import autocast, evaluate
@@ -26,6 +26,7 @@ from engine.tasks import Task
 
 # Streams of seeds: what our layers draw from, and what the random layers of a network itself do.
 MASKS, OTHERS = 1, 2
+TIMES_DRAWN = 8
 
 
 class Layers(Protocol):
@@ -98,6 +99,7 @@ class Fit:
 
     def __post_init__(self) -> None:
         self._statistics = running_statistics(self.state.model)
+        self._drawn: Any = None  # the samples that pictures show
         self._guard = Guard(self.state, self._statistics, self.ranks, self.device, self.folder, self.identity)
 
     @property
@@ -133,10 +135,10 @@ class Fit:
                 self._end_epoch()
 
     def result(self) -> dict[str, Any]:
-        """The outcome of the run: see `points.result`."""
+        """The outcome of the run: see `summary.result`."""
         per_epoch, epochs_done = len(self.data.train), self.state.epochs_done
         last_epoch = self._progress((epochs_done - 1) * per_epoch, epochs_done * per_epoch)
-        result = points.result(self.state, self.task, self.layers.expected_drop(last_epoch))
+        result = summary.result(self.state, self.task, self.layers.expected_drop(last_epoch))
         self._collect_bad_images()
         return {**result, "bad_images": self.state.bad_images}
 
@@ -159,6 +161,11 @@ class Fit:
             progress: share of training that is done, in [0, 1]: keep_prob follows from it.
         """
         state, settings, rank = self.state, self.settings, self.ranks.rank
+        if batch.size < settings.accumulate:
+            raise ValueError(
+                f"recipe.accumulate={settings.accumulate}: the {batch.size} samples that a rank has of a batch make no "
+                "so many micro-batches"
+            )
         if not state.model.training:  # asked first: the walk over all modules takes half a millisecond
             self.network.train()
         set_lr(state.optimizer, self.lr.at(state.step))
@@ -221,7 +228,7 @@ class Fit:
         self._count_drops()
         progress = self._progress(window.start, state.step)
         keep_probs, expected = self.layers.keep_probs(progress), self.layers.expected_drop(progress)
-        values = points.training_point(state, metrics, keep_probs, expected, images / max(window.seconds, 1e-9))
+        values = summary.log_entry(state, metrics, keep_probs, expected, images / max(window.seconds, 1e-9))
         self.writer.add(state.step, state.step / len(self.data.train), values)
         # Where training has no headline (average precision), that of the latest evaluation.
         headline = self.task.headline
@@ -253,7 +260,7 @@ class Fit:
         if epoch % self.settings.eval_every == 0 or epoch == epochs:
             values = self._evaluate()
             self.writer.add(state.step, epoch, values)
-            self.bar.write(points.epoch_line(epoch, epochs, values))
+            self.bar.write(summary.epoch_line(epoch, epochs, values))
         if state.end_epoch(values, self.task.headline):
             self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
         self._clock = time.perf_counter()
@@ -273,7 +280,22 @@ class Fit:
                 values |= {f"{split}/{name}": value for name, value in done.metrics.items()}
         self.state.tables = [asdict(table) for table in done.tables]
         refuse_metrics(values)
+        self._draw(network)
         return values
+
+    @torch.no_grad()
+    def _draw(self, network: nn.Module) -> None:
+        """At about `TIMES_DRAWN` evaluations of a run, what the network makes of the same few test samples."""
+        epoch, epochs = self.state.epochs_done + 1, self.settings.epochs
+        every = max(1, epochs // TIMES_DRAWN // self.settings.eval_every) * self.settings.eval_every
+        if not self.task.num_pictures or not self.ranks.is_main or (epoch % every and epoch != epochs):
+            return
+        if self._drawn is None:
+            batch = next(self.data.test.epoch(0))
+            few = batch.split(-(-batch.size // self.task.num_pictures))[0]
+            self._drawn = type(few)(**{name: part.clone() for name, part in few.plain().items()})
+        with autocast(self.device, self.settings.precision):
+            self.writer.add_images(self.state.step, "test/pictures", self.task.pictures(network, self._drawn))
 
     def _between_evaluations(self) -> None:
         self._clock = time.perf_counter()  # evaluation is no training time

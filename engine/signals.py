@@ -6,7 +6,7 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(Exception):
@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While active, signals that ask to stop are answered when it suits the run.
+    """While active, signals that ask to stop are handled at the next step boundary.
 
     Before `defer` is called there is nothing to lose, and the first signal raises `Stopped` where it meets the program.
     Afterwards it is noted in `received` (its number, 0: nobody asked) for the loop to look at.
@@ -35,7 +35,9 @@ class StopRequest:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._ask) for number in ASKING}
+        # A run started with nohup ignores SIGHUP, and goes on doing so.
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self._before = {number: signal.signal(number, self._ask) for number in ASKING if number not in ignored}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
-from configs.plan import LayerPlan, Plan
+from configs.checking import UserError
+from configs.plan import Plan
+from configs.schema import LayerConfig
 from data import Augment, Cut, Data, Loading, Reading, Source, build_data
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
@@ -18,7 +21,7 @@ from engine.records import RunFolder
 from engine.seeding import seed_everything
 from engine.signals import StopRequest
 from engine.state import TrainState
-from engine.tasks import Classification
+from engine.tasks import Classification, Detection, Segmentation, Task
 from models import build_model
 
 
@@ -62,22 +65,31 @@ def build_network(
         **asked.options,
     )
     model = model.to(device).to(memory_format=torch.channels_last)
-    specs = [spec_of(layer) for layer in ([plan.layer] if plan.layer else []) + plan.companions]
+    specs = [spec_of(layer) for layer in plan.layers]
     return model, LayerControl.install(model, specs, torch.zeros(1, channels, height, width, device=device))
 
 
-def spec_of(layer: LayerPlan) -> LayerSpec:
+def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
+    """The task of a data set. `aux_weight`: of a network's auxiliary classifier in the loss.
+
+    Raises:
+        UserError: for label smoothing in another task than classification, or if the plan says another task.
+    """
+    if data.task != plan.data.task:
+        raise UserError(f"data.task={plan.data.task}: {data.name} is for {data.task}")
+    if data.task == "classification":
+        return Classification(data.classes, plan.label_smoothing, aux_weight)
+    if plan.label_smoothing:
+        raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {data.task}")
+    return Segmentation(data.classes) if data.task == "segmentation" else Detection(data.classes)
+
+
+def spec_of(layer: LayerConfig) -> LayerSpec:
     """A layer of the plan as the library takes it."""
-    return LayerSpec(
-        name=layer.name,
-        keep_prob=layer.keep_prob,
-        groups=layer.groups,
-        skip=bool(layer.skip),
-        schedule=layer.schedule,
-        group_divisor=layer.group_divisor,
-        group_shares=layer.group_shares,
-        options={} if layer.block_size is None else {"block_size": layer.block_size},
-    )
+    values = asdict(layer)
+    block_size = values.pop("block_size")
+    options = {**({} if block_size is None else {"block_size": block_size}), **values.pop("options")}
+    return LayerSpec(**{**values, "skip": bool(layer.skip)}, options=options)
 
 
 def build_fit(
@@ -105,7 +117,7 @@ def build_fit(
     )
     state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
     fit = Fit(
-        task=Classification(data.classes, plan.label_smoothing, getattr(model, "aux_weight", 0.0)),
+        task=build_task(plan, data, getattr(model, "aux_weight", 0.0)),
         state=state,
         network=wrap(model, ranks, device, plan.runtime.compile),
         data=data,

@@ -10,10 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from configs.checking import UserError, check
 from configs.compose import compose_jobs
 from configs.resolve import resolve
-from configs.schema import Config, UserError, check
+from configs.schema import Config
 from engine import cpu
+from experiment.jobs import Job, count_of, run_jobs
 from experiment.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, report_error
 
 
@@ -25,10 +27,12 @@ def run_job(
     began: float,
     later: bool,
     wait: bool = False,
+    log: bool = False,
 ) -> Outcome:
     """One run of this command, which began at that time, or one of many; never raises, so that a grid goes on.
 
-    A run that another process has is looked at again `later`, or waited for, or told as not done.
+    A run that another process has is looked at again `later`, or waited for, or reported as not done. With `log` what
+    the run prints goes to its log.txt.
     """
     run, reason, outcome = None, "", Outcome()
     shown: dict[str, Any] = {}
@@ -43,7 +47,7 @@ def run_job(
             print(f"note: {remark}")
         from experiment.run import run_plan
 
-        summary = run_plan(plan, overrides, began, wait)
+        summary = run_plan(plan, overrides, began, wait, log)
         shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
     except BaseException as error:
         if later and getattr(error, "in_use", False):
@@ -63,13 +67,16 @@ def run_job(
 
 def run_command(arguments: list[str], sweep: Path | None) -> int:
     """Carry out every job of a command; returns its exit code."""
+    workers = _workers(arguments, sweep)
+    if sweep is not None and workers > 1:
+        return _run_pool(arguments, sweep, workers)
     started, here = time.time(), os.getpid()
     outcomes: list[Outcome] = []
     later: list[tuple[DictConfig, list[str], int]] = []
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         if os.getpid() != here:  # of a launcher; what becomes of the job is read from the folder of the sweep
-            cpu.settle()
+            cpu.configure_process()
             refused = run_job(config, overrides, sweep, number, started, later=False).refused
             if refused:
                 raise UserError(refused)
@@ -82,11 +89,58 @@ def run_command(arguments: list[str], sweep: Path | None) -> int:
     for config, overrides, number in later:  # done by now, or waited for, or taken over if the other process died
         if not any(outcome.ends_all for outcome in outcomes):
             outcomes.append(run_job(config, overrides, sweep, number, started, later=False, wait=True))
-    if sweep is not None:
-        from experiment.sweep import read_runs, summary_text
+    return exit_code(outcomes, False) if sweep is None else _close(sweep, started, outcomes)
 
-        refused = [outcome.refused for outcome in outcomes if outcome.refused]
-        runs = read_runs(sweep, since=started)
-        print(f"\n{summary_text(runs, sweep, refused)}")
-        outcomes = outcomes or [Outcome(CODE_OF.get(run["status"], 1)) for run in runs]
-    return exit_code(outcomes, sweep is not None)
+
+def _close(sweep: Path, started: float, outcomes: list[Outcome]) -> int:
+    """Print the closing table of a sweep; returns its exit code."""
+    from experiment.sweep import read_runs, summary_text
+
+    refused = [outcome.refused for outcome in outcomes if outcome.refused]
+    runs = read_runs(sweep, since=started)
+    print(f"\n{summary_text(runs, sweep, refused)}")
+    return exit_code(outcomes or [Outcome(CODE_OF.get(run["status"], 1)) for run in runs], True)
+
+
+def _workers(arguments: list[str], sweep: Path | None) -> int:
+    """How many runs at a time the command asks for.
+
+    Raises:
+        UserError: for jobs= where it would have no effect or cannot be combined.
+    """
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("jobs=")]
+    workers = count_of(values[-1]) if values else 1
+    if workers > 1:
+        if sweep is None:
+            raise UserError(f"jobs={values[-1]}: a single run is one job; -m or +sweep= start many")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(f"jobs={values[-1]}: runs on one process each; omit torchrun")
+        if any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in arguments):
+            raise UserError(f"jobs={values[-1]}: a launcher has a queue of its own; omit one of the two")
+    return workers
+
+
+def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
+    """Carry out a sweep several runs at a time; returns its exit code."""
+    started = time.time()
+    jobs: list[Job] = []
+    again: list[Job] = []  # jobs whose run an earlier one does
+    outcomes: list[Outcome] = []
+    on_gpu = True
+
+    def each(config: DictConfig, overrides: list[str], number: int) -> None:
+        nonlocal on_gpu
+        try:
+            plan, _ = resolve(check(config, Config), grid=True)
+            if plan.runtime.run_dir:
+                raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
+        except UserError as error:
+            outcomes.append(Outcome(report_error(error)[0], refused=str(error)))
+            return
+        job = Job(number, overrides, plan.run_dir(), plan.recipe.epochs)
+        on_gpu = on_gpu and plan.runtime.device != "cpu"
+        (again if any(job.run == other.run for other in jobs) else jobs).append(job)
+
+    compose_jobs(arguments, sweep, each)
+    outcomes += run_jobs(jobs + again, workers, sweep, started, on_gpu)
+    return _close(sweep, started, outcomes)

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from configs.checking import load_yaml
 from configs.plan import Plan, plan_from
-from configs.schema import load_yaml
 from data import Data
 from dropblock import table_text
 from engine import checkpoint
-from engine.attempt import agree, attempt, hold, refuse_another, resume
-from engine.checkpoint import write_aside
 from engine.console import result_text
 from engine.distributed import Ranks, find_device, join
+from engine.files import write_aside
+from engine.lifecycle import locked, refuse_another, require_equal, resume, status_kept
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
-from engine.records import DONE, RunFolder, environment
+from engine.records import DONE, RunFolder, code_diff, environment
 from engine.signals import Stopped, StopRequest
 from experiment.build import build_fit, open_data
 
 
 def run_plan(
-    plan: Plan, overrides: Sequence[str] = (), began: float | None = None, wait: bool = False
+    plan: Plan, overrides: Sequence[str] = (), began: float | None = None, wait: bool = False, log: bool = False
 ) -> dict[str, Any]:
     """Train in the run directory of the plan, from the start or from the last checkpoint; returns the summary.
 
@@ -37,6 +41,7 @@ def run_plan(
         overrides: the command line that made the plan, for the record.
         began: time (`time.time`) of the command; with fresh=true, an older run is moved aside. None: now.
         wait: until another process that trains this run has ended, instead of raising.
+        log: what is printed goes to log.txt in the run directory, appended.
 
     Raises:
         ValueError, FileNotFoundError, RunLocked: for what the user can fix, in one line.
@@ -47,9 +52,9 @@ def run_plan(
     ranks = join(device, plan.runtime.rank_timeout)
     # These two decide, with the identity, when the ranks have something to tell each other.
     rhythm = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
-    agree("configuration", {**plan.identity(), **rhythm, "run folder": str(plan.run_dir())}, ranks)
+    require_equal("configuration", {**plan.identity(), **rhythm, "run folder": str(plan.run_dir())}, ranks)
     folder = RunFolder(plan.run_dir())
-    with hold(folder, ranks, began if plan.runtime.fresh else None, wait):
+    with locked(folder, ranks, began if plan.runtime.fresh else None, wait):
         plan_file = folder.path / "plan.yaml"
         if plan_file.exists():  # a folder given by run_dir= may hold another run
             refuse_another(folder.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
@@ -57,11 +62,30 @@ def run_plan(
         done = folder.status().get("status") == DONE and bool(summary)
         ranks.barrier()  # every rank has read the status before the main rank writes a new one
         if not done:
-            return _train(plan, overrides, folder, device, ranks)
+            with output_to(folder.path / "log.txt") if log else nullcontext():
+                return _train(plan, overrides, folder, device, ranks)
     if ranks.is_main:
         print(f"already done (commit {str(summary['environment']['commit'])[:9]}); fresh=true would start over")
         print(result_text(summary, folder.path))
     return summary
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Append what this process prints, its native code included, to a file."""
+    sys.stdout.flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    before = [os.dup(stream) for stream in (1, 2)]
+    try:
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        yield
+    finally:
+        sys.stdout.flush()
+        for stream, saved in zip((1, 2), before, strict=True):
+            os.dup2(saved, stream)
+            os.close(saved)
+        os.close(file)
 
 
 def _train(
@@ -69,11 +93,13 @@ def _train(
 ) -> dict[str, Any]:
     """Train to the end in a locked run directory and write its record."""
     started = {**environment(), "device": str(device), "world_size": ranks.world_size}
-    with attempt(folder, ranks), StopRequest() as stop:
+    with status_kept(folder, ranks), StopRequest() as stop:
         if ranks.is_main:
             folder.checkpoints.mkdir(exist_ok=True)
             for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": list(overrides)})):
                 write_aside(folder.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
+            if started["dirty"]:
+                write_aside(folder.path / "code.diff", [code_diff().encode()])
         fit = prepare(plan, folder, device, ranks, stop)
         fit.state.started_in(started)
         fit.run()
@@ -81,7 +107,7 @@ def _train(
         where = {"environment": started, "environments": fit.state.environments}
         summary = {**fit.result(), "parameters": parameters, **where, "plan": asdict(plan)}
         if ranks.is_main:
-            add_to_hparams_table(folder.path, table_row(plan), [name for name in summary["last"] if name != "epoch"])
+            add_to_hparams_table(folder.path, table_row(plan))
             folder.write("summary.json", summary)
             folder.set_status(DONE, commit=started["commit"])
             print(result_text(summary, folder.path))
@@ -94,12 +120,18 @@ def _train(
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
     """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
     data = open_data(plan, device, ranks)
-    agree("data set", {"fingerprint": data.fingerprint, "batches per epoch": len(data.train)}, ranks)
     found = checkpoint.load_latest(folder.checkpoints)
-    agree("checkpoint", {"step": found and found[0].get("step")}, ranks)
+    ours = {
+        "fingerprint": data.fingerprint,
+        "batches per epoch": len(data.train),
+        "step": found and found[0].get("step"),
+    }
+    require_equal("data set or checkpoint", ours, ranks)
     fit, layers = build_fit(plan, data, folder, device, ranks, stop, pretrained=found is None)
     if found is not None:
-        resume(fit.state, *found, fit.identity, ranks)
+        saved, path = found
+        normalised = plan_from(saved.get("plan") or {}).identity()  # what an older version did not have yet: defaults
+        resume(fit.state, {**saved, "plan": normalised}, path, fit.identity, ranks)
     if ranks.is_main:
         print(plan_text(plan, data, fit.state.model, device))
         if layers.table:
@@ -135,5 +167,5 @@ def table_row(plan: Plan) -> dict[str, Any]:
     row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
     if layer is not None:
         row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}
-        row["groups"] = ",".join(map(str, layer.groups))
+        row["groups"] = ",".join(map(str, layer.groups or []))
     return row

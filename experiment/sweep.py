@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import write_aside
 from engine.console import table
+from engine.files import write_aside
 from engine.records import DONE
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dropblock.sites import Site
+from dropblock.sites import BASIC_BLOCK_NOTE, Site
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -34,9 +34,6 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
-
-
-BASIC_BLOCK_NOTE = "basic block: three sites of this project's choosing; the authors' released code has none there"
 
 
 class BasicBlock(nn.Module):

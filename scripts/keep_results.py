@@ -7,7 +7,6 @@ together say of the paper's findings.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import re
@@ -16,9 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.schema import UserError
+from scripts.entry import folder, guarded, parser_of
 from scripts.report import write_report
 from scripts.reporting.findings import findings_table
+from scripts.reporting.reading import read_sweep
 from scripts.reporting.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,12 +27,12 @@ RESULTS, README = ROOT / "docs" / "results", ROOT / "README.md"
 
 def short(report: str) -> str:
     """A table from the text of a report.csv: ours beside the paper, both with the difference to the baseline."""
-    headers = ["", "n", "ours, last epoch", "to baseline", "the paper", "to baseline"]
+    headers = ["", "n", "ours, last epoch", "to baseline [95 %]", "verdict", "the paper", "to baseline"]
     rows = [
         [
             *(row["label"], row["n"], number(row["last_test_mean"], row["last_test_std"])),
-            number(row["last_gain_mean"], row["last_gain_std"], sign="+"),
-            *(number(row["paper_mean"], row["paper_std"]), number(row["paper_gain"], sign="+")),
+            *(interval(row["difference"], row["difference_low"], row["difference_high"]), row["verdict"]),
+            *(number(row["paper_mean"], row["paper_std"]), number(row["paper_difference"], sign="+")),
         ]
         for row in csv.DictReader(io.StringIO(report))
     ]
@@ -45,6 +45,12 @@ def number(mean: str, std: str = "", sign: str = "") -> str:
     return f"{float(mean):{sign}.2f}" + (f" ± {float(std):.2f}" if std else "")
 
 
+def interval(mean: str, low: str, high: str) -> str:
+    """A difference and its interval, which a single pair does not have."""
+    ends = f" [{float(low):+.2f}, {float(high):+.2f}]" if low else ""
+    return f"{float(mean):+.2f}{ends}" if mean else ""
+
+
 def marked(name: str) -> re.Pattern[str]:
     """The place of a table in the README."""
     return re.compile(rf"(<!-- results:{re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
@@ -55,21 +61,18 @@ def filled(page: str, name: str, text: str) -> str:
     return marked(name).sub(lambda found: found[1] + text + found[2], page)
 
 
+@guarded
 def main(words: list[str]) -> int:
     """Words in, exit code out: 0, or 2 with one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="the folder of a sweep")
+    parser = parser_of(__doc__)
+    parser.add_argument("sweep", type=folder, help="the folder of a sweep")
     parser.add_argument("name", help="what to call it in docs/results")
     given = parser.parse_args(words)
-    try:
-        page = README.read_text()
-        write_report(given.sweep, RESULTS / given.name)
-        table = short((RESULTS / given.name / "report.csv").read_text())
-        page = filled(page, given.name, table)
-        README.write_text(filled(page, "findings", findings_table(RESULTS)))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    page = README.read_text()
+    write_report(read_sweep(given.sweep), RESULTS / given.name, with_page=False)
+    table = short((RESULTS / given.name / "report.csv").read_text())
+    page = filled(page, given.name, table)
+    README.write_text(filled(page, "findings", findings_table(RESULTS)))
     print(table)
     return 0
 

@@ -22,7 +22,7 @@ from models import build_model
 from scripts.bench import op, step
 from scripts.drop_rates import markdown
 from scripts.keep_results import marked, short
-from scripts.reporting.findings import FINDINGS, Finding, by_seed, difference, findings_table
+from scripts.reporting.findings import findings_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
@@ -84,22 +84,12 @@ def test_the_tables_of_results_are_those_of_the_runs(name: str) -> None:
     report = text(f"docs/results/{name}/report.csv")
     shown = marked(name).search(text("README.md"))
     assert shown is None or shown[0].split("\n", 1)[1].removesuffix("\n<!-- end -->") == short(report)
-    runs = list(csv.DictReader(io.StringIO(text(f"docs/results/{name}/runs.csv"))))
-    for row in csv.DictReader(io.StringIO(report)):  # and each mean is that of its runs
-        same = [r for r in runs if all(r[k] == row[k] for k in ("experiment", "keep_prob", "block_size", "schedule"))]
-        assert len(same) == int(row["n"])
-        assert sum(float(r["last_test"]) for r in same) / len(same) == pytest.approx(
-            float(row["last_test_mean"]), abs=1e-3
-        )
 
 
 def test_the_findings_are_those_of_the_results() -> None:
     shown = marked("findings").search(text("README.md"))
     assert shown is not None
     assert shown[0].split("\n", 1)[1].removesuffix("\n<!-- end -->") == findings_table(ROOT / "docs" / "results")
-    for finding in FINDINGS:
-        for row in (finding.better, finding.worse):
-            assert len(by_seed(ROOT / "docs" / "results", finding.result, row)) == 3
 
 
 def test_the_numbers_of_figure_5_are_the_measured_ones() -> None:
@@ -116,21 +106,6 @@ def test_the_numbers_of_figure_5_are_the_measured_ones() -> None:
         ]
         assert len(found) == 3
         assert words.format(f"{sum(found) / 3:.2f}") in " ".join(text("README.md").split())
-
-
-def test_a_finding_is_the_mean_of_differences_seed_by_seed(tmp_path: Path) -> None:
-    (tmp_path / "fig").mkdir()
-    lines = [
-        "experiment,block_size,seed,last_test",
-        "a,7,1,80.0",
-        "a,7,2,82.0",
-        "a,1,2,81.0",
-        "a,1,1,79.5",
-        "a,7,3,99.0",
-    ]
-    (tmp_path / "fig" / "runs.csv").write_text("\n".join(lines))
-    gain = difference(tmp_path, Finding("", "fig", {"block_size": "7"}, {"block_size": "1"}))
-    assert gain.values == (0.5, 1.0)
 
 
 def test_the_speed_of_the_operator_is_the_measured_one() -> None:

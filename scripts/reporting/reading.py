@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import UserError, load_yaml
+from configs.checking import UserError, check, load_yaml
+from configs.paper import StudyConfig
+from configs.plan import CONFIGS, choices
 from engine.records import DONE, RunFolder
-from scripts.reporting.sweep import Row, Run, Sweep
+from scripts.reporting.sweep import Row, Run, Sweep, layer_values
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -22,35 +25,109 @@ def read_sweep(folder: Path) -> Sweep:
     names = sorted(path.name for path in notes.path.glob("*.json"))
     if not names:
         raise UserError(
-            f"{folder}: no sweep, there is no runs/*.json in it; give a folder that train.py listed runs in"
+            f"{folder}: no sweep, there is no runs/*.json in it; give a folder that train.py listed runs in, "
+            "or compare runs by scripts/compare.py"
         )
     asked = asked_for(folder)
-    rows: dict[tuple[str | None, str], Row] = {}
+    found: list[Run] = []
     lost, jobs = [], []
     for name in names:
         entry = notes.read(name)
         if entry is None:
             lost.append((name, "UNREADABLE", f"{notes.path / name} is damaged"))
             continue
-        run = RunFolder(place(folder, Path(entry["run"])))
+        run = RunFolder(place_of(folder, Path(entry["run"])))
         jobs.append(job_of(run, entry, asked.knob))
         summary = run.summary()
         if run.status().get("status") == DONE and summary:
-            key = (entry.get("experiment"), run.path.parent.name)
-            rows.setdefault(key, Row()).runs.append(Run(run, entry, summary))
+            found.append(Run(run, entry, summary))
         else:
             status = run.status().get("status", "MISSING")
             lost.append((named(entry), "NO RECORD" if status == DONE else status, entry.get("reason", "")))
-    if not rows:
+    if not found:
         raise UserError(f"{folder}: none of its {len(names)} runs is finished")
-    for row in rows.values():
-        row.runs.sort(key=lambda run: run.seed)
-    sweep = Sweep(folder.resolve().name, sorted(rows.values(), key=in_paper_order), lost)
+    study = study_of(asked.sweep)
+    chosen_by = [run for run in [*found, *pilots_beside(folder, study)] if run.seed == study.pilot_seed]
+    reported = [run for run in found if run.seed != study.pilot_seed] or found
+    sweep = Sweep(folder.resolve().name, rows_of(reported), lost, study, rows_of(chosen_by))
     sweep.lost += [(what, "NOT RUN", "") for what in not_run(asked, jobs, sweep)]
     return sweep
 
 
-def place(sweep: Path, run: Path) -> Path:
+def read_runs(folders: Sequence[Path]) -> Sweep:
+    """Runs that no sweep lists, as one: rows by configuration, compared with that of the first.
+
+    Raises:
+        UserError: if one of them is not finished.
+    """
+    runs = []
+    for folder in dict.fromkeys(path.resolve() for path in folders):
+        record = RunFolder(folder)
+        summary = record.summary()
+        if not summary:
+            raise UserError(f"{folder}: no finished run, there is no summary.json in it")
+        runs.append(Run(record, {"experiment": summary["plan"].get("experiment")}, summary))
+    rows = rows_of(runs)
+    first = next(row for row in rows if runs[0] in row.runs)
+    return Sweep("comparison", rows, [], compared_to=first)
+
+
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """Rows in the paper's order, each with its runs by seed; what is one computation is one row.
+
+    Raises:
+        UserError: if the runs are of tasks with different headlines.
+    """
+    headlines = sorted({run.summary["headline"] for run in runs})
+    if len(headlines) > 1:
+        raise UserError(
+            f"these runs are judged by different metrics, {' and '.join(headlines)}: they have no common table"
+        )
+    rows: dict[tuple[str | None, str], Row] = {}
+    for run in runs:
+        key = (run.entry.get("experiment"), run.folder.path.parent.name)
+        rows.setdefault(key, Row()).runs.append(run)
+    for row in rows.values():
+        row.runs.sort(key=lambda run: run.seed)
+    merged: dict[str, Row] = {}
+    for row in sorted(rows.values(), key=in_paper_order):
+        first = merged.setdefault(computation(row), row)
+        if first is not row:
+            first.same.append(row.knob("block_size"))
+            first.runs += [run for run in row.runs if run.seed not in first.seeds]
+            first.runs.sort(key=lambda run: run.seed)
+    return list(merged.values())
+
+
+def computation(row: Row) -> str:
+    """What the runs of a row compute: rows with the same differ in a block size that every feature map clamps alike."""
+    sites = row.runs[0].folder.read("sites.json")
+    if not sites or row.knob("block_size") is None:
+        return repr((row.experiment, row.runs[0].folder.path.parent.name))
+    tried = {key: value for key, value in row.tried.items() if key != "block_size"}
+    return repr((row.experiment, row.plan["regularizer"], tried, sorted(row.setting.items(), key=str), sites))
+
+
+def pilots_beside(folder: Path, study: StudyConfig) -> list[Run]:
+    """The finished runs of the sweep that chose keep_prob, from its own folder beside this one."""
+    found = {}
+    for place in sorted(folder.resolve().parent.glob(f"{study.pilot_sweep}*")) if study.pilot_sweep else []:
+        notes = RunFolder(place / "runs")
+        for entry in filter(None, (notes.read(path.name) for path in sorted(notes.path.glob("*.json")))):
+            run = RunFolder(place_of(place, Path(entry["run"])))
+            if summary := run.summary():
+                found[run.path] = Run(run, entry, summary)
+    return list(found.values())
+
+
+def study_of(sweep: str | None) -> StudyConfig:
+    """What a sweep's file declares for its report; the defaults for another folder."""
+    if sweep is None or sweep not in choices("sweep"):
+        return StudyConfig()
+    return check(load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml").get("study") or {}, StudyConfig)
+
+
+def place_of(sweep: Path, run: Path) -> Path:
     """Where a run is: beside the sweeps, wherever the outputs were moved to, or where it was written."""
     beside = sweep.resolve().parent.parent.joinpath(*run.parts[-3:])
     return beside if beside.exists() else run
@@ -69,8 +146,9 @@ def in_paper_order(row: Row) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a sweep's own file and its last command ask for; no experiments for a plain grid."""
+    """What a sweep's own file, of this name, and its last command ask for; no experiments for a plain grid."""
 
+    sweep: str | None = None
     experiments: tuple[str, ...] = ()
     knob: str | None = None
     values: tuple[float, ...] = ()
@@ -100,14 +178,14 @@ def asked_for(folder: Path) -> Asked:
     knob = next((name for name in ("keep_prob", "block_size") if name in params), None)
     seeds = tuple(int(seed) for seed in given.get("seed", "").split(",") if seed.strip().isdigit())
     values = str(given.get(knob, params[knob])).split(",") if knob else []
-    return Asked(experiments, knob, tuple(float(value) for value in values), seeds)
+    return Asked(given.get("sweep"), experiments, knob, tuple(float(value) for value in values), seeds)
 
 
 def job_of(run: RunFolder, entry: dict[str, Any], knob: str | None) -> Job:
     """A job from what it left: its plan, or the words that it was started with."""
     seed, value = int(run.path.name.removeprefix("seed-") or 0), None
     try:
-        value = (load_yaml(run.path / "plan.yaml").get("layer") or {}).get(knob)
+        value = layer_values(load_yaml(run.path / "plan.yaml").get("layer")).get(knob or "")
     except UserError:
         given = dict(word.lstrip("+").split("=", 1) for word in entry.get("overrides", []) if "=" in word)
         value = float(given[knob]) if knob in given else None
@@ -119,7 +197,7 @@ def not_run(asked: Asked, jobs: list[Job], sweep: Sweep) -> list[str]:
 
     Of a plain grid the rows are those that are there.
     """
-    seeds = sorted({*asked.seeds, *(job.seed for job in jobs)})
+    seeds = sorted({*asked.seeds, *(job.seed for job in jobs)} - {sweep.study.pilot_seed})
     if not asked.experiments:
         seen = {(job.variant, job.seed) for job in jobs}
         rows = [(row.runs[0].folder.path.parent.name, sweep.label(row)) for row in sweep.rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,11 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.reporting.sweep import Row, Spread, Sweep
+from scripts.reporting.names import colour_of
+from scripts.reporting.statistics import Spread
+from scripts.reporting.sweep import Row, Sweep
 
-COLOURS = {
-    "none": "#7a7a7a",
-    "dropout": "#e08214",
-    "spatial_dropout": "#3a9a5b",
-    "drop_path": "#8e5ba6",
-    "cutout": "#a0703c",
-    "autoaugment": "#d6618f",
-    "label_smoothing": "#2a9db0",
-    "dropblock": "#1f5fb4",
-    "dropblock+label_smoothing": "#0b2f66",
-}
+BASELINE = colour_of(["none"]) or "#7a7a7a"
 OTHER = ("#c23b3b", "#5c8a00", "#5e4fa2", "#b8860b", "#00796b", "#444444")
 INK, GRID = "#222222", "#e4e4e4"
 STYLE: Any = {
@@ -74,14 +67,41 @@ def legend_below(figure: Figure, panels: Sequence[Axes], title: str | None = Non
 
 def colour(row: Row, used: Sequence[str] = ()) -> str:
     """The colour of a method; of the same method a second time, another."""
-    own = COLOURS.get("+".join(row.plan["regularizer"]), OTHER[0])
+    own = colour_of(row.plan["regularizer"]) or OTHER[0]
     return own if own not in used else next((other for other in OTHER if other not in used), INK)
 
 
-def whisker(axes: Axes, x: Sequence[float], spreads: Sequence[Spread], **style: object) -> None:
-    """Means with one standard deviation; a single run has none."""
-    deviations = [spread.std or 0.0 for spread in spreads]
-    axes.errorbar(x, [spread.mean for spread in spreads], deviations, capsize=2.5, elinewidth=1.1, **style)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Series:
+    """A line of a figure: means with one standard deviation, which a single run does not have.
+
+    Args:
+        label: in the legend; None for what is not in it.
+        points: (x, spread) along the line.
+        colour, marker, linestyle: as matplotlib has them.
+    """
+
+    label: str | None
+    points: Sequence[tuple[float, Spread]]
+    colour: str
+    marker: str = "o"
+    linestyle: str = "-"
+
+
+def draw_series(axes: Axes, series: Series) -> None:
+    """A line with its whiskers."""
+    if series.points:
+        x, spreads = zip(*series.points, strict=True)
+        axes.errorbar(
+            x, [spread.mean for spread in spreads], [spread.std or 0.0 for spread in spreads], label=series.label,
+            color=series.colour, marker=series.marker, linestyle=series.linestyle, ms=5, linewidth=1.6, capsize=2.5,
+            elinewidth=1.1,
+        )  # fmt: skip
+
+
+def baseline_line(axes: Axes, mean: float, label: str | None = None) -> None:
+    """The level of the row without a regularizer."""
+    axes.axhline(mean, color=BASELINE, linewidth=1.3, linestyle=(0, (5, 3)), label=label)
 
 
 def setting(sweep: Sweep) -> str:

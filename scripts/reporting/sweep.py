@@ -6,9 +6,12 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.schema import paper_from
+from configs.paper import StudyConfig, paper_from
 from engine.records import RunFolder
-from scripts.reporting.words import ALWAYS_TOLD, KNOBS, METHODS, told
+from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, knob_text, label_of, metric_label
+from scripts.reporting.statistics import Spread
+
+MADE_UP = ("fake",)  # data sets whose accuracies say nothing
 
 
 @dataclass(frozen=True)
@@ -29,42 +32,38 @@ class Run:
 
     @property
     def environments(self) -> list[dict[str, Any]]:
-        """Of every attempt that differs from the one before."""
+        """Of every start that differs from the one before."""
         return self.summary.get("environments") or [self.summary["environment"]]
 
-    def value(self, which: str, split: str) -> float | None:
-        """The headline metric of `last`, `best` or `peak` on a split; None where there is none."""
+    def value(self, which: str, split: str, metric: str | None = None) -> float | None:
+        """A metric (the headline) of `last`, `best` or `peak` on a split; None where there is none."""
         values = self.summary.get(which) or {}
-        return values.get(f"{split}/{self.summary['headline']}")
+        return values.get(f"{split}/{metric or self.summary['headline']}")
 
     def curve(self, name: str) -> dict[float, float]:
-        """A curve by epoch."""
+        """The logged values of a metric by epoch."""
         return {point["epoch"]: point[name] for point in self.folder.metrics() if name in point}
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; no deviation for a single run."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+    def gap(self) -> float | None:
+        """The headline on the training batches of the last epoch, as trained, less that on test; None without it."""
+        logged = self.curve(f"train/{self.summary['headline']}")
+        test = self.value("last", "test")
+        last = [value for epoch, value in logged.items() if epoch > max(logged) - 1]
+        return None if not last or test is None else statistics.fmean(last) - test
 
 
 @dataclass
 class Row:
-    """The runs that differ in nothing but the seed."""
+    """The runs that differ in nothing but the seed.
+
+    Args:
+        runs: one a seed, by seed.
+        same: block sizes of further configurations that are the same computation, as their blocks are clamped to the
+            feature map; their runs are not repeated.
+    """
 
     runs: list[Run] = field(default_factory=list)
+    same: list[int] = field(default_factory=list)
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -93,22 +92,14 @@ class Row:
     def tried(self) -> dict[str, Any]:
         """The regularizers' own values, by name; those of further layers with the names of these before them."""
         values = dict.fromkeys(KNOBS) | {key: self.plan[key] for key in ("cutout", "autoaugment", "label_smoothing")}
-        values |= {key: value for key, value in (self.plan["layer"] or {}).items() if key != "name"}
+        values |= layer_values(self.plan["layer"])
         for layer in self.plan.get("companions", []):
-            values |= {f"{layer['name']} {key}": value for key, value in layer.items() if key != "name"}
+            values |= {f"{layer['name']} {key}": value for key, value in layer_values(layer).items()}
         return values
 
     @property
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
-
-    def knob(self, name: str) -> Any:
-        """A knob of the layer; None where there is no layer, or it has no such knob."""
-        return (self.plan["layer"] or {}).get(name)
-
-    def spread(self, which: str, split: str = "test") -> Spread | None:
-        values = [value for run in self.runs if (value := run.value(which, split)) is not None]
-        return Spread(tuple(values)) if values else None
 
     @property
     def headline(self) -> str:
@@ -128,8 +119,23 @@ class Row:
 
     def paper_number(self) -> tuple[float | None, float | None]:
         """The paper's (mean, standard deviation) of the headline; of a figure, the value at this row's keep_prob."""
-        mean, std, *_ = [*((self.paper.get("metrics") or {}).get(self.headline) or []), None, None]
-        return (self.paper_curve.get(self.knob("keep_prob")), None) if mean is None else (mean, std)
+        numbers: list[float] = (self.paper.get("metrics") or {}).get(self.headline) or []
+        if not numbers:
+            return self.paper_curve.get(self.knob("keep_prob")), None
+        return numbers[0], numbers[1] if len(numbers) > 1 else None
+
+    def knob(self, name: str) -> Any:
+        """A knob of the layer; None where there is no layer, or it has no such knob."""
+        return layer_values(self.plan["layer"]).get(name)
+
+    def by_seed(self, which: str = "last", split: str = "test", metric: str | None = None) -> dict[int, float]:
+        """A metric (the headline) of every run that has it, by seed."""
+        values = {run.seed: run.value(which, split, metric) for run in self.runs}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def spread(self, which: str, split: str = "test", metric: str | None = None) -> Spread | None:
+        values = tuple(self.by_seed(which, split, metric).values())
+        return Spread(values) if values else None
 
 
 @dataclass
@@ -140,15 +146,31 @@ class Sweep:
         name: of the folder.
         rows: in the paper's order.
         lost: (what, status, reason) of jobs that have no result.
+        study: what the sweep's file declares.
+        pilots: rows of the runs that chose keep_prob on val, which enter no row.
+        compared_to: the row that all others are compared with; None: that without a regularizer in their setting.
     """
 
     name: str
     rows: list[Row]
     lost: list[tuple[str, str, str]]
+    study: StudyConfig = field(default_factory=StudyConfig)
+    pilots: list[Row] = field(default_factory=list)
+    compared_to: Row | None = None
 
     @property
     def runs(self) -> list[Run]:
         return [run for row in self.rows for run in row.runs]
+
+    @property
+    def metric(self) -> str:
+        """The name of the headline with its unit, for axes and columns."""
+        return metric_label(self.rows[0].headline, self.runs[0].summary)
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the images are made up, so that nothing may stand beside the paper's numbers."""
+        return any(run.plan["data"]["name"] in MADE_UP for run in self.runs)
 
     @property
     def baseline(self) -> Row | None:
@@ -157,7 +179,9 @@ class Sweep:
         return found[0] if found and not any(row.setting != found[0].setting for row in self.rows) else None
 
     def baseline_of(self, row: Row) -> Row | None:
-        """The row without a regularizer in the setting of this one."""
+        """What a row is compared with: the one without a regularizer in its setting, or the one that was chosen."""
+        if self.compared_to is not None:
+            return self.compared_to
         return next((other for other in self.rows if other.is_baseline and other.setting == row.setting), None)
 
     @property
@@ -168,13 +192,14 @@ class Sweep:
     def label(self, row: Row, without: str = "") -> str:
         """A row in words: keep_prob and block size, and what else sets it apart from rows with its regularizer."""
         alike = [other.tried for other in self.rows if other.plan["regularizer"] == row.plan["regularizer"]]
-        words = [" + ".join(METHODS.get(name, name) for name in row.plan["regularizer"])]
+        parts = [label_of(row.plan["regularizer"])]
         for key, value in row.tried.items():
-            shown = key in ALWAYS_TOLD or any(other.get(key) != value for other in alike)
+            shown = key in ALWAYS_SHOWN or any(other.get(key) != value for other in alike)
             if shown and value is not None and key != without:
-                words.append(told(key, value))
-        words += [f"{key.removesuffix('.name').rpartition('.')[2]} {row.setting.get(key)}" for key in self.varied]
-        return ", ".join(words)
+                also = f" (= {', '.join(map(str, row.same))})" if key == "block_size" and row.same else ""
+                parts.append(knob_text(key, value) + also)
+        parts += [f"{key.removesuffix('.name').rpartition('.')[2]} {row.setting.get(key)}" for key in self.varied]
+        return ", ".join(parts)
 
     def lines(self, knob: str) -> list[list[Row]]:
         """The lines of a figure: rows that differ in nothing but a knob (and seeds), by its value."""
@@ -186,6 +211,12 @@ class Sweep:
                 found.setdefault(key, []).append(row)
         lines = [sorted(rows, key=lambda row: row.knob(knob)) for rows in found.values()]
         return [rows for rows in lines if len(rows) > 1]
+
+
+def layer_values(layer: dict[str, Any] | None) -> dict[str, Any]:
+    """The values of a layer of a plan by name, those of its options among them; {} without a layer."""
+    values = {key: value for key, value in (layer or {}).items() if key not in ("name", "options")}
+    return {**values, **((layer or {}).get("options") or {})}
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

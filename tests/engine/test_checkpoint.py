@@ -97,7 +97,7 @@ def test_a_crash_at_any_point_of_the_write_leaves_the_old_or_the_new(tmp_path: P
     save(payload(1), tmp_path / "last.pt")
     child = os.fork()
     if child == 0:  # dies inside the write, as a kill would
-        import engine.checkpoint as module
+        import engine.files as module
 
         if step == "open":
             module.open = lambda *a: os._exit(0)  # type: ignore[attr-defined]

@@ -28,7 +28,9 @@ def ends_soon(processes: list[Process], code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)], ids=lambda x: str(x)
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
+    ids=str,
 )
 def test_one_signal_finishes_the_step_and_writes(
     starter: Starter, tmp_path: Path, uninterrupted: Reference, number: int, code: int

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from engine.checkpoint import ASIDE
+from engine.files import ASIDE
 from engine.records import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from configs import compose
+from configs.checking import load_yaml
 from configs.plan import CONFIGS, Plan
-from configs.schema import load_yaml
 
 ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "threads": 1}
 
@@ -40,9 +40,9 @@ def write_run(root: Path, plan: Plan, top1: float, epochs: int = 40) -> Path:
     for epoch in range(1, epochs + 1):
         done = 1 - float(np.exp(-epoch / (0.2 * epochs)))
         lines.append({"step": 10 * epoch, "epoch": epoch, "train/top1": 60 + 40 * done + float(noise.normal(0, 1))})
-        if epoch % 5 == 0:
+        if epoch % 5 == 0 or epoch == epochs:
             value = top1 - 30 * (1 - done) + (float(noise.normal(0, 0.2)) if epoch < epochs else 0.0)
-            points.append({"epoch": epoch, "val/top1": value + 0.5, "test/top1": value})
+            points.append({"epoch": epoch, "val/top1": value + 0.5, "test/top1": value, "test/loss": 0.8})
             lines.append({"step": 10 * epoch, **points[-1]})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     drops = {"group4": {"measured": 0.0967, "expected": 0.0968}} if plan.layer else {}
@@ -53,6 +53,7 @@ def write_run(root: Path, plan: Plan, top1: float, epochs: int = 40) -> Path:
         "headline": "top1",
         "drop_last_epoch": drops,
         "train_seconds": 100.0,
+        "parameters": 123456,
         "environment": ENVIRONMENT,
         "plan": asdict(plan),
     }

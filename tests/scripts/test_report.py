@@ -13,14 +13,13 @@ import pytest
 from made_up_sweep import jobs, made_up, note, plan_of, write_run
 from PIL import Image
 
-from configs.schema import load_yaml
+from configs.checking import load_yaml
 from engine.records import RunFolder
 from scripts import inference_drop
 from scripts.report import main, write_report
+from scripts.reporting.comparison import best_on_val, difference
 from scripts.reporting.reading import read_sweep
 from scripts.reporting.setting import deviations
-from scripts.reporting.tables import best_on_val
-from scripts.reporting.tables import gain as gain_of
 
 
 def rows_of(folder: Path, name: str = "report.csv") -> list[dict[str, str]]:
@@ -64,10 +63,13 @@ def test_differences_to_the_baseline_are_taken_seed_by_seed(table1: Path) -> Non
     runs = rows_of(table1, "runs.csv")
     by = {(run["experiment"], run["seed"]): float(run["last_test"]) for run in runs}
     gains = [by["table1/cutout", seed] - by["table1/baseline", seed] for seed in "123"]
-    expected = f"{statistics.fmean(gains):+.2f} ± {statistics.stdev(gains):.2f}"
+    mean, reach = statistics.fmean(gains), 4.3027 * statistics.stdev(gains) / 3**0.5  # t of 2 degrees, from a table
+    expected = f"{mean:+.2f} [{mean - reach:+.2f}, {mean + reach:+.2f}]"
     assert expected in next(line for line in (table1 / "report.md").read_text().splitlines() if "| Cutout" in line)
     (kept,) = [row for row in rows_of(table1) if row["experiment"] == "table1/cutout"]
-    assert f"{float(kept['last_gain_mean']):+.2f} ± {float(kept['last_gain_std']):.2f}" == expected
+    assert float(kept["difference"]) == pytest.approx(mean, abs=1e-4)
+    assert float(kept["difference_low"]) == pytest.approx(mean - reach, abs=1e-3)
+    assert [float(pair.split(":")[1]) for pair in kept["by_seed"].split()] == pytest.approx(gains, abs=1e-4)
 
 
 def test_deviations_come_from_the_configuration(table1: Path) -> None:
@@ -83,7 +85,11 @@ def test_deviations_come_from_the_configuration(table1: Path) -> None:
 def test_the_papers_own_setting_deviates_in_nothing(tmp_path: Path) -> None:
     plan = plan_of("experiment=table1/dropblock", "data=imagenet", "recipe=imagenet_270")
     folder = note(tmp_path, plan, write_run(tmp_path, plan, 78.0))
-    assert deviations(read_sweep(folder)) == [("runs a row", "1", "3")]
+    found = {what: (here, paper) for what, here, paper in deviations(read_sweep(folder))}
+    assert found == {
+        "runs a row": ("1", "3"),
+        "images behind one BatchNorm statistic and one normaliser": ("1024", "128 (a core)"),
+    }
 
 
 def test_pictures_are_drawn(table1: Path) -> None:
@@ -122,7 +128,7 @@ def test_block_sizes_and_drop_at_inference_have_their_pictures(tmp_path: Path) -
     text = (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "block_size.png").exists()
     assert not (folder / "report.md").exists()
-    assert "±" not in text.split("## Results")[1].split("## block_size")[0].replace("76.51 ± 0.07", "")  # n = 1
+    assert "±" not in text.split("## Results")[1].split("mean ± sample")[0].replace("76.51 ± 0.07", "")  # n = 1
     assert "groups 3+4, conv+skip" in text
 
     folder = made_up(tmp_path / "b", "fig5_inference", seeds=2)
@@ -251,10 +257,10 @@ def test_a_difference_over_fewer_seeds_says_so(tmp_path: Path) -> None:
         for seed in seeds:
             plan = plan_of(f"experiment=table1/{experiment}", f"seed={seed}")
             folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0 + (experiment == "dropout")))
-    lines = write_report(folder, tmp_path / "out").read_text().splitlines()
+    lines = write_report(read_sweep(folder), tmp_path / "out").read_text().splitlines()
     (dropout,) = [line.split("|") for line in lines if line.startswith("| dropout, keep_prob 0.7 | 3 |")]
     (cutout,) = [line.split("|") for line in lines if line.startswith("| Cutout | 1 |")]
-    assert dropout[4].strip() == "+1.00 ± 0.00 (n = 2)"
+    assert dropout[4].strip() == "+1.00 [+1.00, +1.00] (n = 2)"
     assert cutout[4].strip() == ""  # of seed 3, which the baseline does not have
 
 
@@ -306,13 +312,13 @@ def test_rows_of_several_settings_are_compared_within_their_own(tmp_path: Path) 
     labels = [sweep.label(row) for row in sweep.rows]
     assert len(set(labels)) == 4
     for row in sweep.rows:
-        found = gain_of(row, sweep.baseline_of(row), "last")
+        found = difference(sweep, row)
         assert (found is None) == row.is_baseline
         assert found is None or found.mean == pytest.approx(1.0)
     assert sweep.baseline is None
-    text = write_report(folder, tmp_path / "out").read_text()
+    text = write_report(sweep, tmp_path / "out").read_text()
     assert "model.name" in text
-    assert text.count("+1.00 ± 0.00") >= 2
+    assert text.count("+1.00 [+1.00, +1.00]") >= 2
 
 
 def test_label_smoothing_by_its_knob_is_no_baseline(tmp_path: Path) -> None:
@@ -340,4 +346,4 @@ def test_drop_at_inference_of_further_blocks_joins_the_earlier(tmp_path: Path, m
     run = RunFolder(tmp_path)
     for blocks in ([1, 7], [3]):
         assert inference_drop.measure(run, blocks, []) == 0
-    assert inference_drop.measured(run) == inference_drop.asked([1, 3, 7])
+    assert inference_drop.measured(run) == inference_drop.wanted([1, 3, 7])

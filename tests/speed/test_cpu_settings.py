@@ -23,40 +23,16 @@ def answer(code: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
-@pytest.mark.parametrize(("crowded", "waiting"), [(True, "PASSIVE"), (False, "None")])
-def test_threads_wait_asleep_beside_others_unless_the_user_says_otherwise(crowded: bool, waiting: str) -> None:
-    code = f"import os; from engine import cpu; cpu.others_at_work = lambda: {crowded}; cpu.settle(); "
-    code += "print(os.environ.get('OMP_WAIT_POLICY'))"
-    assert answer(code) == waiting
-    assert answer(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
-
-
-@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="the system does not tell")
-def test_others_at_work_are_seen() -> None:
-    code = "from engine import cpu; print(cpu.others_at_work())"
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
-    try:
-        assert answer(code) == "True"
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-
-
-@pytest.mark.parametrize(("told", "answer"), [("1/80", False), ("2/80", True), ("no number", True)])
-def test_a_process_does_not_count_itself(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: str, answer: bool
-) -> None:
-    from engine import cpu
-
-    (tmp_path / "loadavg").write_text(f"0.10 0.20 0.30 {told} 4711")
-    monkeypatch.setattr(cpu, "Path", lambda _: tmp_path / "loadavg")
-    assert cpu.others_at_work(looks=2, between=0) is answer
+@pytest.mark.parametrize(("ranks", "waiting"), [("2", "PASSIVE"), ("1", "None")])
+def test_threads_wait_asleep_beside_other_ranks_unless_the_user_says_otherwise(ranks: str, waiting: str) -> None:
+    code = "import os; from engine import cpu; cpu.configure_process(); print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert answer(code, LOCAL_WORLD_SIZE=ranks) == waiting
+    assert answer(code, LOCAL_WORLD_SIZE=ranks, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
 
 
 @GLIBC
 def test_the_allocator_is_told_unless_the_user_told_it() -> None:
-    code = "from engine import cpu; print(cpu.settle())"
+    code = "from engine import cpu; print(cpu.configure_process())"
     assert answer(code) == "True"
     assert answer(code, MALLOC_TRIM_THRESHOLD_="131072") == "False"
     assert answer(code, GLIBC_TUNABLES="glibc.malloc.top_pad=131072") == "False"
@@ -67,7 +43,7 @@ def test_memory_that_was_freed_is_not_paged_in_again() -> None:
     code = """
 import resource
 from engine import cpu
-cpu.settle()
+cpu.configure_process()
 import numpy as np
 def round():
     for size in (40_000_000, 90_000_000):
@@ -84,7 +60,7 @@ def test_both_doors_make_the_settings_before_torch_is_imported(door: str) -> Non
     code = f"""
 import sys
 from engine import cpu
-cpu.settle = lambda: print("settled", "torch" in sys.modules)
+cpu.configure_process = lambda: print("settled", "torch" in sys.modules)
 import {door}
 {door}.main(["typo=1"])
 """

@@ -11,11 +11,12 @@ import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs.checking import UserError, check, load_yaml
 from configs.command_line import check_arguments, is_sweep, sweep_name
 from configs.compose import config_of
 from configs.plan import CONFIGS, Plan, choices
 from configs.resolve import resolve
-from configs.schema import Config, UserError, check, load_yaml
+from configs.schema import Config
 from scripts import inference_drop, report
 
 SMALL, WHOLE = ("data=fake", "model=resnet18"), ("data=imagenet", "recipe=imagenet_270")
@@ -130,6 +131,8 @@ def test_the_folder_of_a_sweep_tells_its_scale() -> None:
     assert is_sweep(words)
     assert sweep_name(words) == "table1-fashion_mnist-train_subset-2000-resnet18"
     assert sweep_name([*words, "data.root=/somewhere", "hydra/launcher=basic"]) == sweep_name(words)
+    assert sweep_name(["+sweep=table1", "seed=1"]) == "table1-digits"
+    assert sweep_name(["+sweep=table1_small", "data.root=/somewhere"]) == "table1_small-folder"  # as the sweep says
 
 
 def hparams_rows(run: Path) -> list[dict[str, object]]:

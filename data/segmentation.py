@@ -1,0 +1,121 @@
+"""Splits of images with masks to a data set with its loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from data.augment import Normalize
+from data.fingerprint import fingerprint
+from data.in_memory import Statistics, channel_statistics
+from data.interface import Data
+from data.mask_loader import MaskLoader
+from data.masks import MAX_IN_MEMORY, MaskArrays, MaskFiles, Pairs, in_memory, pixels_of
+from data.options import Augment, Cut, Loading, Reading
+from data.splits import Batches, subset
+
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NOT_HERE = ("crop_padding", "cutout", "autoaugment")
+
+
+def open_segmentation(
+    name: str,
+    splits: Mapping[str, Pairs],
+    classes: tuple[str, ...],
+    size: int,
+    statistics: Statistics | None,
+    notes: tuple[str, ...],
+    cut: Cut,
+    augment: Augment,
+    reading: Reading,
+    loading: Loading,
+) -> Data:
+    """The data set of these splits.
+
+    Args:
+        splits: `train`, `test`, and `val` where the data set has one; else it is cut from `train`.
+        classes: in the order of the labels.
+        size: side of the square batches.
+        statistics: mean and standard deviation of each channel, of values in [0, 1]; None = of the images trained on
+            where they are in memory, else of ImageNet.
+        notes: what the opener has to say; those of the cut are added.
+
+    Raises:
+        ValueError: for an augmentation that does not apply, or a pair in memory that cannot be used; names the file.
+    """
+    augment.refuse(f"is for classification, not for {name}", *NOT_HERE)
+    train, test = splits["train"], splits["test"]
+    no_class = np.zeros(len(train), np.int64)  # an image has many classes: the cut is stratified by none
+    if "val" in splits:
+        kept, val = subset(np.arange(len(train)), no_class, cut.train_subset), splits["val"]
+    else:
+        kept, held_out = cut(no_class)
+        val = train.part(held_out)
+    parts, bad = _kept_in_memory({"train": train.part(kept), "val": val, "test": test}, reading)
+    if statistics is None:
+        statistics = _statistics(parts["train"])
+    normalize = Normalize(*statistics, size, loading.device)
+
+    def loader(split: str, batches: Batches) -> MaskLoader:
+        loader = MaskLoader(parts[split], size, batches, normalize, augment, reading, loading)
+        loader.bad_images.update(bad.get(split, {}))
+        return loader
+
+    left_out = sum(len(found) for found in bad.values())
+    skipped = f"{name}: {left_out:,} images that cannot be used are left out"
+    return Data(
+        name=name,
+        task="segmentation",
+        train=loader("train", loading.training(len(parts["train"]))),
+        val=loader("val", loading.evaluation(len(parts["val"]))) if len(parts["val"]) else None,
+        test=loader("test", loading.evaluation(len(parts["test"]))),
+        classes=classes,
+        image_shape=(3, size, size),
+        fingerprint=fingerprint(name, classes, *(part for pairs in parts.values() for part in _identity(pairs))),
+        notes=(*notes, *cut.notes, *([skipped] if left_out else []), *_size_notes(name, parts["test"], size)),
+    )
+
+
+def _kept_in_memory(parts: dict[str, Pairs], reading: Reading) -> tuple[dict[str, Pairs], dict[str, dict[str, str]]]:
+    """Small data sets decoded, and what was left out in each split."""
+    files = {split: pairs for split, pairs in parts.items() if isinstance(pairs, MaskFiles)}
+    if not files or sum(map(pixels_of, files.values())) > MAX_IN_MEMORY:
+        return parts, {}
+    decoded = {
+        split: in_memory(pairs, reading.workers, reading.on_bad_image == "skip")
+        for split, pairs in files.items()
+        if len(pairs)
+    }
+    return parts | {split: arrays for split, (arrays, _) in decoded.items()}, {
+        split: bad for split, (_, bad) in decoded.items()
+    }
+
+
+def _statistics(train: Pairs) -> Statistics:
+    if not isinstance(train, MaskArrays):
+        return IMAGENET_STATISTICS
+    mean, std = channel_statistics(torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in train.images])))
+    return mean, tuple(max(s, 1 / 255) for s in std)
+
+
+def _identity(pairs: Pairs) -> list[np.ndarray]:
+    """What says whether two runs saw the same pairs: their content, or their names and sizes on disk."""
+    if isinstance(pairs, MaskArrays):
+        return [array for i in range(len(pairs)) for array in pairs[i]]
+    assert isinstance(pairs, MaskFiles)
+    names = [
+        np.array([path.split(b"/")[-1] for path in paths.tolist()], np.bytes_) for paths in (pairs.images, pairs.masks)
+    ]
+    return [*names, pairs.sizes()]
+
+
+def _size_notes(name: str, test: Pairs, size: int) -> tuple[str, ...]:
+    """Whether test images are evaluated below their own size, which flatters: small mistakes disappear."""
+    if not isinstance(test, MaskArrays):
+        return ()
+    reduced = sum(max(image.shape[:2]) > size for image in test.images)
+    if not reduced:
+        return ()
+    return (f"{name}: {reduced:,} test images are evaluated at {size} pixels, below their own size, labels by nearest",)

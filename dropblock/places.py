@@ -1,0 +1,248 @@
+"""Where sites go in networks that declare none: patterns of module names, and the families that are known.
+
+Groups follow the size of the feature maps, as in a ResNet: group 1 up to a quarter of the side of the image, group 2 an
+eighth, group 3 a sixteenth, group 4 a thirty-second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from dropblock.sites import BASIC_BLOCK_NOTE
+
+SIDES = ("before", "after", "in", "out of reach")
+# torchvision's wrapper around the backbones of its detectors and segmentation networks; keeps the children's names.
+GETTER = ("torchvision.models._utils", "IntermediateLayerGetter")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where sites go in a network: `Place("layer[34].*.conv3", "before", group=4)`.
+
+    A place that names several modules puts a site at each of them. A module that is called several times in a forward
+    pass (one ReLU for a whole unit) is no place for a group with a number; choose its neighbour.
+
+    Args:
+        modules: pattern of module paths, matched part by part between the dots: `layer4.*.conv3`, `layer[34].*.bn3`.
+            `*` stands for one part, never for several.
+        where: `before` the module (its first input), `after` it (its output), `in` a slot that holds None, or `out of
+            reach`: the place exists inside the module, but nothing from outside gets there; the sites table says so.
+        group: 1 ... 4, or "head"; decides which sites a layer takes and its share of the drop rate.
+        branch: `conv`, or `skip` for a shortcut.
+        ends_branch: the site sees the output of its branch: where drop path and stochastic depth sit.
+        note: how the place departs from the paper's; shown with the sites table.
+    """
+
+    modules: str
+    where: str = "after"
+    group: int | str = 4
+    branch: str = "conv"
+    ends_branch: bool = False
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.where not in SIDES:
+            raise ValueError(f"where must be one of {', '.join(SIDES)}, not '{self.where}'")
+
+    def names(self, path: str) -> bool:
+        """Whether the pattern matches this module path."""
+        parts, patterns = path.split("."), self.modules.split(".")
+        return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def in_groups(groups: dict[int, str], *places: Place) -> tuple[Place, ...]:
+    """The places once for every group; `{}` in a pattern is what the family calls that group."""
+    return tuple(
+        replace(place, modules=place.modules.format(name), group=group)
+        for group, name in groups.items()
+        for place in places
+    )
+
+
+STAGES = {g: str(g) for g in (1, 2, 3, 4)}
+SHORTCUT = (
+    Place("layer{}.*.downsample", "after", branch="skip", ends_branch=True),
+    Place("layer{}.*.downsample", "in", branch="skip", ends_branch=True),
+)
+BOTTLENECK = in_groups(
+    STAGES,
+    Place("layer{}.*.conv2", "before"),
+    Place("layer{}.*.conv3", "before"),
+    Place("layer{}.*.bn3", ends_branch=True),
+    *SHORTCUT,
+)
+BASIC_BLOCK = in_groups(
+    STAGES,
+    *(
+        replace(place, note=BASIC_BLOCK_NOTE)
+        for place in (Place("layer{}.*.conv2", "before"), Place("layer{}.*.bn2", ends_branch=True), *SHORTCUT)
+    ),
+)
+REGNET = in_groups(
+    STAGES,
+    *(Place("trunk_output.block{}.*.f.a"), Place("trunk_output.block{}.*.f.b")),
+    Place("trunk_output.block{}.*.f.c", ends_branch=True),
+    Place("trunk_output.block{}.*.proj", "after", branch="skip", ends_branch=True),
+    Place("trunk_output.block{}.*.proj", "in", branch="skip", ends_branch=True),
+)
+TIMM_REGNET = in_groups(
+    STAGES,
+    *(Place("s{}.*.conv1"), Place("s{}.*.conv2"), Place("s{}.*.conv3", ends_branch=True)),
+    Place("s{}.*.downsample", branch="skip", ends_branch=True),
+)
+DENSENET = in_groups(
+    STAGES,
+    Place("features.denseblock{}.*.conv2", "before"),
+    Place("features.denseblock{}.*.conv2", "after", ends_branch=True),
+    Place("features.denseblock{}.*", "out of reach", branch="skip"),
+)
+EFFICIENTNET = in_groups(
+    {1: "[12]", 2: "3", 3: "[45]", 4: "[67]"},
+    Place("features.{}.*.block", ends_branch=True),
+    Place("features.{}.*.block.*.2"),  # activations of the expansion and of the depthwise convolution
+    Place("features.{}.*", "out of reach", branch="skip"),
+)
+TIMM_EFFICIENTNET = (
+    # The first stage has depthwise separable units: their second BatchNorm ends the branch.
+    *in_groups({1: "0"}, Place("blocks.{}.*.bn2", ends_branch=True)),
+    *in_groups(
+        {1: "[01]", 2: "2", 3: "[34]", 4: "[56]"},
+        *(Place("blocks.{}.*.bn1"), Place("blocks.{}.*.bn2")),  # each with its activation
+        Place("blocks.{}.*.bn3", ends_branch=True),
+        Place("blocks.{}.*", "out of reach", branch="skip"),
+    ),
+)
+CONVNEXT = in_groups(
+    {1: "1", 2: "3", 3: "5", 4: "7"},
+    Place("features.{}.*.block.0"),  # between the others the maps are (N, H, W, C)
+    Place("features.{}.*.block", ends_branch=True),
+    Place("features.{}.*", "out of reach", branch="skip"),
+)
+# By the body of an inverted residual unit, `conv` in MobileNetV2 and `block` in V3: after the activations of its
+# expansion and of its depthwise convolution, and at its end.
+MOBILENET = (
+    Place("features.{}.%", ends_branch=True),
+    Place("features.{}.%.*.2"),
+    Place("features.{}", "out of reach", branch="skip"),
+)
+
+
+def group_of_stride(stride: int) -> int:
+    """1 for feature maps of a quarter of the image and larger, up to 4 for a thirty-second and smaller."""
+    return min(4, max(1, stride.bit_length() - 2))
+
+
+def mobilenet(body: str) -> Callable[[nn.Module], tuple[Place, ...]]:
+    """Units lie in one list: a group is what has the same stride, so it differs from size to size."""
+
+    def places(model: nn.Module) -> tuple[Place, ...]:
+        found: list[Place] = []
+        stride = 1
+        units = {name: unit for name, unit in features_of(model).named_children() if name.isdigit()}
+        for name, unit in units.items():
+            convolutions = [module for module in unit.modules() if isinstance(module, nn.Conv2d)]
+            stride *= math.prod(conv.stride[0] for conv in convolutions)
+            if hasattr(unit, body):
+                # Dilated instead of strided, as in segmentation, it is still the group that it would be.
+                dilation = max(conv.dilation[0] for conv in convolutions)
+                named = (replace(place, modules=place.modules.replace("%", body)) for place in MOBILENET)
+                found += in_groups({group_of_stride(stride * dilation): name}, *named)
+        return tuple(found)
+
+    return places
+
+
+def vgg(model: nn.Module) -> tuple[Place, ...]:
+    """After every activation. Its five stages end at a sixteenth of the image: 1 and 2 are group 1, the fifth is 4."""
+    found, stage = [], 1
+    for name, module in features_of(model).named_children():
+        stage += isinstance(module, nn.MaxPool2d)
+        if isinstance(module, nn.ReLU):
+            found.append(Place(f"features.{name}", group=max(1, stage - 1)))
+    return tuple(found)
+
+
+def features_of(model: nn.Module) -> nn.Module:
+    """Where a family keeps its stages; a wrapper around a backbone holds them itself."""
+    return model.features if hasattr(model, "features") else model  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks whose places are known.
+
+    Args:
+        library: module that defines the class.
+        name: of the class.
+        has: a module that it must have.
+        places: or what finds them in a model.
+    """
+
+    library: str
+    name: str
+    has: str
+    places: tuple[Place, ...] | Callable[[nn.Module], tuple[Place, ...]]
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether the model is one of the family, or torchvision's wrapper around the body of one."""
+        paths = {path for path, _ in model.named_modules()}
+        bases = {(base.__module__, base.__name__) for base in type(model).__mro__}
+        if GETTER in bases:
+            inside = self.has.removeprefix("features.")
+            units = (inside, inside.rpartition(".")[0])  # the unit itself, or the one that it is in
+            return inside in paths and any(type(model.get_submodule(p)).__module__ == self.library for p in units)
+        return (self.library, self.name) in bases and self.has in paths
+
+    def places_in(self, model: nn.Module) -> tuple[Place, ...]:
+        """The places, by the names that they have in this model."""
+        found = self.places(model) if callable(self.places) else self.places
+        if hasattr(model, "features"):
+            return found
+        return tuple(replace(place, modules=place.modules.removeprefix("features.")) for place in found)
+
+
+KNOWN = (
+    Family("torchvision.models.resnet", "ResNet", "layer1.0.conv3", BOTTLENECK),
+    Family("torchvision.models.resnet", "ResNet", "layer1.0.conv2", BASIC_BLOCK),
+    Family("torchvision.models.regnet", "RegNet", "trunk_output", REGNET),
+    Family("torchvision.models.densenet", "DenseNet", "features", DENSENET),
+    Family("torchvision.models.efficientnet", "EfficientNet", "features", EFFICIENTNET),
+    Family("torchvision.models.convnext", "ConvNeXt", "features", CONVNEXT),
+    Family("torchvision.models.vgg", "VGG", "features", vgg),
+    Family("torchvision.models.mobilenetv2", "MobileNetV2", "features.1", mobilenet("conv")),
+    Family("torchvision.models.mobilenetv3", "MobileNetV3", "features.1", mobilenet("block")),
+    Family("timm.models.resnet", "ResNet", "layer1.0.conv3", BOTTLENECK),
+    Family("timm.models.resnet", "ResNet", "layer1.0.conv2", BASIC_BLOCK),
+    Family("timm.models.regnet", "RegNet", "s1", TIMM_REGNET),
+    Family("timm.models.efficientnet", "EfficientNet", "blocks", TIMM_EFFICIENTNET),
+)
+
+
+def known_places(model: nn.Module) -> tuple[Place, ...]:
+    """The places of a family that this file knows, groups 1 ... 4 each.
+
+    A backbone inside a larger network counts, torchvision's detectors and segmentation networks for instance: the
+    first part that is of a known family is taken, and the rest of the network gets no sites.
+
+    Raises:
+        ValueError: for any other network.
+    """
+    for path, part in model.named_modules():
+        for family in KNOWN:
+            if family.holds(part):
+                return tuple(within(path, family.places_in(part)))
+    families = ", ".join(sorted({f"{family.library.split('.')[0]} {family.name}" for family in KNOWN}))
+    raise ValueError(
+        f"no places known for {type(model).__name__}: give patterns, such as Place('layer4.*.conv3', 'before'); "
+        f"known without patterns: {families}"
+    )
+
+
+def within(path: str, places: tuple[Place, ...]) -> Iterator[Place]:
+    """The places of a part, by the names they have in the whole."""
+    return (replace(place, modules=f"{path}.{place.modules}".lstrip(".")) for place in places)

@@ -1,0 +1,74 @@
+"""Files that are whole or not there: written aside, flushed to the disk, renamed. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+ASIDE = ".tmp."  # in the name of a file that is being written
+
+
+def write_aside(path: Path, parts: Sequence[bytes | memoryview], keep_as: str | None = None) -> None:
+    """Write to a temporary file beside `path`, flush it to the disk, then rename it: all or nothing.
+
+    Args:
+        path: its folder exists.
+        parts: the content.
+        keep_as: let the file that was there live on under this name.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; what was there before is untouched.
+    """
+    aside = path.with_name(f"{path.name}{ASIDE}{os.getpid()}")
+    needed = sum(len(part) for part in parts)
+    try:
+        with open(aside, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_as is not None and path.exists():
+            _link_over(path, path.with_name(keep_as))
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise cannot_write(path, error, needed) from error
+    _sync_folder(path.parent)
+
+
+def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSError:
+    """The error of a write with what a user needs to know: which file, why, and the room there is for it."""
+    try:
+        free = os.statvfs(path.parent)
+        room = f"; {free.f_bavail * free.f_frsize / 1e6:.1f} MB free"
+    except OSError:
+        room = ""
+    wanted = "" if needed is None else f"; {needed / 1e6:.1f} MB needed"
+    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{room})")
+
+
+def _link_over(path: Path, name: Path) -> None:
+    """Give the file a second name, replacing what had it, without a moment in which neither exists."""
+    link = name.with_name(f"{name.name}{ASIDE}{os.getpid()}")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links: for a moment only the second name exists, and readers look there too
+        os.replace(path, name)
+    else:
+        os.replace(link, name)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writes that a kill cut short have left beside the files of a folder and of those in it."""
+    for left in [*folder.glob(f"*{ASIDE}*"), *folder.glob(f"*/*{ASIDE}*")]:
+        left.unlink(missing_ok=True)

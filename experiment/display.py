@@ -1,0 +1,156 @@
+"""What a sweep with `jobs=N` shows while it runs: done, running, waiting, time left. Imports no torch.
+
+The numbers of a running training are read from its metrics.jsonl, so those of other processes are seen as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.console import duration, metric_text
+
+if TYPE_CHECKING:
+    from experiment.jobs import Job
+
+TAIL_BYTES = 8192
+REDRAW_SECONDS, LINE_SECONDS = 1.0, 60.0
+
+
+def last_entries(run: Path) -> dict[str, Any]:
+    """The latest value of everything in the last few log entries of a run; {} before the first."""
+    try:
+        with open(run / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return {}
+    values: dict[str, Any] = {}
+    for line in lines:
+        try:
+            values |= json.loads(line)
+        except ValueError:  # the first may be cut off by the tail, the last by the writer
+            continue
+    return values
+
+
+class Display:
+    """One block of lines on a terminal, redrawn in place; in a file or a pipe a line for each event.
+
+    Args:
+        total: jobs of the sweep.
+        workers: at a time.
+        write: prints a line where nothing is redrawn.
+    """
+
+    def __init__(self, total: int, workers: int, write: Callable[[str], None] = print) -> None:
+        self.total, self.workers, self.write = total, workers, write
+        self.done = 0
+        self.began: dict[int, float] = {}  # when a job was first seen running, and how far it was then
+        self.from_share: dict[int, float] = {}
+        self.lengths: list[float] = []  # seconds of the whole runs that ended here
+        self.terminal = sys.stdout.isatty()
+        self.height = 0  # lines of the block on the screen
+        self.shown_at: float | None = None
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def event(self, job: Job, what: str) -> None:
+        """A job has ended, or something happened to it: a line that stays."""
+        if what in ("DONE", "FAILED", "STOPPED"):
+            self.done += what == "DONE"
+            began = self.began.pop(job.number, None)
+            if what == "DONE" and began is not None and not self.from_share.get(job.number):
+                self.lengths.append(time.monotonic() - began)
+        self._clear()
+        headline = self._headline(last_entries(job.run)) if job.run and what == "DONE" else ""
+        self._line(f"[{self.done}/{self.total}] {name_of(job)}: {' '.join(filter(None, (what, headline)))}")
+
+    def show(self, running: Sequence[Job], waiting: Sequence[Job]) -> None:
+        """The state of now, at most once a second on a terminal and once a minute elsewhere."""
+        now = time.monotonic()
+        for job in running:
+            if job.number not in self.began:
+                self.began[job.number] = now
+                self.from_share[job.number] = self._share(job)
+                if not self.terminal:
+                    self._line(f"started: {name_of(job)}")
+        first = self.shown_at is None
+        if self.shown_at is not None and now - self.shown_at < (REDRAW_SECONDS if self.terminal else LINE_SECONDS):
+            return
+        self.shown_at = now
+        lines = [self._running(job) for job in running] + [self._summary(running, waiting)]
+        if self.terminal:
+            self._clear()
+            width = os.get_terminal_size().columns if self.terminal else 120
+            for line in lines:
+                self.write(line[: width - 1])
+            self.height = len(lines)
+            sys.stdout.flush()
+        elif not first:
+            self._line(lines[-1])
+
+    def _running(self, job: Job) -> str:
+        values = last_entries(job.run) if job.run else {}
+        parts = [f"epoch {values.get('epoch', 0):.1f}/{job.epochs}"]
+        if "train/loss" in values:
+            parts.append(f"loss {values['train/loss']:.3f}")
+        return "  ".join([name_of(job), *parts, self._headline(values)]).rstrip()
+
+    def _headline(self, values: dict[str, Any]) -> str:
+        """The first metric of the latest evaluation on test that is no loss."""
+        names = [name for name in values if name.startswith("test/") and "loss" not in name]
+        return f"{names[0]} {metric_text(names[0], values[names[0]])}" if names else ""
+
+    def _summary(self, running: Sequence[Job], waiting: Sequence[Job]) -> str:
+        left = self._time_left(running, waiting)
+        return (
+            f"{self.done} done, {len(running)} running, {len(waiting)} waiting of {self.total}"
+            f"{'' if left is None else f'; about {duration(left)} left'}"
+        )
+
+    def _share(self, job: Job) -> float:
+        return float(last_entries(job.run).get("epoch", 0.0)) / job.epochs if job.run else 0.0
+
+    def _time_left(self, running: Sequence[Job], waiting: Sequence[Job]) -> float | None:
+        """From the runs that ended, or the pace of those that run; None before anything can be said."""
+        now = time.monotonic()
+        paces = []  # seconds of a whole run, by what is seen of those running
+        left = 0.0
+        for job in running:
+            share = self._share(job)
+            gained = share - self.from_share[job.number]
+            if gained > 0.02:
+                pace = (now - self.began[job.number]) / gained
+                paces.append(pace)
+                left += pace * (1 - share)
+        known = self.lengths or paces
+        if not known:
+            return None
+        whole = sum(known) / len(known)
+        unknown = len(running) - len(paces) + len(waiting)
+        return (left + unknown * whole) / self.workers
+
+    def _line(self, text: str) -> None:
+        self.write(text)
+        sys.stdout.flush()
+
+    def _clear(self) -> None:
+        """Take the block off the screen."""
+        if self.terminal and self.height:
+            sys.stdout.write(f"\x1b[{self.height}A\x1b[J")
+        self.height = 0
+
+
+def name_of(job: Job) -> str:
+    """Variant and seed, as in the run's directory."""
+    return "/".join(job.run.parts[-2:]) if job.run else f"run {job.number + 1}"

@@ -1,0 +1,43 @@
+"""Compare runs that no sweep lists: python scripts/compare.py RUN RUN ... [--out DIR]
+
+A RUN is the directory of one finished run (outputs/.../seed-1), or the directory above it for all of its seeds. The
+first is what the others are compared with, seed by seed. Prints the table; --out writes a whole report into DIR.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.entry import folder, guarded, parser_of
+
+
+def runs_in(place: Path) -> list[Path]:
+    """The run itself, or the finished runs of all seeds in the directory of a configuration."""
+    seeds = sorted(path.parent for path in place.glob("seed-*/summary.json"))
+    return [place] if (place / "summary.json").exists() or not seeds else seeds
+
+
+@guarded
+def main(words: list[str]) -> int:
+    """Words in, exit code out: 0, or 2 with one line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("runs", type=folder, nargs="+", metavar="RUN", help="a run, or a folder of its seeds")
+    parser.add_argument("--out", type=Path, help="write a whole report here")
+    given = parser.parse_args(words)
+    from scripts.report import write_report
+    from scripts.reporting.comparison import Report, lines_of
+    from scripts.reporting.reading import read_runs
+    from scripts.reporting.tables import report_text
+
+    sweep = read_runs([run for place in given.runs for run in runs_in(place)])
+    if given.out is not None:
+        write_report(sweep, given.out)
+    print(report_text(Report(sweep, lines_of(sweep), [])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

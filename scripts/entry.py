@@ -1,0 +1,37 @@
+"""What the programs of this folder share: how a run is named on the command line, and how a mistake is reported."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring of a program, as it is written there."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def folder(word: str) -> Path:
+    """A run or sweep directory from the command line: FOLDER, or run=FOLDER or sweep=FOLDER as evaluate.py has it."""
+    key, separator, value = word.partition("=")
+    return Path(value if separator and key in ("run", "sweep") else word)
+
+
+def guarded(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """A program that returns 2 and prints one line for a mistake of the user, instead of a traceback.
+
+    Args:
+        main: takes the words of the command line, returns the exit code; raises ValueError (which a UserError is) or
+            OSError for what the user can correct.
+    """
+
+    def run(words: list[str]) -> int:
+        try:
+            return main(words)
+        except (ValueError, OSError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+
+    return run

@@ -1,0 +1,63 @@
+"""What regularizers, knobs and metrics are called in a report; a regularizer's label and colour are in its YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from configs.checking import UserError, load_yaml
+from configs.plan import CONFIGS
+
+KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
+ALWAYS_SHOWN = ("keep_prob", "block_size")  # the others where they tell rows apart
+# Axis labels of runs that do not carry their own.
+METRICS = {
+    "top1": "top-1 accuracy (%)",
+    "top5": "top-5 accuracy (%)",
+    "miou": "mean IoU (%)",
+    "pixel_accuracy": "pixel accuracy (%)",
+    "ap": "AP (%)",
+    "loss": "loss",
+}
+
+
+@cache
+def _style_of(name: str) -> tuple[str, str | None]:
+    try:
+        values = load_yaml(CONFIGS / "regularizer" / f"{name}.yaml")
+    except UserError:  # registered from a user's script, or of a run from before it was renamed
+        return name, None
+    return str(values.get("label") or name), values.get("colour")
+
+
+def label_of(regularizers: Sequence[str]) -> str:
+    """A list of regularizers as a reader calls it."""
+    return " + ".join(_style_of(name)[0] for name in regularizers)
+
+
+def colour_of(regularizers: Sequence[str]) -> str | None:
+    """The colour of a regularizer's rows; of several together, their mean made darker; None where one has none."""
+    colours = [_style_of(name)[1] for name in regularizers]
+    if None in colours or not colours:
+        return None
+    parts = [[int(str(colour)[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]
+    shade = 1.0 if len(parts) == 1 else 0.6
+    return "#" + "".join(f"{round(shade * sum(channel) / len(parts)):02x}" for channel in zip(*parts, strict=True))
+
+
+def metric_label(metric: str, summary: Mapping[str, Any]) -> str:
+    """The axis label of a metric with its unit, from a run's own record where it has one."""
+    return (summary.get("metric_labels") or {}).get(metric) or METRICS.get(metric, metric)
+
+
+def knob_text(name: str, value: Any) -> str:
+    """A value of a regularizer in a label, such as `block 7` or `groups 3+4`."""
+    if name == "groups":
+        return f"group{'s' if len(value) > 1 else ''} {'+'.join(map(str, value))}"
+    if name == "skip":
+        return "conv+skip" if value else "conv"
+    if name == "schedule":
+        return "fixed keep_prob" if value == "constant" else f"{value} schedule"
+    short = {"block_size": "block"}.get(name, name.replace("label_", "label "))
+    return f"{short} {value:g}" if isinstance(value, int | float) else f"{short} {value}"

@@ -1,0 +1,183 @@
+"""A report as one HTML file that needs nothing else: pictures inside, tables that sort, no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from scripts.reporting.comparison import Line, Report
+from scripts.reporting.dots import Scale, dots
+from scripts.reporting.names import colour_of
+from scripts.reporting.setting import deviations
+from scripts.reporting.sweep import Sweep
+from scripts.reporting.tables import (
+    count_text,
+    difference_text,
+    drop_text,
+    p_text,
+    paper_text,
+    time_text,
+)
+from scripts.reporting.text import answer_cells, choice_of_keep_prob, legend, setting_text
+
+STYLE = """
+:root { color-scheme: light; --ink: #222; --faint: #6b6b6b; --line: #e2e2e2; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 2rem auto; max-width: 100rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p, li { max-width: 56rem; } .note { color: var(--faint); font-size: .88rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .86rem; }
+th, td { padding: .32rem .65rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { background: #fff; border-bottom: 2px solid #bbb; vertical-align: bottom; }
+th button { all: unset; cursor: pointer; white-space: normal; }
+th button:focus-visible { outline: 2px solid #1f5fb4; }
+th[aria-sort=ascending] button::after { content: " \\25B2"; }
+th[aria-sort=descending] button::after { content: " \\25BC"; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 13rem; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+tr:hover td { background: #f6f8fb; }
+.better { color: #1a6b34; font-weight: 600; } .worse { color: #a3281e; font-weight: 600; }
+.swatch { display: inline-block; width: .7em; height: .7em; border-radius: 50%; }
+img { max-width: 100%; height: auto; } figure { margin: 1.4rem 0; }
+figcaption { color: var(--faint); font-size: .88rem; }
+""".strip()
+
+# A click on a head sorts by its column, numbers as numbers (data-value), empty cells last; a second click turns round.
+SCRIPT = """
+for (const button of document.querySelectorAll("th button")) button.onclick = () => {
+  const head = button.parentNode, table = head.closest("table"), body = table.tBodies[0];
+  const column = head.cellIndex, down = head.getAttribute("aria-sort") === "descending";
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", down ? "ascending" : "descending");
+  const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const rows = [...body.rows].sort((a, b) => {
+    const [x, y] = [key(a), key(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");
+    const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+    return down ? order : -order;
+  });
+  body.append(...rows);
+};
+""".strip()
+
+Cell = tuple[str, object]  # (HTML, what it sorts by)
+
+
+def page(report: Report, folder: Path) -> str:
+    """The whole page.
+
+    Args:
+        report: what it says.
+        folder: where the pictures are.
+    """
+    sweep = report.sweep
+    parts = [f"<h1>{escape(sweep.name)}</h1>", f"<p>{prose(setting_text(sweep))}</p>", "<h2>Results</h2>"]
+    parts.append(results(report))
+    parts += [f'<p class="note">{prose(text)}</p>' for text in legend(sweep, report.lines).split("\n\n")]
+    if sweep.lost:
+        parts += ["<h2>Not in the numbers</h2>", plain_table(["job", "status", "reason"], sweep.lost)]
+    if report.answers:
+        heads = ["claim", "difference [95 %]", "n", "cells", "cells above 0", "Holm p", "verdict"]
+        rows = [answer_cells(answer, p_text(answer.adjusted)) for answer in report.answers]
+        parts += ["<h2>What was asked</h2>", plain_table(heads, rows)]
+        parts.append('<p class="note">A cell is a pair of rows that are alike but for what the claim is about; the '
+                     "difference is averaged over the cells, seed by seed.</p>")  # fmt: skip
+    parts.append("<h2>Pictures</h2>")
+    parts += [figure(folder / name, caption) for caption, name in report.figures]
+    if sweep.study.limitations:
+        items = "".join(f"<li>{prose(sentence)}</li>" for sentence in sweep.study.limitations)
+        parts += ["<h2>Limitations</h2>", f"<ul>{items}</ul>"]
+    differing = deviations(sweep)
+    if differing:
+        parts += ["<h2>Deviations from the paper's setting</h2>", plain_table(["", "here", "paper"], differing)]
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(sweep.name)}</title>'
+    )
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n'
+        f"<script>{SCRIPT}</script>\n</body></html>\n"
+    )
+
+
+def results(report: Report) -> str:
+    """Every row with all that is known of it, and its differences as dots on one scale."""
+    sweep, metric = report.sweep, report.sweep.metric
+    scale = Scale.of([line.difference for line in report.lines], report.sweep.study.margin)
+    heads = [
+        *("", "n", f"{metric}, last epoch", "difference to baseline [95 %]", "by seed, and the interval", "Holm p"),
+        *("verdict", "smallest difference", "test loss", "loss difference [95 %]", "train - test", "peak"),
+        *("paper (peak)", "paper's difference", "dropped", "parameters", "time a run", "keep_prob", "seeds"),
+    ]
+    rows = [row_cells(sweep, line, scale) for line in report.lines]
+    shown = [i for i in range(len(heads)) if i == 0 or any(row[i][0] for row in rows)]
+    return table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows])
+
+
+def row_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
+    """The cells of a row, in the order of the heads of `results`."""
+    row, difference = line.row, line.difference
+    tint = colour_of(row.plan["regularizer"]) or "#444444"
+    swatch = f'<span class="swatch" style="background:{tint}"></span> '
+    smallest = difference.smallest if difference else None
+    loss = line.loss_difference
+    theirs = None if sweep.made_up else line.paper_difference
+    paper = None if sweep.made_up else row.paper_number()[0]
+    return [
+        (swatch + escape(line.label), line.label),
+        number(str(len(row.runs)), len(row.runs)),
+        number(line.last, line.last and line.last.mean),
+        number(difference_text(difference, row), difference and difference.mean),
+        (dots(difference, scale, tint) if difference else "", difference.mean if difference else ""),
+        number(p_text(line.adjusted), line.adjusted),
+        (f'<span class="{line.word}">{line.word}</span>' if line.word else "", line.word),
+        number("" if smallest is None else f"{smallest:.2f}", smallest),
+        number(line.loss, line.loss and line.loss.mean),
+        number("" if loss is None else str(loss), loss and loss.mean),
+        number(line.gap, line.gap and line.gap.mean),
+        number(line.peak, line.peak and line.peak.mean),
+        number("" if paper is None else paper_text(row), paper),
+        number("" if theirs is None else f"{theirs:+.2f}", theirs),
+        number(drop_text(row), drop_text(row)[:5]),
+        number(count_text(line.parameters), line.parameters),
+        number(time_text(line.seconds.mean), line.seconds.mean),
+        number(choice_of_keep_prob(sweep, row), row.knob("keep_prob")),
+        number(" ".join(map(str, row.seeds)), len(row.seeds)),
+    ]
+
+
+def number(shown: object, value: object) -> Cell:
+    return ("", "") if shown is None or value is None else (escape(str(shown)), value)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A table that sorts by the column whose head is clicked."""
+    top = "".join(f'<th scope="col"><button type="button">{escape(head) or "row"}</button></th>' for head in heads)
+    lines = []
+    for row in rows:
+        cells = "".join(f'<td data-value="{escape(str(value), quote=True)}">{html}</td>' for html, value in row)
+        lines.append(f"<tr>{cells}</tr>")
+    body = "\n".join(lines)
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def plain_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The same of cells that are text."""
+    return table(heads, [[(escape(str(cell)), cell) for cell in row] for row in rows])
+
+
+def figure(picture: Path, caption: str) -> str:
+    """A picture inside the page."""
+    data = base64.b64encode(picture.read_bytes()).decode()
+    image = f'<img alt="{escape(caption, quote=True)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def prose(text: str) -> str:
+    """The little Markdown that the report's sentences use: **bold**, *emphasis* and `code`."""
+    shown = escape(text)
+    for mark, tag in (("**", "strong"), ("*", "em"), ("`", "code")):
+        pieces = shown.split(mark)
+        shown = "".join(piece if i == 0 else f"<{'' if i % 2 else '/'}{tag}>{piece}" for i, piece in enumerate(pieces))
+    return shown

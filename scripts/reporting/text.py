@@ -1,0 +1,89 @@
+"""The sentences of a report, which its Markdown and its page share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scripts.reporting.comparison import Answer, Line, best_on_val
+from scripts.reporting.sweep import Row, Sweep
+
+
+def setting_text(sweep: Sweep) -> str:
+    """What was run, on what, by which code."""
+    runs = sweep.runs
+    plan, environments = runs[0].plan, [e for run in runs for e in run.environments]
+    commits = sorted({str(e["commit"])[:9] + ("+" if e["dirty"] else "") for e in environments})
+    devices = sorted({e["device"] for e in environments})
+    subset = plan["data"]["train_subset"]
+    images = f"{subset:,} training images" if subset else "all training images"
+    setting = (
+        f"{plan['model']['name']} of width {plan['model']['width']} on {plan['data']['name']}, {images}, "
+        f"{plan['recipe']['epochs']} epochs of recipe `{plan['recipe']['name']}`"
+    )
+    if sweep.varied:
+        setting = f"Not all in one setting: {', '.join(sweep.varied)} differ, and a row is compared within its own"
+    hours = sum(run.summary["train_seconds"] for run in runs) / 3600
+    spent = f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} seconds"
+    seeds = sorted({run.seed for run in runs})
+    text = (
+        f"{len(runs)} runs done{f', {len(sweep.lost)} not (listed below)' if sweep.lost else ''}. "
+        f"{setting}; seeds {', '.join(map(str, seeds))}; {', '.join(devices)}, {spent} of training in all; "
+        f"commit {', '.join(commits)}{' (+: with local changes)' if any('+' in c for c in commits) else ''}."
+    )
+    if sweep.made_up:
+        text = f"**Made-up images: these numbers say nothing of any method.** {text}"
+    return text
+
+
+def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
+    """What the columns mean, and by what rule the verdicts are given."""
+    plan, margin = sweep.runs[0].plan, sweep.study.margin
+    compared = sum(line.adjusted is not None for line in lines)
+    evaluations = -(-plan["recipe"]["epochs"] // plan["recipe"]["eval_every"])
+    test = "made-up test images" if sweep.made_up else "the test set"
+    parts = [
+        f"{sweep.metric} on {test}, mean ± sample standard deviation over n seeds (none for n = 1). *Last epoch* is "
+        "the headline. *Difference*: to the baseline, within seeds, with its 95 % Student t interval (n - 1 degrees "
+        f"of freedom). *Holm p*: of the paired t test, corrected for the {compared} comparisons of this table. "
+        f"*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies "
+        f"within ±{margin:g} points; else not resolved. *Smallest difference*: what this many seeds with this spread "
+        "would find in 80 % of such experiments (before the correction). *Train - test*: the training batches of the "
+        "last epoch, as trained, less test. "
+        f"*Peak*: the maximum over the {evaluations} evaluations of a run on test, the paper's convention; it "
+        "chooses nothing. *Dropped*: share of units in the last group, measured in the last epoch (and expected)."
+    ]
+    if sweep.study.headline:
+        parts.append(f"Declared before the first run: headline: {sweep.study.headline}; margin {margin:g} points.")
+    if plan["data"]["val_fraction"] == 0:
+        parts.append("There is no validation split: nothing was chosen on one.")
+    return "\n\n".join(parts)
+
+
+def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:
+    """How a row came by its keep_prob."""
+    own, study = row.knob("keep_prob"), sweep.study
+    if own is None:
+        return ""
+    if not study.keep_prob or study.pilot_seed is None:
+        varied = any(row in rows for rows in sweep.lines("keep_prob"))
+        return f"{own:g}, varied here" if varied else f"{own:g}, as configured"
+    candidates = ", ".join(f"{value:g}" for value in study.keep_prob)
+    alike = [pilot for pilot in sweep.pilots if alike_but_for_keep_prob(pilot, row)]
+    best = best_on_val(alike)
+    text = f"{own:g}, on val from {candidates} (seed {study.pilot_seed})"
+    if best is not None and len(alike) > 1 and best.knob("keep_prob") != own:
+        text += f"; val prefers {best.knob('keep_prob'):g}"
+    return text
+
+
+def alike_but_for_keep_prob(one: Row, other: Row) -> bool:
+    of = [{**row.tried, "keep_prob": None} for row in (one, other)]
+    return of[0] == of[1] and one.plan["regularizer"] == other.plan["regularizer"] and one.setting == other.setting
+
+
+def answer_cells(answer: Answer, p_value: str) -> list[object]:
+    """A claim as the cells of a table: difference, n, cells and their signs, p-value, verdict."""
+    positive = sum(cell > 0 for cell in answer.cells)
+    n = len(answer.difference.values) if answer.difference else 0
+    shown = "" if answer.difference is None else str(answer.difference)
+    return [answer.claim.says, shown, n, len(answer.cells), positive, p_value, answer.word or "no such rows"]

@@ -1,0 +1,50 @@
+"""Output that nobody reads any more, and TensorBoard's table of runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from engine.console import SurvivingStream, metric_text
+from engine.loggers import add_to_hparams_table
+
+
+def test_a_closed_pipe_ends_nothing() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe:
+        stream = SurvivingStream(pipe)
+        print("read", file=stream, flush=True)
+        assert os.read(reader, 100) == b"read\n"
+        os.close(reader)
+        for _ in range(3):
+            print("lost", file=stream, flush=True)
+        assert stream.fileno() == writer
+
+
+def test_metrics_are_percentages_but_for_losses() -> None:
+    assert [metric_text(*given) for given in (("loss_box", 0.5), ("miou", 41.256), ("ap", 12.0))] == [
+        "0.5000",
+        "41.26%",
+        "12.00%",
+    ]
+
+
+def test_tensorboard_shows_the_columns_of_all_runs(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams.backend_context import Context
+
+    rows = {"none": {"data": "fake", "keep_prob": None}, "dropblock": {"data": "fake", "keep_prob": 0.9}}
+    for name, row in rows.items():
+        add_to_hparams_table(tmp_path / name, row)
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    context, request = Context(TBContext(data_provider=provider)), RequestContext()
+    tags = context.hparams_metadata(request, "")
+    experiment = context.experiment_from_metadata(
+        request, "", True, tags, context.hparams_from_data_provider(request, "", 100)
+    )
+    assert {info.name for info in experiment.hparam_infos} == {"data", "keep_prob"}

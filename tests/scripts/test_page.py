@@ -1,0 +1,210 @@
+"""The page of a report, what a sweep declares for it, and runs compared without a sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up_sweep import note, plan_of, write_run
+
+from configs.paper import ClaimConfig, StudyConfig
+from scripts import compare
+from scripts.report import main
+from scripts.reporting.comparison import answers, lines_of
+from scripts.reporting.dots import WIDTH, Scale, dots
+from scripts.reporting.reading import read_sweep, study_of
+from scripts.reporting.statistics import Difference
+from scripts.reporting.sweep import Sweep
+
+VALUES = {"none": (80.0, 80.4, 80.2, 79.9), "dropblock": (81.1, 81.3, 81.3, 80.8), "dropout": (79.0, 81.5, 80.3, 80.1)}
+
+
+class Tags(HTMLParser):
+    """Counts tags, and fails where one is not closed."""
+
+    VOID = ("meta", "img", "rect", "line")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.seen.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def a_sweep(root: Path, *words: str, values: dict[str, tuple[float, ...]] = VALUES) -> Path:
+    folder = root
+    for name, row in values.items():
+        for seed, top1 in enumerate(row, start=1):
+            plan = replace(plan_of(f"regularizer={name}", *words), seed=seed)
+            folder = note(root, plan, write_run(root, plan, top1, epochs=5))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = a_sweep(tmp_path_factory.mktemp("page"), "data=digits")
+    assert main([f"sweep={made}"]) == 0
+    return made
+
+
+def test_the_page_needs_nothing_else(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    tags = Tags(text)
+    assert tags.open == []
+    assert not re.search(r"(?:src|href)=\"(?!data:)|https?://|@import|url\(", text)
+    pictures = re.findall(r'src="data:image/png;base64,[A-Za-z0-9+/=]{1000,}"', text)
+    assert len(pictures) == len(list(folder.glob("*.png"))) == 2
+    assert tags.seen.count("circle") == 2 * 4  # a dot a seed of every row that has a difference
+    for word in ("better", "not resolved", "test loss", "seeds 1, 2, 3, 4", "paired t test"):
+        assert word in text
+
+
+def test_page_csv_and_markdown_say_the_same(folder: Path) -> None:
+    rows = list(csv.DictReader((folder / "report.csv").read_text().splitlines()))
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert [row["verdict"] for row in rows] == ["", "not resolved", "better"]
+    for row in rows[1:]:
+        mean, low, high = (float(row[f"difference{end}"]) for end in ("", "_low", "_high"))
+        shown = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        assert shown in page
+        assert shown in text
+    assert float(rows[0]["loss_mean"]) == pytest.approx(0.8)
+    assert float(rows[2]["gap_mean"]) == pytest.approx(100 - 81, abs=4)
+    assert rows[0]["parameters"] == "123456"
+
+
+def test_tensorboard_gets_the_mean_over_the_seeds(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (place,) = [path for path in (folder / "tensorboard").iterdir() if path.name.startswith("DropBlock")]
+    events = EventAccumulator(str(place)).Reload().Scalars("test/top1")
+    assert events[-1].step == 5000
+    assert events[-1].value == pytest.approx(sum(VALUES["dropblock"]) / 4 - 30 * math.exp(-5), abs=1e-4)
+
+
+def test_what_one_computation_gives_is_one_row(tmp_path: Path) -> None:
+    for block in (3, 4, 7):
+        for seed in (1, 2):
+            plan = plan_of("regularizer=dropblock", "groups=[4]", f"block_size={block}", f"seed={seed}")
+            run = write_run(tmp_path, plan, 80.0 + (block == 3))
+            site = {"group": 4, "map_size": [16, 4, 4], "block": [min(block, 4)] * 2}
+            (run / "sites.json").write_text(json.dumps([site]))
+            folder = note(tmp_path, plan, run)
+    sweep = read_sweep(folder)
+    assert [(row.knob("block_size"), row.same, row.seeds) for row in sweep.rows] == [(3, [], [1, 2]), (4, [7], [1, 2])]
+    assert "block 4 (= 7)" in sweep.label(sweep.rows[1])
+
+
+def claims(tmp_path: Path) -> Sweep:
+    """Groups 3+4 against group 4 in two cells, blocks 3 and 4, with differences 1, 2 and -1, 0 over two seeds."""
+    gains = {(3, 1): 1.0, (3, 2): 2.0, (4, 1): -1.0, (4, 2): 0.0}
+    for (block, seed), gain in gains.items():
+        for groups, more in (("[4]", 0.0), ("[3,4]", gain)):
+            words = (f"groups={groups}", f"block_size={block}", f"seed={seed}")
+            plan = plan_of("regularizer=dropblock", *words)
+            folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0 + seed + more, epochs=5))
+    return read_sweep(folder)
+
+
+def test_a_claim_is_averaged_over_the_cells_that_it_covers(tmp_path: Path) -> None:
+    sweep = claims(tmp_path)
+    asked = (
+        ClaimConfig("groups 3+4 beat group 4", "groups", "3+4", "4"),
+        ClaimConfig("at block 3", "groups", "3+4", "4", {"block_size": "3"}),
+        ClaimConfig("of nothing", "groups", "1", "4"),
+    )
+    sweep = replace(sweep, study=StudyConfig(claims=list(asked)))
+    both, one, nothing = answers(sweep)
+    assert both.difference is not None
+    assert both.difference.values == pytest.approx((0.0, 1.0))
+    assert sorted(both.cells) == pytest.approx([-0.5, 1.5])
+    assert one.difference is not None
+    assert one.difference.values == pytest.approx((1.0, 2.0))
+    assert (nothing.cells, nothing.difference, nothing.word) == ((), None, "")
+
+
+def test_the_sweep_files_declare_what_the_schema_knows() -> None:
+    from configs.plan import choices
+
+    for name in choices("sweep"):
+        assert study_of(name).margin > 0
+    assert study_of("no such sweep") == StudyConfig()
+
+
+def test_made_up_images_stand_beside_nothing(tmp_path: Path) -> None:
+    for name in ("baseline", "dropblock"):
+        plan = plan_of(f"experiment=table1/{name}", "data=fake")
+        folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0, epochs=1))
+    assert main([str(folder)]) == 0
+    text = (folder / "report.md").read_text()
+    assert "Made-up images" in text
+    assert "78.13" not in text + (folder / "report.html").read_text() + (folder / "report.csv").read_text()
+
+
+def test_runs_are_compared_without_a_sweep(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {row.plan["regularizer"][0]: [run.folder.path for run in row.runs] for row in read_sweep(folder).rows}
+    first = runs["dropblock"][0].parent  # all of its seeds
+    assert compare.main([f"run={first}", *map(str, runs["none"][:2]), "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    (none,) = [line for line in text.splitlines() if line.startswith("| no regularizer | 2 |")]
+    assert "-1.00" in none  # the mean of -1.1 and -0.9: the first is what others are compared with
+    assert (tmp_path / "report.html").exists()
+    assert compare.main([str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_runs_of_different_tasks_have_no_common_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for seed, headline in ((1, "top1"), (2, "miou")):
+        path = write_run(tmp_path, plan_of("regularizer=none", f"seed={seed}"), 80.0, epochs=1)
+        record = json.loads((path / "summary.json").read_text())
+        (path / "summary.json").write_text(json.dumps({**record, "headline": headline}))
+        paths.append(str(path))
+    assert compare.main(paths) == 2
+    assert "no common table" in capsys.readouterr().err
+
+
+def test_a_report_speaks_of_the_metric_of_its_task(tmp_path: Path) -> None:
+    for name, miou in (("none", 40.0), ("dropblock", 42.0)):
+        plan = plan_of(f"regularizer={name}")
+        path = write_run(tmp_path, plan, 80.0, epochs=2)
+        record = json.loads((path / "summary.json").read_text())
+        record |= {"headline": "miou", "metric_labels": {"miou": "mean IoU over 11 classes (%)"}}
+        record["last"] = record["peak"] = {"test/miou": miou}
+        (path / "summary.json").write_text(json.dumps(record))
+        folder = note(tmp_path, plan, path)
+    assert main([str(folder)]) == 0
+    assert "mean IoU over 11 classes (%) on the test set" in (folder / "report.md").read_text()
+    assert "top-1" not in (folder / "report.md").read_text()
+    assert "+2.00" in (folder / "report.html").read_text()
+
+
+def test_dots_stay_on_their_scale() -> None:
+    differences = [Difference((0.1, 5.0), (1, 2)), Difference((-0.2, 0.3), (1, 2)), None]
+    scale = Scale.of(differences, 0.5)
+    for difference in differences[:2]:
+        assert difference is not None
+        for place in map(float, re.findall(r'(?:cx|x1|x2|x)="([-\d.]+)"', dots(difference, scale, "#123456"))):
+            assert 0 <= place <= WIDTH
+    assert scale.x(0.1) < scale.x(5.0)
+
+
+def test_the_rows_of_a_report_are_corrected_together(folder: Path) -> None:
+    lines = lines_of(read_sweep(folder))
+    raw = [line.difference.p_value for line in lines if line.difference]
+    assert lines[2].adjusted == pytest.approx(2 * min(p for p in raw if p is not None))

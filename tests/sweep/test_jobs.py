@@ -1,0 +1,169 @@
+"""`jobs=N`: runs at a time on one machine, killed and stopped, end as they would have one after the other."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from configs.checking import UserError
+from engine.records import RunFolder
+from experiment.display import Display, last_entries
+from experiment.jobs import Job, count_of, environment_of
+from tests.comparison import assert_identical
+from tests.conftest import ROOT, SMALL_RUN
+
+# Two runs that end well and one that does not.
+WORDS = ("-m", *SMALL_RUN, "epochs=6", "lr=0.1,1e30,0.05")
+
+
+def start(root: Path, *more: str, words: tuple[str, ...] = WORDS) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "train.py", *words, f"output_root={root}", *more],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def runs(root: Path) -> list[RunFolder]:
+    return [RunFolder(path.parent) for path in sorted(root.glob("fake-resnet18/*/seed-*/plan.yaml"))]
+
+
+def workers(parent: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(parent.pid).children()
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    """The runs of the sweep, one after the other in this process."""
+    from train import main
+
+    root = tmp_path_factory.mktemp("one_by_one")
+    assert main([*WORDS, f"output_root={root}"]) == 1
+    return runs(root)
+
+
+def assert_as_one_by_one(root: Path, one_by_one: list[RunFolder]) -> None:
+    for ours, theirs in zip(runs(root), one_by_one, strict=True):
+        status = ours.status()["status"]
+        assert status == theirs.status()["status"]
+        if status == "DONE":
+            assert_identical(ours, theirs)
+
+
+def test_a_killed_worker_costs_its_run_a_resume(one_by_one: list[RunFolder], tmp_path: Path) -> None:
+    parent = start(tmp_path, "jobs=2")
+    until(lambda: any(run.metrics() for run in runs(tmp_path)))
+    workers(parent)[0].kill()
+    shown, _ = parent.communicate(timeout=240)
+    assert parent.returncode == 1, shown
+    assert "resumed by a new one" in shown
+    assert "2 runs done, 1 not" in shown
+    assert_as_one_by_one(tmp_path, one_by_one)
+    for run in runs(tmp_path):  # what a run prints is beside it
+        assert "parameters" in (run.path / "log.txt").read_text()
+
+
+def test_a_signal_stops_all_and_the_same_command_resumes(one_by_one: list[RunFolder], tmp_path: Path) -> None:
+    parent = start(tmp_path, "jobs=2")
+    until(lambda: any(run.metrics() for run in runs(tmp_path)))
+    parent.send_signal(signal.SIGTERM)
+    shown, _ = parent.communicate(timeout=120)
+    assert parent.returncode == 143, shown
+    assert "RUNNING" not in {run.status()["status"] for run in runs(tmp_path)}
+    parent = start(tmp_path, "jobs=2")
+    shown, _ = parent.communicate(timeout=240)
+    assert parent.returncode == 1, shown
+    assert_as_one_by_one(tmp_path, one_by_one)
+
+
+@pytest.mark.slow
+def test_eight_runs_survive_kills_of_workers_and_of_the_tree(tmp_path: Path) -> None:
+    from train import main
+
+    more, draw = ("epochs=12", "lr=0.1", "regularizer=dropblock,none", "seed=1,2,3,4"), random.Random(1)
+    assert main([*WORDS[:-1], *more, f"output_root={tmp_path / 'one'}"]) == 0
+    for turn in range(12):
+        parent = start(tmp_path / "many", *more, "jobs=2", words=WORDS[:-1])
+        time.sleep(draw.uniform(3, 12))
+        victims = [*workers(parent), psutil.Process(parent.pid)] if parent.poll() is None else []
+        if victims and turn % 3 == 2:  # everything at once
+            for victim in victims:
+                victim.kill()
+        elif victims:
+            draw.choice(victims).kill()
+            time.sleep(draw.uniform(0, 6))
+            if parent.poll() is None:
+                parent.kill()
+        parent.communicate()
+        psutil.wait_procs(victims, timeout=60)
+    parent = start(tmp_path / "many", *more, "jobs=2", words=WORDS[:-1])
+    shown, _ = parent.communicate(timeout=280)
+    assert parent.returncode == 0, shown
+    assert_as_one_by_one(tmp_path / "many", runs(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (("jobs=2",), "jobs=2: a single run"),
+        (("-m", "seed=1,2", "jobs=0"), "jobs=0"),
+        (("-m", "seed=1,2", "jobs=many"), "jobs=many"),
+        (("-m", "seed=1,2", "jobs=2", "hydra/launcher=slurm"), "jobs=2"),
+    ],
+)
+def test_jobs_that_cannot_be_are_refused(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], words: tuple[str, ...], culprit: str
+) -> None:
+    assert train(*words) == 2
+    assert culprit in capsys.readouterr().err
+
+
+def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("engine.cpu.cores_of_a_rank", lambda: 8)
+    assert environment_of(0, 4, [])["OMP_NUM_THREADS"] == "2"
+    assert [environment_of(place, 3, ["0", "2"])["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert count_of("auto") == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert count_of("auto") == 8
+    with pytest.raises(UserError, match="auto"):
+        count_of("1.5")
+
+
+def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("experiment.display.time.monotonic", lambda: clock[0])
+    jobs = [Job(i, [], tmp_path / "none-abc" / f"seed-{i}", epochs=10) for i in range(5)]
+    for job in jobs:
+        job.run.mkdir(parents=True)  # type: ignore[union-attr]
+    lines: list[str] = []
+    with Display(5, 2, lines.append) as display:
+        display.show(jobs[:2], jobs[2:])
+        for job in jobs[:2]:
+            (job.run / "metrics.jsonl").write_text('{"step": 9, "epoch": 5.0, "train/loss": 1}\n{"step": 10, "ep')  # type: ignore[operator]
+        clock[0] = 100.0
+        display.show(jobs[:2], jobs[2:])
+        assert lines[-1] == "0 done, 2 running, 3 waiting of 5; about 6 min 40 s left"  # (2 x 100 + 3 x 200) / 2
+        display.event(jobs[0], "DONE")
+        assert lines[-1] == "[1/5] none-abc/seed-0: DONE"
+    assert last_entries(tmp_path / "nowhere") == {}
