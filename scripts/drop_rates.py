@@ -9,7 +9,6 @@ same numbers within the error.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.contestants import contestants
 from scripts.bench.drop_rules import RULES
+from scripts.entry import parser_of
 
 ASKED = 0.1
 SIZES = ((7, 7), (14, 7), (32, 7), (64, 7), (19, 3), (5, 5))  # side of the feature map, side of the block (all odd)
@@ -131,7 +131,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--units", type=float, default=5e7, help="units drawn per cell (default %(default).0e)")
     parser.add_argument("--out", type=Path, help="write drop_rates.json, .md and .png here")
     parser.add_argument("--draw", action="store_true", help="only draw and write again what --out holds")
