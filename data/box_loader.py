@@ -17,7 +17,7 @@ from data.augment import Normalize, for_network
 from data.decode import Decode, Pixels, whole
 from data.draws import SCALE, uniforms
 from data.interface import MAX_BOXES, DetectionBatch
-from data.joint import Placement, drawn, fitted, zero_padding
+from data.joint import MIN_SIDE, Placement, drawn, fitted, zero_padding
 from data.options import Augment, Loading, Reading
 from data.splits import Batches, Indices
 from data.workers import MAX_BAD_IN_A_ROW, BadImages, produced
@@ -136,10 +136,13 @@ class PlacedBatches(Dataset[Placed]):
         return None
 
     def _objects(self, index: int, place: Placement, boxes: Tensor, labels: Tensor) -> None:
-        """Fill in the boxes of an image: not the crowds; of more than 100 the largest that the square shows."""
+        """Fill in the boxes of an image: not the crowds; of more than 100 the largest that the square shows.
+
+        In evaluation every box with an area is there, so that the truth taken for detections is a perfect score.
+        """
         found = self.annotated.of(index)
         found = found[~found.ignored]
-        corners, kept = place.boxes(found.boxes)
+        corners, kept = place.boxes(found.boxes, 0.0 if self.augment is None else MIN_SIDE)
         areas = (corners[:, 2:] - corners[:, :2]).prod(1)
         chosen = np.sort(np.argsort(-areas, kind="stable")[:MAX_BOXES])
         boxes[: len(chosen)] = torch.from_numpy(corners[chosen])

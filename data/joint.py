@@ -74,15 +74,18 @@ class Placement:
         part = array[self.top : self.top + rows, self.left : self.left + columns]
         return part[:, ::-1] if self.flip else part
 
-    def boxes(self, boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def boxes(
+        self, boxes: NDArray[np.float64], smallest: float = MIN_SIDE
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Boxes of the original image in the square.
 
         Args:
             boxes: (M, 4) left, top, width, height in pixels of the original image.
+            smallest: sides below this many pixels of the square are too small, as are those of 0.
 
         Returns:
             (M', 4) left, top, right, bottom in pixels of the square, clipped to what is seen; and the rows (M',) of
-            those that are left: both sides at least one pixel.
+            those that are left.
         """
         rows, columns = self.seen
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * self.scale
@@ -91,7 +94,8 @@ class Placement:
         corners[:, 1::2] = corners[:, 1::2].clip(0, rows)
         if self.flip:
             corners[:, 0::2] = columns - corners[:, 2::-2]
-        kept = np.flatnonzero((corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(1))
+        sides = corners[:, 2:] - corners[:, :2]
+        kept = np.flatnonzero(((sides >= smallest) & (sides > 0)).all(1))
         return corners[kept], kept
 
 

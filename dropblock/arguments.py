@@ -19,7 +19,7 @@ def refuse_positional(name: str, given: tuple[object, ...]) -> None:
     """
     if given:
         raise TypeError(
-            f"{name} takes keep_prob= and block_size= by name, not {', '.join(map(repr, given))} by position: "
+            f"{name} takes its rate and its options by name, not {', '.join(map(repr, given))} by position: "
             "keep_prob=0.9 is the share to keep, p=0.1 the same as a drop rate"
         )
 

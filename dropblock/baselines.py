@@ -16,9 +16,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dropblock.arguments import check_maps, scalar, share_to_keep
+from dropblock.arguments import check_maps, refuse_positional, scalar, share_to_keep
 from dropblock.dense import STEP, mixed, shifted
-from dropblock.functional import fresh_seed
+from dropblock.functional import Rate, fresh_seed
 from dropblock.layers import DropLayer
 from dropblock.sites import Site, declared_sites, depths
 
@@ -28,8 +28,10 @@ TOGETHER: dict[str, int | None] = {"unit": None, "channel": 2, "sample": 1, "bat
 
 def drop_together(
     x: Tensor,
-    keep_prob: float | Tensor | None,
+    *positional: object,
     together: str,
+    keep_prob: Rate = None,
+    p: Rate = None,
     training: bool = True,
     seed: Tensor | None = None,
 ) -> Tensor:
@@ -37,7 +39,8 @@ def drop_together(
 
     Args:
         x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), floating point.
-        keep_prob: in [0, 1], a number or a 0-dimensional tensor. At 0 the output is zeros.
+        keep_prob: in [0, 1], a number or a 0-dimensional tensor; 0.9 if no rate is given. At 0 the output is zeros.
+        p: the same rate as a share to drop, 1 - keep_prob.
         together: `unit` (dropout), `channel` (SpatialDropout), `sample` (drop path) or `batch` (stochastic depth).
         training: if False, `x` is returned as it is.
         seed: 0-dimensional int64 tensor that fixes the mask; None draws one from torch's default generator.
@@ -49,9 +52,10 @@ def drop_together(
         ValueError: for another number of dimensions, an unknown `together`, or a keep_prob outside [0, 1].
         TypeError: if `x` is not floating point, or keep_prob no number.
     """
+    refuse_positional("drop_together", positional)
+    kept = share_to_keep("drop_together", keep_prob, p, None)
     if together not in TOGETHER:
         raise ValueError(f"unknown together '{together}', choose one of {', '.join(TOGETHER)}")
-    kept = share_to_keep("drop_together", keep_prob, None, None)
     if not training:
         return x
     seed = fresh_seed(x.device) if seed is None else seed.to(x.device)
@@ -128,14 +132,14 @@ class StochasticDepth(SpatialDropout):
     in training. A dropped branch is still computed, so the paper's shorter training time is not reproduced.
 
     Args:
-        keep_prob: of the last unit, in [0, 1].
+        keep_prob (or p): of the last unit, in [0, 1].
         depth: l/L of this unit, in [0, 1].
     """
 
     together = "batch"
 
-    def __init__(self, keep_prob: float, depth: float = 1.0) -> None:
-        super().__init__(keep_prob)
+    def __init__(self, *positional: object, depth: float = 1.0, **rate: Rate) -> None:
+        super().__init__(*positional, **rate)
         self.depth = depth
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:

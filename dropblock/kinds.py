@@ -73,14 +73,14 @@ def on_branches(site: Site) -> bool:
 
 LAYERS: dict[str, Kind] = {
     "dropblock": Kind(_dropblock, on_maps),
-    "dropout": Kind(lambda _, keep_prob: Dropout(keep_prob), on_maps),
-    "spatial_dropout": Kind(lambda _, keep_prob: SpatialDropout(keep_prob), on_maps),
-    "drop_path": Kind(lambda _, keep_prob: DropPath(keep_prob), on_branches),
+    "dropout": Kind(lambda _, keep_prob: Dropout(keep_prob=keep_prob), on_maps),
+    "spatial_dropout": Kind(lambda _, keep_prob: SpatialDropout(keep_prob=keep_prob), on_maps),
+    "drop_path": Kind(lambda _, keep_prob: DropPath(keep_prob=keep_prob), on_branches),
     "stochastic_depth": Kind(
-        lambda _, keep_prob: StochasticDepth(keep_prob), on_branches, after=set_depths, own_depth=True
+        lambda _, keep_prob: StochasticDepth(keep_prob=keep_prob), on_branches, after=set_depths, own_depth=True
     ),
     "drop_connect": Kind(
-        lambda _, keep_prob: DropConnect(keep_prob),
+        lambda _, keep_prob: DropConnect(keep_prob=keep_prob),
         lambda site: isinstance(site, WeightSite),
         before=declare_weight_sites,
     ),

@@ -26,11 +26,13 @@ class DropLayer(nn.Module):
     torch's default generator.
 
     Args:
-        keep_prob: share of units to keep, in [0, 1].
+        keep_prob: share of units to keep, in [0, 1]; 0.9 if no rate is given. By name, as all layers take it, because
+            the layers of other libraries take a drop rate in its place.
+        p, drop_prob: the same rate as a share to drop, 1 - keep_prob. One of the three may be given.
 
     Raises:
-        ValueError: if keep_prob lies outside [0, 1].
-        TypeError: if it is no number.
+        ValueError: if the rate lies outside [0, 1].
+        TypeError: if it is given by position or twice, or is no number.
     """
 
     keep_prob: Tensor
@@ -38,9 +40,11 @@ class DropLayer(nn.Module):
     kept_units: Tensor
     seen_units: Tensor
 
-    def __init__(self, keep_prob: float) -> None:
+    def __init__(self, *positional: object, keep_prob: Rate = None, p: Rate = None, drop_prob: Rate = None) -> None:
         super().__init__()
-        self.initial_keep_prob = float(share_to_keep(type(self).__name__, keep_prob, None, None))
+        name = type(self).__name__
+        refuse_positional(name, positional)
+        self.initial_keep_prob = float(share_to_keep(name, keep_prob, p, drop_prob))
         self.group: int | str = 0  # set by `install`
         self.seeded = False
         for name, value in DropLayer.fresh_buffers(self).items():
@@ -138,9 +142,7 @@ class _DropBlock(DropLayer):
         p: Rate = None,
         drop_prob: Rate = None,
     ) -> None:
-        name = type(self).__name__
-        refuse_positional(name, positional)
-        super().__init__(float(share_to_keep(name, keep_prob, p, drop_prob)))
+        super().__init__(*positional, keep_prob=keep_prob, p=p, drop_prob=drop_prob)
         effective_block(block_size)
         self.block_size = block_size
 

@@ -42,11 +42,11 @@ class Column:
 def columns(keep_prob: float) -> list[Column]:
     """From the smallest to the largest thing that is dropped as one."""
     return [
-        Column("dropout", "single units", Dropout(keep_prob)),
+        Column("dropout", "single units", Dropout(keep_prob=keep_prob)),
         Column("DropBlock, block 3", "3x3 squares", DropBlock2d(block_size=3, keep_prob=keep_prob)),
         Column("DropBlock, block 7", "7x7 squares", DropBlock2d(block_size=7, keep_prob=keep_prob)),
-        Column("SpatialDropout", "whole channels", SpatialDropout(keep_prob)),
-        Column("drop path", "all channels of a sample", DropPath(keep_prob)),
+        Column("SpatialDropout", "whole channels", SpatialDropout(keep_prob=keep_prob)),
+        Column("drop path", "all channels of a sample", DropPath(keep_prob=keep_prob)),
     ]
 
 

@@ -33,7 +33,7 @@ class Foreign(DropLayer):
     """Another library's operator in one of our sites."""
 
     def __init__(self, layer: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(1.0)
+        super().__init__(keep_prob=1.0)
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:

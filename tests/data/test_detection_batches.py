@@ -11,8 +11,11 @@ import torch
 from box_files import change_json, voc_xml, write_coco, write_voc
 from opening import build_data
 from PIL import Image
+from torch import nn
 
 from data.interface import Data, DetectionBatch
+from engine.tasks.boxes import Detections
+from engine.tasks.coco_metrics import CocoEvaluator
 
 JITTERED = {"flip": True, "scale_min": 0.8, "scale_max": 1.2}
 
@@ -89,6 +92,31 @@ def test_scaled_back_boxes_and_ids_are_the_truth(root: Path) -> None:
             for box, label in zip(sides.tolist(), batch.labels[row][real].tolist(), strict=True):
                 found.append((int(batch.image_ids[row]), truth["categories"][label]["id"], *np.round(box, 3)))
     assert np.allclose(sorted(found), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_the_truth_taken_for_detections_scores_100(root: Path, tmp_path: Path, size: int) -> None:
+    voc = write_voc(tmp_path)
+    (voc / "Annotations" / "test_0.xml").write_text(
+        voc_xml(40, 60, [("cat", (7, 9, 7, 9), 0), ("dog", (2, 2, 9, 9), 1)])
+    )
+
+    def found(_: nn.Module, batch: DetectionBatch) -> list[Detections]:
+        real = batch.labels >= 0
+        pairs = zip(batch.boxes, batch.labels, real, strict=True)
+        return [Detections(boxes[r], torch.ones(int(r.sum())), labels[r]) for boxes, labels, r in pairs]
+
+    lists = {"val_split": "val", "test_split": "test"}
+    for data in (
+        coco(root, image_size=size),
+        build_data("voc_detection", root=voc, batch_size=2, image_size=size, **lists),
+    ):
+        for loader in (data.val, data.test):
+            evaluator = CocoEvaluator(data.classes, loader.truth, found)
+            for batch in loader.epoch(0):
+                evaluator.update(nn.Identity(), batch)
+            metrics = evaluator.metrics()
+            assert min(metrics["ap"], metrics["ap50"], metrics["ar100"]) > 100 - 1e-9
 
 
 def test_padding_is_exactly_zero_and_the_image_is_not(root: Path) -> None:

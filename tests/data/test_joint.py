@@ -65,6 +65,7 @@ def test_boxes_are_clipped_to_the_image_and_lost_below_one_pixel() -> None:
     corners, kept = place.boxes(boxes)
     assert kept.tolist() == [1, 2, 4]
     assert corners.tolist() == [[0, 0, 1, 10], [7, 7, 10, 10], [0, 0, 10, 10]]
+    assert place.boxes(boxes, 0.0)[1].tolist() == [0, 1, 2, 4]
     mirrored, _ = Placement(10, 20, 20, 1.0, top=5, left=5, flip=True).boxes(boxes)
     assert mirrored.tolist() == [[9, 0, 10, 10], [0, 7, 3, 10], [0, 0, 10, 10]]
     assert place.boxes(np.zeros((0, 4)))[0].shape == (0, 4)

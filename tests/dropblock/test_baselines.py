@@ -51,7 +51,7 @@ def after_seeds(layer: DropLayer, x: Tensor, number: int) -> Tensor:
 
 @pytest.mark.parametrize("together", ON_MAPS)
 def test_what_goes_together_goes_together(together: str) -> None:
-    kept = after_seeds(ON_MAPS[together](0.5), torch.ones(6, 5, 4, 3), 20) > 0
+    kept = after_seeds(ON_MAPS[together](keep_prob=0.5), torch.ones(6, 5, 4, 3), 20) > 0
     shared = {"unit": (), "channel": (3, 4), "sample": (2, 3, 4), "batch": (1, 2, 3, 4)}[together]
     for dims in itertools.chain.from_iterable(itertools.combinations((1, 2, 3, 4), n) for n in (1, 2, 3, 4)):
         constant = bool((kept.float().amax(dims) == kept.float().amin(dims)).all())
@@ -62,7 +62,7 @@ def test_what_goes_together_goes_together(together: str) -> None:
 @pytest.mark.parametrize("together", ON_MAPS)
 def test_the_share_kept_is_keep_prob(together: str, keep_prob: float) -> None:
     """4000 independent draws or more: 4.5 standard errors have a false alarm rate of 7e-6 a case."""
-    layer = ON_MAPS[together](keep_prob)
+    layer = ON_MAPS[together](keep_prob=keep_prob)
     x = {"unit": torch.ones(20, 20, 5, 2), "channel": torch.ones(80, 50, 1, 2)}.get(together, torch.ones(2000, 1, 1, 1))
     draws = 4000 if together == "batch" else 2
     kept = after_seeds(layer, x[:1] if together == "batch" else x, draws) > 0
@@ -76,7 +76,7 @@ def test_the_share_kept_is_keep_prob(together: str, keep_prob: float) -> None:
 
 def test_neighbouring_units_and_seeds_are_drawn_independently() -> None:
     """Correlation of 200,000 pairs against 4.5 standard errors: false alarm 7e-6 a pair, 3e-5 in all."""
-    kept = (after_seeds(Dropout(0.7), torch.ones(1, 1000, 20, 10), 2) > 0).double() - 0.7
+    kept = (after_seeds(Dropout(keep_prob=0.7), torch.ones(1, 1000, 20, 10), 2) > 0).double() - 0.7
     pairs = (
         (kept[0], kept[1]),
         (kept[..., 1:], kept[..., :-1]),
@@ -93,8 +93,8 @@ def test_kept_units_are_divided_by_keep_prob_and_rounded_once(together: str, dty
     x = torch.randn(64, 8, 4, 4).to(dtype)
     x[::2] = float("nan")
     seed = torch.tensor(3)
-    ones = drop_together(torch.ones(x.shape), 0.7, together, seed=seed)
-    y = drop_together(x, torch.tensor(0.7), together, seed=seed)
+    ones = drop_together(torch.ones(x.shape), keep_prob=0.7, together=together, seed=seed)
+    y = drop_together(x, keep_prob=torch.tensor(0.7), together=together, seed=seed)
     exact = torch.promote_types(dtype, torch.float32)
     expected = (x.to(exact) * (1 / torch.tensor(0.7).to(exact))).to(dtype)
     assert y.dtype == dtype
@@ -105,12 +105,12 @@ def test_kept_units_are_divided_by_keep_prob_and_rounded_once(together: str, dty
 @pytest.mark.parametrize("together", ON_MAPS)
 def test_the_ends_of_keep_prob(together: str) -> None:
     x = torch.randn(4, 3, 5, 5, requires_grad=True)
-    assert torch.equal(drop_together(x, 1.0, together), x)
-    nothing = drop_together(x, 0.0, together)
+    assert torch.equal(drop_together(x, keep_prob=1.0, together=together), x)
+    nothing = drop_together(x, keep_prob=0.0, together=together)
     assert not nothing.any()
     (gradient,) = torch.autograd.grad(nothing.sum(), x)
     assert not gradient.any()  # 0 * inf would be NaN
-    assert drop_together(x, 0.5, together, training=False) is x
+    assert drop_together(x, keep_prob=0.5, together=together, training=False) is x
 
 
 @pytest.mark.parametrize("together", ON_MAPS)
@@ -118,11 +118,11 @@ def test_a_seed_fixes_the_mask_whatever_the_layout_and_the_gradient_has_it_too(t
     x = torch.rand(8, 6, 4, 4) + 1
     x.requires_grad_()
     seed = torch.tensor(11)
-    y = drop_together(x, 0.5, together, seed=seed)
+    y = drop_together(x, keep_prob=0.5, together=together, seed=seed)
     torch.rand(3)
-    last = drop_together(x.contiguous(memory_format=torch.channels_last), 0.5, together, seed=seed)
+    last = drop_together(x.contiguous(memory_format=torch.channels_last), p=0.5, together=together, seed=seed)
     assert torch.equal(y, last)
-    others = [drop_together(x, 0.5, together, seed=torch.tensor(s)) for s in range(20)]
+    others = [drop_together(x, keep_prob=0.5, together=together, seed=torch.tensor(s)) for s in range(20)]
     assert any(not torch.equal(y, other) for other in others)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(gradient, (y > 0) * 2.0)
@@ -132,7 +132,7 @@ def test_the_law_of_dropout_is_torchs() -> None:
     """Where torch is right, in float32, it agrees: the values, and over 100,000 units the share (6e-6 false alarms)."""
     torch.manual_seed(0)
     x = torch.ones(100, 10, 10, 10)
-    ours, theirs = drop_together(x, 0.8, "unit"), nn.functional.dropout(x, 0.2)
+    ours, theirs = drop_together(x, keep_prob=0.8, together="unit"), nn.functional.dropout(x, 0.2)
     assert ours.unique().tolist() == theirs.unique().tolist()
     difference = (ours > 0).double().mean() - (theirs > 0).double().mean()
     assert abs(difference.item()) < 4.5 * (2 * 0.16 / 100_000) ** 0.5
@@ -141,11 +141,23 @@ def test_the_law_of_dropout_is_torchs() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: drop_together(torch.ones(2, 3), 0.5, "unit"), ValueError, r"\(N, C, H, W\)"),
-        (lambda: drop_together(torch.ones(1, 1, 2, 2).long(), 0.5, "unit"), TypeError, "floating point"),
-        (lambda: drop_together(torch.ones(1, 1, 2, 2), 1.5, "unit"), ValueError, "keep_prob"),
-        (lambda: drop_together(torch.ones(1, 1, 2, 2), 0.5, "row"), ValueError, "choose one of unit"),
-        (lambda: Dropout(-0.1), ValueError, "keep_prob"),
+        (lambda: drop_together(torch.ones(2, 3), keep_prob=0.5, together="unit"), ValueError, r"\(N, C, H, W\)"),
+        (
+            lambda: drop_together(torch.ones(1, 1, 2, 2).long(), together="unit"),
+            TypeError,
+            "floating point",
+        ),
+        (lambda: drop_together(torch.ones(1, 1, 2, 2), keep_prob=1.5, together="unit"), ValueError, "keep_prob"),
+        (
+            lambda: drop_together(torch.ones(1, 1, 2, 2), together="row"),
+            ValueError,
+            "choose one of unit",
+        ),
+        (lambda: Dropout(keep_prob=-0.1), ValueError, "keep_prob"),
+        (lambda: Dropout(0.1), TypeError, "by name, not 0.1 by position"),
+        (lambda: StochasticDepth(0.5, 0.5), TypeError, "by name"),
+        (lambda: drop_together(torch.ones(1, 1, 2, 2), 0.1, together="unit"), TypeError, "by name"),
+        (lambda: DropPath(p=0.1, keep_prob=0.1), TypeError, "one of"),
     ],
 )
 def test_mistakes_are_named(call: Callable[[], object], error: type[Exception], message: str) -> None:
@@ -265,8 +277,14 @@ def test_compiles_into_one_graph_that_the_schedule_does_not_recompile() -> None:
     from dropblock.baselines import WeightSite
 
     conv.weight_site = WeightSite(4, "conv", "weight")
-    conv.weight_site.layer = DropConnect(0.5)
-    model = nn.Sequential(conv, Dropout(0.5), SpatialDropout(0.5), DropPath(0.5), StochasticDepth(0.5, 0.5))
+    conv.weight_site.layer = DropConnect(keep_prob=0.5)
+    model = nn.Sequential(
+        conv,
+        Dropout(keep_prob=0.5),
+        SpatialDropout(keep_prob=0.5),
+        DropPath(keep_prob=0.5),
+        StochasticDepth(keep_prob=0.5, depth=0.5),
+    )
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     layers = [module for module in model.modules() if isinstance(module, DropLayer)]
     x = torch.randn(4, 3, 6, 6)

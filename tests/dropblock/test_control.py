@@ -168,7 +168,7 @@ class Twice(Dropout):
     """A layer with an option of its own."""
 
     def __init__(self, keep_prob: float, factor: float) -> None:
-        super().__init__(keep_prob)
+        super().__init__(keep_prob=keep_prob)
         self.factor = factor
 
 

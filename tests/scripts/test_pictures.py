@@ -23,13 +23,13 @@ def test_masks_show_every_layer(tmp_path: Path) -> None:
 
 
 def test_masks_drop_something_that_is_shown() -> None:
-    for layer in (SpatialDropout(0.9), DropPath(0.9)):
+    for layer in (SpatialDropout(keep_prob=0.9), DropPath(keep_prob=0.9)):
         kept = masks.drop_visibly(layer, torch.Size((1, 8, 5, 5)), [2, 5])
         gone = ~kept[0, [2, 5]].flatten(1)
         assert gone.all(1).any()
         assert gone.all() == isinstance(layer, DropPath)
     with pytest.raises(ValueError, match="lower keep_prob"):
-        masks.drop_visibly(SpatialDropout(1.0), torch.Size((1, 8, 5, 5)), [2, 5])
+        masks.drop_visibly(SpatialDropout(keep_prob=1.0), torch.Size((1, 8, 5, 5)), [2, 5])
 
 
 def test_channels_shown_are_unlike_each_other() -> None:
