@@ -8,35 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import fields
+from pathlib import Path
 from typing import TypeVar, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.checking import UserError, all_keys, check, load_yaml, nearest
 from configs.plan import CONFIGS, choices
-from configs.resolve import LAYER_KNOBS
-from configs.schema import UserError, all_keys, check, load_yaml, nearest
+from configs.schema import LAYER_KNOBS, Config, RunOptions
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 SHOWS = ("job", "hydra", "all")  # what --cfg shows
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
-RUN_ONLY = {
-    *(
-        "estimate",
-        "jobs",
-        "fresh",
-        "device",
-        "workers",
-        "compile",
-        "log_every",
-        "checkpoint_every",
-        "progress",
-        "rank_timeout",
-    ),
-    "output_root",
-}
+RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan", "jobs"}
 
 
 def check_arguments(words: list[str]) -> None:
@@ -45,7 +33,7 @@ def check_arguments(words: list[str]) -> None:
     Raises:
         UserError: one line that names the word, and the nearest valid one.
     """
-    keys = all_keys()
+    keys = all_keys(Config)
     flags, overrides = split_flags(words)
     for flag in flags:
         if flag not in FLAGS and not flag.startswith("--cfg="):
@@ -144,7 +132,7 @@ def sweep_name(words: list[str]) -> str:
     """
     given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
     data = given.get("data", _data_of(given.get("sweep"))).replace(",", "+")
-    aside = RUN_ONLY | {"seed", "run_dir", "data.root", "data.download"}
+    aside = RUN_ONLY | {"seed", "data.root", "data.download"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}
     if "sweep" not in given:
         text = " ".join(sorted(f"{key}={value}" for key, value in kept.items()))
@@ -167,12 +155,16 @@ T = TypeVar("T")
 def read_values(arguments: list[str], schema: type[T]) -> T:
     """KEY=VALUE arguments of a small program as its dataclass; a single value stands for a list of one.
 
+    A directory without KEY= is the run that a program with such a key is about.
+
     Raises:
         UserError: in one line.
     """
+    takes_run = "run" in get_type_hints(schema)
+    arguments = [f"run={a}" if takes_run and "=" not in a and Path(a).is_dir() else a for a in arguments]
     for argument in arguments:
         if "=" not in argument:
-            raise UserError(f"{argument}: expected KEY=VALUE; see --help")
+            raise UserError(f"{argument}: expected KEY=VALUE{' or a run directory' if takes_run else ''}; see --help")
     try:
         config = OmegaConf.from_dotlist(arguments)
     except (OmegaConfBaseException, ValueError) as error:

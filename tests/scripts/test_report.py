@@ -13,7 +13,7 @@ import pytest
 from made_up_sweep import jobs, made_up, note, plan_of, write_run
 from PIL import Image
 
-from configs.schema import load_yaml
+from configs.checking import load_yaml
 from engine.records import RunFolder
 from scripts import inference_drop
 from scripts.report import main, write_report
@@ -346,4 +346,4 @@ def test_drop_at_inference_of_further_blocks_joins_the_earlier(tmp_path: Path, m
     run = RunFolder(tmp_path)
     for blocks in ([1, 7], [3]):
         assert inference_drop.measure(run, blocks, []) == 0
-    assert inference_drop.measured(run) == inference_drop.asked([1, 3, 7])
+    assert inference_drop.measured(run) == inference_drop.wanted([1, 3, 7])
