@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from configs.checking import UserError, one_of
 from configs.command_line import read_values
-from configs.schema import UserError, one_of
 from engine import cpu
 from engine.console import metric_text, table, table_rows
 from experiment.outcome import report_error

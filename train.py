@@ -13,8 +13,8 @@ import faulthandler
 import sys
 from pathlib import Path
 
+from configs.checking import UserError
 from configs.command_line import asks_for_prices, check_arguments, is_sweep, sweep_name
-from configs.schema import UserError
 from engine import cpu
 from engine.console import survive_lost_output
 from experiment.grid import run_command

@@ -8,35 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import fields
 from typing import TypeVar, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.checking import UserError, all_keys, check, load_yaml, nearest
 from configs.plan import CONFIGS, choices
-from configs.resolve import LAYER_KNOBS
-from configs.schema import UserError, all_keys, check, load_yaml, nearest
+from configs.schema import LAYER_KNOBS, Config, RunOptions
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 SHOWS = ("job", "hydra", "all")  # what --cfg shows
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
-RUN_ONLY = {
-    *(
-        "estimate",
-        "jobs",
-        "fresh",
-        "device",
-        "workers",
-        "compile",
-        "log_every",
-        "checkpoint_every",
-        "progress",
-        "rank_timeout",
-    ),
-    "output_root",
-}
+RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan", "jobs"}
 
 
 def check_arguments(words: list[str]) -> None:
@@ -45,7 +32,7 @@ def check_arguments(words: list[str]) -> None:
     Raises:
         UserError: one line that names the word, and the nearest valid one.
     """
-    keys = all_keys()
+    keys = all_keys(Config)
     flags, overrides = split_flags(words)
     for flag in flags:
         if flag not in FLAGS and not flag.startswith("--cfg="):
@@ -144,7 +131,7 @@ def sweep_name(words: list[str]) -> str:
     """
     given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
     data = given.get("data", _data_of(given.get("sweep"))).replace(",", "+")
-    aside = RUN_ONLY | {"seed", "run_dir", "data.root", "data.download"}
+    aside = RUN_ONLY | {"seed", "data.root", "data.download"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}
     if "sweep" not in given:
         text = " ".join(sorted(f"{key}={value}" for key, value in kept.items()))

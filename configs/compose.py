@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.checking import UserError, check
 from configs.command_line import check_arguments, split_flags
 from configs.plan import CONFIGS, Plan
 from configs.resolve import resolve
-from configs.schema import Config, UserError, check
+from configs.schema import Config
 
 
 def plan_of(*overrides: str, grid: bool = False) -> Plan:
@@ -42,6 +43,7 @@ def config_of(*overrides: str) -> DictConfig:
     import hydra
     from hydra.errors import HydraException
 
+    store_defaults()
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return hydra.compose("config", list(overrides))
@@ -70,6 +72,7 @@ def compose_jobs(
         state = HydraConfig.get()
         each(config, list(state.overrides.task), state.job.num if sweep is not None else 0)
 
+    store_defaults()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
     flags, rest = split_flags(list(arguments))  # anywhere for us, in front for argparse
     sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
@@ -81,6 +84,13 @@ def compose_jobs(
         return
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(one_line(str(error), rest)) from error
+
+
+def store_defaults() -> None:
+    """Let the defaults of the schema be what the YAML files start from, as plain values: `check` has the types."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store("schema", OmegaConf.to_container(OmegaConf.structured(Config)))
 
 
 def one_line(message: str, overrides: Sequence[str]) -> str:

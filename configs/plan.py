@@ -1,60 +1,25 @@
-"""The plan: one run, complete and normalised. Everything behind the entry scripts sees the plan only."""
+"""The plan: the resolved configuration of one run. Code downstream of the entry scripts sees nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import (
-    AugmentConfig,
-    DataConfig,
-    ModelConfig,
-    PaperConfig,
-    RecipeConfig,
-    UserError,
-    check,
-    paper_from,
-)
+from configs.checking import UserError, check, load_yaml
+from configs.paper import PaperConfig, paper_from
+from configs.schema import DataConfig, LayerConfig, ModelConfig, RecipeConfig, RunOptions
 
 CONFIGS = Path(__file__).parent
-# Fields that came after the first runs: they are part of a plan's identity only where they differ from their default.
-ADDED_LATER = {
-    *("prepared", "title", "list", "mean", "std", "task", "train_split", "val_split", "test_split", "classes"),
-    *("sync_batchnorm", "scale_min", "scale_max", "photometric"),
-}
+PARTS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig}
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """The layer at the sites. `None` marks what this kind of layer does not have."""
+class Runtime(RunOptions):
+    """How a run is carried out, and where its data are; no part of its identity."""
 
-    name: str
-    keep_prob: float
-    block_size: int | None
-    groups: list[int]
-    skip: bool | None
-    schedule: str
-    group_divisor: float
-    group_shares: list[float] | None = None
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How a run is carried out; may change when it is resumed, and is no part of its identity."""
-
-    device: str = "auto"
-    workers: int | None = None
-    compile: bool = False
-    log_every: int = 10
-    checkpoint_every: int = 0
-    progress: bool = True
-    rank_timeout: float = 600.0
-    output_root: str = "outputs"
-    run_dir: str | None = None
-    fresh: bool = False
     data_root: str | None = None
     download: bool = True
 
@@ -67,9 +32,9 @@ class Plan:
     data: DataConfig
     recipe: RecipeConfig
     regularizer: list[str]
-    layer: LayerPlan | None = None
-    companions: list[LayerPlan] = field(default_factory=list)  # layers of further regularizers
-    cutout: int = 0
+    layer: LayerConfig | None = None
+    companions: list[LayerConfig] = field(default_factory=list)  # layers of further regularizers
+    cutout: int = 0  # side in pixels
     autoaugment: str | None = None
     label_smoothing: float = 0.0
     seed: int = 1
@@ -77,38 +42,41 @@ class Plan:
     paper: PaperConfig = field(default_factory=PaperConfig)
     runtime: Runtime = field(default_factory=Runtime)
 
+    @property
+    def layers(self) -> list[LayerConfig]:
+        """All layers, the first one's name and knobs being the run's."""
+        return [*([self.layer] if self.layer else []), *self.companions]
+
     def identity(self) -> dict[str, Any]:
         """What the run computes: the plan without what may change on resume, and without the names it goes by."""
-        plan = asdict(self)
-        for name in ("runtime", "experiment", "paper"):
-            del plan[name]
-        for name in ("root", "download", "model_width"):
-            del plan["data"][name]
-        recipe = plan["recipe"]
-        parts = ((plan["data"], DataConfig()), (recipe, RecipeConfig()), (recipe["augment"], AugmentConfig()))
-        for part, defaults in parts:
-            for key in ADDED_LATER & part.keys():
-                if part[key] == getattr(defaults, key):
-                    del part[key]
-        return plan
+        return _without_names(asdict(self))
 
     def hash(self) -> str:
-        """Six hexadecimal digits that all seeds of this plan share."""
-        identity = self.identity()
-        del identity["seed"]
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+        """Six hexadecimal digits that all seeds of this plan share.
+
+        Taken over what differs from the defaults of the dataclasses: a field that is added later renames no run.
+        """
+        changed = _without_names(_changed(self))
+        changed.pop("seed", None)
+        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
 
     @property
     def variant(self) -> str:
-        """The short readable name of what is tried: regularizer, block size and keep_prob."""
-        words = ["+".join(self.regularizer)]
-        if self.layer is not None:
-            words += [f"b{self.layer.block_size}"] if self.layer.block_size else []
-            words += [f"kp{self.layer.keep_prob:g}"]
-        return "-".join(words)
+        """The short readable name of what is tried; the hash behind it tells apart what the name leaves out.
+
+        Regularizers, block size and keep_prob; groups, branches and schedule where they are not the paper's; epochs.
+        """
+        parts, layer = ["+".join(self.regularizer)], self.layer
+        if layer is not None:
+            parts += [f"b{layer.block_size}"] if layer.block_size else []
+            parts += [f"kp{layer.keep_prob:g}"]
+            parts += ["g" + "".join(map(str, layer.groups or []))] if layer.groups not in ([3, 4], [0]) else []
+            parts += ["conv"] if layer.skip is False else []
+            parts += [str(layer.schedule)] if layer.schedule != "linear" else []
+        return "-".join([*parts, f"e{self.recipe.epochs}"])
 
     def run_dir(self) -> Path:
-        """The folder of this run: a function of the plan, so equal plans meet in one folder."""
+        """The run directory: a function of the plan, so equal plans meet in one."""
         if self.runtime.run_dir:
             return Path(self.runtime.run_dir)
         network = f"{self.model.library}-{self.model.name}" if self.model.library else self.model.name
@@ -116,24 +84,47 @@ class Plan:
         return Path(self.runtime.output_root, place, f"{self.variant}-{self.hash()}", f"seed-{self.seed}")
 
 
+def _without_names(plan: dict[str, Any]) -> dict[str, Any]:
+    """The nested values of a plan without what is no part of its identity."""
+    kept = {key: value for key, value in plan.items() if key not in ("runtime", "experiment", "paper")}
+    kept["data"] = {k: v for k, v in plan["data"].items() if k not in ("root", "download", "model_width")}
+    return kept
+
+
+def _changed(value: Any) -> Any:
+    """A dataclass as nested plain values, without the fields that have their default; one without default stays."""
+    if isinstance(value, list):
+        return [_changed(part) for part in value]
+    if not is_dataclass(value):
+        return value
+    defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(value)}
+    given = {f.name: getattr(value, f.name) for f in fields(value)}
+    return {name: _changed(part) for name, part in given.items() if part != defaults[name]}
+
+
 def plan_from(values: dict[str, Any]) -> Plan:
-    """A plan from the nested plain values that `dataclasses.asdict` made of one, each part checked.
+    """A plan from the nested plain values that `dataclasses.asdict` made of one; fields of later versions get defaults.
 
     Raises:
         UserError: if a key or a value does not belong there.
     """
-    parts = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig, "layer": LayerPlan}
-    parts |= {"paper": PaperConfig, "runtime": Runtime}
+    parts = {**PARTS, "layer": LayerConfig, "paper": PaperConfig, "runtime": Runtime}
     values = {**values, "paper": paper_from(values.get("paper") or {})}
     try:
         built = {k: check(v, parts[k]) if k in parts and v is not None else v for k, v in values.items()}
-        built["companions"] = [check(layer, LayerPlan) for layer in values.get("companions", [])]
+        built["companions"] = [check(layer, LayerConfig) for layer in values.get("companions", [])]
         return Plan(**built)
     except TypeError as error:
         raise UserError(f"not a plan of this version: {error}") from error
 
 
 def choices(group: str) -> list[str]:
-    """The names of a configuration group: its YAML files, sub-folders included."""
+    """The names of a configuration group: its YAML files, sub-directories included."""
     folder = CONFIGS / group
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def written(group: str, name: str) -> Any:
+    """A model, data set or recipe as its YAML file has it, the defaults filled in."""
+    values = load_yaml(CONFIGS / group / f"{name}.yaml")
+    return check({key: value for key, value in values.items() if key != "defaults"}, PARTS[group])

@@ -1,17 +1,17 @@
-"""The ranges and names that every value of a plan must keep to, whatever it came from."""
+"""Whether every value of a plan is valid: against the declarations of `configs.schema`, and against each other."""
 
 from __future__ import annotations
 
-from configs.plan import Plan, choices
-from configs.schema import UserError, one_of
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
-SCHEDULES = ("linear", "constant")
-LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
-OPTIMIZERS = ("sgd", "adamw", "rmsprop")
-PRECISIONS = ("float32", "bfloat16", "float16")
-TASKS = ("classification", "segmentation", "detection")
-DEVICES = ("auto", "cpu", "cuda")
-POLICIES = ("imagenet", "cifar10", "svhn")
+from configs.checking import UserError, one_of
+from configs.plan import Plan, choices
+from configs.schema import RECIPE_KNOBS, LayerConfig
+
+SHORT = {f"recipe.{knob}": knob for knob in RECIPE_KNOBS}
 
 
 def check_values(plan: Plan) -> None:
@@ -20,62 +20,74 @@ def check_values(plan: Plan) -> None:
     Raises:
         UserError: one line that names the key.
     """
-    recipe = plan.recipe
+    for part, prefix in (
+        *((plan.model, "model."), (plan.data, "data."), (plan.recipe, "recipe.")),
+        *((plan.runtime, ""), *((layer, "") for layer in plan.layers)),
+    ):
+        check_fields(part, prefix)
     if plan.model.library is None:
         one_of("model.name", plan.model.name, choices("model"))
-        one_of("model.stem", str(plan.model.stem), ("small", "stride2", "imagenet"))
-    else:
-        one_of("model.library", plan.model.library, ("torchvision", "timm"))
     one_of("data.name", plan.data.name, choices("data"))
-    one_of("data.task", plan.data.task, TASKS)
-    one_of("lr_schedule", recipe.lr_schedule, LR_SCHEDULES)
-    one_of("recipe.optimizer", recipe.optimizer, OPTIMIZERS)
-    one_of("recipe.precision", recipe.precision, PRECISIONS)
-    one_of("device", plan.runtime.device, DEVICES)
-    one_of("data.on_bad_image", plan.data.on_bad_image, ("error", "skip"))
-    one_of("data.decoder", plan.data.decoder, ("auto", "simplejpeg", "pillow", "pil"))
-    for key, value, least in (
-        ("model.width", plan.model.width, 1),
-        ("data.image_size", plan.data.image_size, 8),
-        ("data.train_subset", plan.data.train_subset, 1),
-        ("epochs", recipe.epochs, 1),
-        ("batch_size", recipe.batch_size, 2),
-        ("recipe.eval_batch_size", recipe.eval_batch_size, 1),
-        ("recipe.accumulate", recipe.accumulate, 1),
-        ("recipe.eval_every", recipe.eval_every, 1),
-        ("recipe.warmup_epochs", recipe.warmup_epochs, 0),
-        ("recipe.weight_decay", recipe.weight_decay, 0),
-        ("seed", plan.seed, 0),
-        ("cutout", plan.cutout, 0),
-        ("workers", plan.runtime.workers, 0),
-        ("log_every", plan.runtime.log_every, 1),
-        ("checkpoint_every", plan.runtime.checkpoint_every, 0),
-        ("rank_timeout", plan.runtime.rank_timeout, 1),
-    ):
-        if value is not None and not value >= least:
-            raise UserError(f"{key}={value}: must be at least {least}")
-    for key, share, top in (
-        ("label_smoothing", plan.label_smoothing, 0.99),
-        ("data.val_fraction", plan.data.val_fraction, 0.5),
-        ("recipe.momentum", recipe.momentum, 0.9999),
-        ("recipe.ema_decay", recipe.ema_decay, 0.999999),
-    ):
-        if share is not None and not 0.0 <= share <= top:
-            raise UserError(f"{key}={share}: must lie between 0 and {top:g}")
-    for key, value in (
-        ("lr", recipe.lr),
-        ("recipe.grad_clip", recipe.grad_clip),
-        ("recipe.decay_epochs", recipe.decay_epochs),
-    ):
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{key}={value}: must be above 0")
-    if not 0 < recipe.lr_decay <= 1:
-        raise UserError(f"recipe.lr_decay={recipe.lr_decay}: must lie above 0 and not above 1")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", plan.runtime.device):
+        raise UserError(f"device={plan.runtime.device}: choose auto, cpu, cuda or cuda:N")
+    if not 0 <= plan.seed < 2**63:
+        raise UserError(f"seed={plan.seed}: must lie between 0 and 2^63 - 1")
+    if not 0 <= plan.label_smoothing <= 0.99:
+        raise UserError(f"label_smoothing={plan.label_smoothing}: must lie between 0 and 0.99")
+    for layer in plan.layers:
+        _check_layer(layer)
+    _check_lengths(plan)
+
+
+def check_fields(part: Any, prefix: str = "") -> None:
+    """Every field of a dataclass against its own choices and range.
+
+    Raises:
+        UserError: one line that names the key.
+    """
+    for key, value, limits in declared(part, prefix):
+        key = SHORT.get(key, key)
+        if value is None:
+            continue
+        if limits["choices"]:
+            one_of(key, value, limits["choices"])
+        least, most, above = limits["least"], limits["most"], limits["above"]
+        if above is not None and not (value > above and value < float("inf")):
+            raise UserError(f"{key}={value}: must be above {above:g}")
+        if most is not None and not ((least if least is not None else above) <= value <= most):
+            bounds = f"between {least:g}" if least is not None else f"above {above:g}"
+            raise UserError(f"{key}={value}: must lie {bounds} and {most:g}")
+        if least is not None and not value >= least:
+            raise UserError(f"{key}={value}: must be at least {least:g}")
+
+
+def declared(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Dotted key, value and declaration (`configs.schema.option`) of every field that has one, nested ones included."""
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if is_dataclass(value):
+            yield from declared(value, f"{prefix}{f.name}.")
+        elif f.metadata:
+            yield prefix + f.name, value, dict(f.metadata)
+
+
+def _check_layer(layer: LayerConfig) -> None:
+    numbers = [group for group in layer.groups or [] if isinstance(group, int)]
+    names = [group for group in layer.groups or [] if isinstance(group, str)]
+    if not layer.groups or min(numbers, default=0) < 0:
+        raise UserError(f"groups={layer.groups}: name at least one group of the network")
+    for name in names:
+        one_of("groups", name, ("head",))
+
+
+def _check_lengths(plan: Plan) -> None:
+    """What the length of the run has to do with its learning rate and its batches."""
+    recipe = plan.recipe
     if recipe.lr_schedule == "step" and not recipe.milestones:
         raise UserError("lr_schedule=step: name the epochs at which the rate falls: recipe.milestones=[60,120,160]")
     if recipe.lr_schedule == "step" and max(recipe.milestones) >= recipe.epochs:
-        told = ", ".join(f"{milestone:g}" for milestone in recipe.milestones)
-        raise UserError(f"recipe.milestones=[{told}]: must lie before the end of the run, epochs={recipe.epochs}")
+        epochs = ", ".join(f"{milestone:g}" for milestone in recipe.milestones)
+        raise UserError(f"recipe.milestones=[{epochs}]: must lie before the end of the run, epochs={recipe.epochs}")
     if recipe.lr_schedule == "exponential" and recipe.lr_decay ** (recipe.epochs / recipe.decay_epochs) < 1e-6:
         raise UserError(
             f"lr_schedule=exponential: times {recipe.lr_decay:g} every {recipe.decay_epochs:g} epochs leaves nothing; "

@@ -1,63 +1,92 @@
-"""What may stand in a configuration: the YAML of this folder as dataclasses, merged strictly, each error in one line.
+"""Every key of the configuration, declared once: name, type, default, meaning, valid values.
 
-`null` in a knob means "as the regularizer, data or recipe says"; `configs.resolve.resolve` turns the whole into a plan.
+The composed YAML starts from these defaults (`configs.compose`), the files of the groups say what differs from them,
+`--help` prints them, and `configs.ranges` checks a plan against them.
+
+A default never changes: a plan's hash is taken over what differs from the defaults, so another default would rename run
+directories. A new field may be added at any time, with a default that means "as before".
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-
-class UserError(ValueError):
-    """A mistake of the user: its message is one line and the process ends with status 2."""
-
-    exit_code = 2
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    name: str = "???"
-    library: str | None = None  # torchvision | timm: `name` is an architecture there
-    width: int | None = None  # channels of the first group; null: as the data set says
-    stem: str | None = None  # imagenet | stride2 (ResNets) | small; null: small up to 64 pixels
-    zero_gamma: bool = True  # last BatchNorm of each block starts at 0 (PAPER: released code)
-    pretrained: str | None = None  # weights file with torchvision's keys
-    options: dict[str, Any] = field(default_factory=dict)  # what only this family has
-
+from configs.paper import PaperConfig, StudyConfig
 
 Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would hide the type
 Names: TypeAlias = list[str]
 
+TASKS = ("classification", "segmentation", "detection")
+SCHEDULES = ("linear", "constant", "cosine", "early", "late", "ramp", "curriculum")
+DEPTH_RULES = ("group", "linear")
+LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
+OPTIMIZERS = ("sgd", "rmsprop", "adamw")
+PRECISIONS = ("float32", "bfloat16", "float16")
+POLICIES = ("imagenet", "cifar10", "svhn")
+DECODERS = ("auto", "simplejpeg", "pillow", "pil")
+ON_BAD_IMAGE = ("error", "skip")
+STEMS = ("small", "stride2", "imagenet")
+LIBRARIES = ("torchvision", "timm")
+
+
+def option(
+    default: Any,
+    meaning: str,
+    choices: Sequence[str] = (),
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A field with its default, what it means, and its valid values: one of `choices`, or a range of numbers.
+
+    Args:
+        default: lists and dictionaries are copied for each instance.
+        meaning: what `--help` prints.
+        choices: names it may have.
+        least, most: inclusive bounds.
+        above: exclusive lower bound; the value is finite then.
+    """
+    metadata = {"meaning": meaning, "choices": tuple(choices), "least": least, "most": most, "above": above}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = option("???", "network; of a library: its architecture")
+    library: str | None = option(None, "where the network comes from; null: this repository", LIBRARIES)
+    width: int | None = option(None, "channels of the first group; null: as the data set says", least=1)
+    stem: str | None = option(None, "first layers; null: small up to 64 pixels", STEMS)
+    zero_gamma: bool = option(True, "last BatchNorm of each block starts at 0 (the authors' released code)")
+    pretrained: str | None = option(None, "file of weights with torchvision's keys")
+    options: dict[str, Any] = option({}, "what only this family of networks has")
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    name: str = "???"
-    root: str | None = None  # where the files are, or are downloaded to
-    image_size: int = 32
-    val_fraction: float = 0.1  # share of the training set that is held out to choose by
-    train_subset: int | None = None  # a fixed, stratified part of the training images
-    model_width: int = 64  # width of the network on this data where nobody says
-    download: bool = True
-    on_bad_image: str = "error"
-    decoder: str = "auto"
-    prepared: bool = False  # root was written by scripts/prepare_shards.py: smaller photographs
-    title: str | None = None  # name in run directories; null: `name`, and for one's own data the folder's name as well
-    mean: Numbers | None = None  # of each channel, of values in [0, 1], for data of one's own; null: measured
-    std: Numbers | None = None
-    task: str = "classification"  # | segmentation | detection
-    train_split: str | None = None  # names of the splits, of data sets that have several; null: the usual ones
-    val_split: str | None = None  # null: val is cut from the training split
-    test_split: str | None = None
-    list: str | None = None  # training list of voc_segmentation: train | trainaug
-    classes: Names | None = None  # of voc_detection, in the order of the labels; null: all in the training list
+    name: str = option("???", "data set")
+    root: str | None = option(None, "where the files are, or are downloaded to")
+    image_size: int = option(32, "side of the images in pixels", least=8)
+    val_fraction: float = option(0.1, "share of the training set held out to choose by", least=0, most=0.5)
+    train_subset: int | None = option(None, "use this many of the training images, stratified", least=1)
+    model_width: int = option(64, "width of the network on this data set, unless model.width is set", least=1)
+    download: bool = option(True, "whether missing files may be downloaded")
+    on_bad_image: str = option("error", "what to do about an unreadable image", ON_BAD_IMAGE)
+    decoder: str = option("auto", "JPEG decoder", DECODERS)
+    prepared: bool = option(False, "root was written by scripts/prepare_shards.py")
+    title: str | None = option(None, "name in run directories; null: name, and for own data the folder's name")
+    mean: Numbers | None = option(None, "of each channel, values in [0, 1], for own data; null: measured")
+    std: Numbers | None = option(None, "standard deviation, as mean")
+    task: str = option("classification", "what is learned", TASKS)
+    train_split: str | None = option(None, "name of the training split, of data sets that have several")
+    val_split: str | None = option(None, "null: cut from the training split")
+    test_split: str | None = option(None, "null: the official evaluation set")
+    list: str | None = option(None, "training list of voc_segmentation: train | trainaug")
+    classes: Names | None = option(None, "of voc_detection, in the order of the labels; null: all in the lists")
 
     def options(self) -> dict[str, Any]:
         """What only some data sets have, as far as it is given."""
@@ -67,63 +96,69 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    crop_padding: int = 0
-    flip: bool = False
-    scale_min: float = 1.0  # of segmentation and detection: the longer side becomes U(min, max) * image_size
-    scale_max: float = 1.0
-    photometric: float = 0.0  # brightness, contrast and saturation times U(1 - p, 1 + p) each
+    crop_padding: int = option(0, "random crop after zero-padding by this many pixels; photographs: resized crop")
+    flip: bool = option(False, "mirror half of the images")
+    scale_min: float = option(1.0, "segmentation, detection: the longer side becomes U(min, max) * image_size")
+    scale_max: float = option(1.0, "see scale_min")
+    photometric: float = option(0.0, "brightness, contrast and saturation times U(1 - p, 1 + p) each")
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    name: str = "???"
-    epochs: int = 1
-    batch_size: int = 32
-    eval_batch_size: int = 256
-    accumulate: int = 1  # micro-batches per optimizer step; batch_size is their sum
-    lr: float = 0.1  # peak, at this batch size
-    lr_schedule: str = "cosine"
-    warmup_epochs: float = 0.0
-    milestones: list[float] = field(default_factory=list)  # epochs, for lr_schedule=step
-    lr_decay: float = 0.1  # factor at a milestone of step, halving or exponential
-    decay_epochs: float = 1.0  # epochs between the decays of lr_schedule=exponential
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = (
-        1e-4  # on weights of convolutions and classifier, biases of the classifier; never on BatchNorm
-    )
-    grad_clip: float | None = None  # largest norm of all gradients together
-    ema_decay: float | None = None  # evaluate an exponential moving average of the weights
-    precision: str = "float32"
-    sync_batchnorm: bool = False  # over the batches of all ranks together; GPUs only
-    eval_every: int = 1  # epochs between evaluations; the last epoch always is one
+    name: str = option("???", "recipe")
+    epochs: int = option(1, "passes over the training set", least=1)
+    batch_size: int = option(32, "images of an optimizer step, over all ranks and micro-batches", least=2)
+    eval_batch_size: int = option(256, "images of a forward pass in evaluation", least=1)
+    accumulate: int = option(1, "micro-batches per optimizer step", least=1)
+    lr: float = option(0.1, "peak learning rate, at this batch size", above=0)
+    lr_schedule: str = option("cosine", "learning rate over the run", LR_SCHEDULES)
+    warmup_epochs: float = option(0.0, "linear warm-up of the learning rate", least=0)
+    milestones: list[float] = option([], "epochs at which lr_schedule=step decays")
+    lr_decay: float = option(0.1, "factor of a decay of step, halving or exponential", above=0, most=1)
+    decay_epochs: float = option(1.0, "epochs between the decays of lr_schedule=exponential", above=0)
+    optimizer: str = option("sgd", "optimizer", OPTIMIZERS)
+    momentum: float = option(0.9, "of sgd and rmsprop", least=0, most=0.9999)
+    nesterov: bool = option(True, "of sgd")
+    weight_decay: float = option(1e-4, "on all parameters but those of normalization layers", least=0)
+    grad_clip: float | None = option(None, "largest norm of all gradients together", above=0)
+    ema_decay: float | None = option(None, "evaluate an exponential moving average", least=0, most=0.999999)
+    precision: str = option("float32", "of the forward pass (autocast)", PRECISIONS)
+    sync_batchnorm: bool = option(False, "BatchNorm over the batches of all ranks together; GPUs only")
+    eval_every: int = option(1, "epochs between evaluations; the last epoch always is one", least=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    warmup_from: float = option(
+        0.0, "learning rate at the start of the warm-up, as a share of the peak", least=0, most=1
+    )
 
 
-@dataclass
+@dataclass  # not frozen: OmegaConf could not merge into the values of `regularizer`
 class LayerConfig:
-    """A layer at sites. A field that is null does not exist for this layer, and its knob is refused."""
+    """A layer at sites. A knob that is null in its YAML does not exist for it; in a plan everything is decided."""
 
-    name: str = "???"
-    keep_prob: float | None = None
-    block_size: int | None = None
-    groups: list[int] | None = None
-    skip: bool | None = None  # on the shortcut as well as on the conv branch
-    schedule: str | None = None
-    group_divisor: float = 1.0  # the drop rate is divided by this once per group before the last
-    group_shares: list[float] | None = None  # instead: the share of the drop rate that groups 1, 2, ... get
+    name: str = option("???", "layer")
+    keep_prob: float | None = option(None, "share of units kept, in the last group", least=0, most=1)
+    block_size: int | None = option(None, "side of the dropped squares, in units of the feature map", least=1)
+    groups: list[int | str] | None = option(None, "groups (stages) that get layers: [3,4], [3,4,head]")
+    skip: bool | None = option(None, "on the shortcut as well as on the conv branch")
+    schedule: str | None = option(None, "the drop rate over the run", SCHEDULES)
+    group_divisor: float = option(1.0, "the drop rate is divided by this once per group before the last", least=1)
+    group_shares: list[float] | None = option(None, "instead: share of the drop rate of groups 1, 2, ...")
+    schedule_start: float | None = option(None, "share of the run at which `late` starts", least=0, most=1)
+    schedule_end: float | None = option(None, "share of the run at which `early` and `ramp` end", least=0, most=1)
+    head_share: float = option(1.0, "share of the drop rate that a head gets", least=0)
+    depth_rule: str = option("group", "how the drop rate is divided over the depth", DEPTH_RULES)
+    options: dict[str, Any] = option({}, "further knobs, of this layer alone")
 
 
 @dataclass
 class InputConfig:
-    cutout: float | None = None  # side of the square as a share of the image's
-    autoaugment: str | None = None  # torchvision's policy imagenet | cifar10 | svhn; auto: by the size of the images
+    cutout: float | None = option(None, "side of the square as a share of the image's", least=0, most=2)
+    autoaugment: str | None = option(None, "AutoAugment's policy; auto: by the image size", ("auto", *POLICIES))
 
 
 @dataclass
 class LossConfig:
-    label_smoothing: float | None = None
+    label_smoothing: float | None = option(None, "share of the target spread over all classes", least=0, most=0.99)
 
 
 @dataclass
@@ -136,80 +171,25 @@ class RegularizerConfig:
 
 
 @dataclass(frozen=True)
-class PaperConfig:
-    """The numbers of the paper that an experiment stands beside; absent ones are unknown.
+class RunOptions:
+    """How a run is carried out. Changes nothing of what is computed, so it may change on resume."""
 
-    Args:
-        place: table and row, or figure and line; differences are taken within one table or figure.
-        certainty: where the numbers were read.
-        metrics: [mean] or [mean, standard deviation] by the name of the metric, in its unit.
-        curve: of a figure, by the name of the metric: its values by keep_prob.
-    """
-
-    place: str = ""
-    certainty: str = ""
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-    curve: dict[str, dict[float, float]] = field(default_factory=dict)
-
-
-def paper_from(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a `PaperConfig`, also of runs from before its numbers were keyed by metric."""
-    old = {"top1", "top1_std", "top5", "top5_std"} & set(values)
-    curve = values.get("curve") or {}
-    if not old and all(isinstance(points, dict) for points in curve.values()):
-        return values
-    metrics = {
-        name: [number for number in (values.get(name), values.get(f"{name}_std")) if number is not None]
-        for name in ("top1", "top5")
-        if values.get(name) is not None
-    }
-    kept = {key: values.get(key) or "" for key in ("place", "certainty")}
-    return {**kept, "metrics": metrics, "curve": {"top1": curve} if curve else {}}
+    device: str = option("auto", "auto | cpu | cuda | cuda:N")
+    workers: int | None = option(None, "loader processes per rank, for image folders; null: one per core", least=0)
+    compile: bool = option(False, "torch.compile")
+    log_every: int = option(10, "steps between log entries", least=1)
+    checkpoint_every: int = option(0, "steps between checkpoints; 0: at the end of every epoch", least=0)
+    progress: bool = option(True, "progress bar")
+    rank_timeout: float = option(600.0, "seconds that a rank waits for the others", least=1)
+    output_root: str = option("outputs", "parent of all run directories")
+    run_dir: str | None = option(None, "another directory for this run")
+    fresh: bool = option(False, "move an earlier run of the same plan aside and start over")
 
 
 @dataclass(frozen=True)
-class ClaimConfig:
-    """A claim that the rows of a sweep speak to: rows that are alike but for one column are a cell.
+class Config(RunOptions):
+    """The composed configuration. A null knob means: as the regularizer, the data set or the recipe says."""
 
-    Args:
-        says: the claim, in words, such as "block 7 beats block 1".
-        column: a column of the report's runs.csv.
-        better, worse: the values of that column whose difference is taken, as runs.csv spells them.
-        where: columns and values of the rows it is about; empty for all.
-    """
-
-    says: str = ""
-    column: str = ""
-    better: str = ""
-    worse: str = ""
-    where: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """What a sweep declares before its first run, for its report; no part of any run.
-
-    Args:
-        headline: which number is the result, in words.
-        margin: differences within +- this many points are of no interest ("equivalent").
-        keep_prob: the candidates that each method's keep_prob is chosen from, on val.
-        pilot_seed: the seed of the runs that choose; they enter no row.
-        pilot_sweep: the sweep that has them, where it is another one.
-        limitations: sentences that the report ends with.
-        claims: what the rows are to answer.
-    """
-
-    headline: str = ""
-    margin: float = 0.5
-    keep_prob: list[float] = field(default_factory=list)
-    pilot_seed: int | None = None
-    pilot_sweep: str = ""
-    limitations: list[str] = field(default_factory=list)
-    claims: list[ClaimConfig] = field(default_factory=list)
-
-
-@dataclass
-class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -217,139 +197,29 @@ class Config:
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
     study: StudyConfig = field(default_factory=StudyConfig)  # of a sweep
-    # Knobs
     keep_prob: float | None = None
     block_size: int | None = None
-    groups: list[int] | None = None
+    groups: list[int | str] | None = None
     skip: bool | None = None
     schedule: str | None = None
+    schedule_start: float | None = None
+    schedule_end: float | None = None
+    depth_rule: str | None = None
+    head_share: float | None = None
     label_smoothing: float | None = None
-    seed: int = 1
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
     lr_schedule: str | None = None
-    # How it is run: none of these changes what is computed, so they may change on resume
-    device: str = "auto"
-    workers: int | None = None
-    compile: bool = False
-    log_every: int = 10
-    checkpoint_every: int = 0
-    progress: bool = True
-    rank_timeout: float = 600.0
-    output_root: str = "outputs"
-    run_dir: str | None = None
-    fresh: bool = False
-    estimate: bool = False
-    jobs: str = "1"  # runs of a sweep at a time: a number, or auto
+    seed: int = option(1, "of weights, order of the data, augmentation and masks", least=0)
+    estimate: bool = option(False, "print hours, memory and disk of the runs, from a few real steps; train nothing")
+    jobs: str = option("1", "runs of a sweep at a time; auto: one a GPU, or one a core")
+    plan: bool = option(False, "print the resolved plan and the sites table; train nothing")
 
 
-T = TypeVar("T")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' (did you mean 'x'?)' for the most similar known word, or ''."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def one_of(key: str, value: str, known: Iterable[str]) -> None:
-    """Raise UserError unless `value` is one of the known names."""
-    known = list(known)
-    if value not in known:
-        raise UserError(f"{key}={value}: unknown{nearest(value, known)}; choose one of {', '.join(known)}")
-
-
-def check(config: Any, schema: type[T]) -> T:
-    """Merge a composed configuration into its dataclass: no other key, every value of its type.
-
-    A plain structured config lets `+typo=1` through; merging into a fresh one does not.
-
-    Raises:
-        UserError: one line that names the key, and the nearest valid one.
-    """
-    try:
-        target = OmegaConf.structured(schema)
-        _make_writable(target)
-        merged = OmegaConf.merge(target, config)
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise UserError(f"{missing[0]} has no value")
-        result = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, schema)) from error
-    assert isinstance(result, schema)
-    return result
-
-
-def _make_writable(node: Any) -> None:
-    """Frozen dataclasses come as read-only nodes, which a merge could not fill."""
-    if isinstance(node, DictConfig) and not node._is_none():
-        OmegaConf.set_readonly(node, False)
-        for key in node:
-            _make_writable(node._get_node(key))
-
-
-_EXPECTED = {  # a part of OmegaConf's message -> what the user should have given
-    "to Float": "a number",
-    "to Integer": "a whole number",
-    "valid bool": "true or false",
-    "is not a ListConfig": "a list such as [3,4]",
-    "not a primitive": "a single value",
-}
-
-
-def explain(error: OmegaConfBaseException, schema: type) -> str:
-    """OmegaConf's message as one line that names the key and, for an unknown one, the nearest valid key."""
-    key = getattr(error, "full_key", None) or ""
-    first = str(error).splitlines()[0]
-    if "not in" in first and re.match(r"Key '", first):
-        parent, _, name = key.rpartition(".")
-        return f"unknown key '{key}'{nearest(name, keys_under(schema, parent))}"
-    value = re.search(r"[Vv]alue:? '?(?!assigned)([^' ]*)'?", first)
-    for sign, wanted in _EXPECTED.items():
-        if sign in first and key:
-            return f"{key}={value[1]}: expected {wanted}" if value else f"{key}: expected {wanted}"
-    return f"{key}: {first}" if key else first
-
-
-def keys_under(schema: type, parent: str = "") -> list[str]:
-    """The names valid one level below a dotted path of the schema ('' for the top level)."""
-    node: Any = schema()
-    for part in filter(None, parent.split(".")):
-        node = getattr(node, part, None)
-        if node is None:
-            return []
-    return [f.name for f in fields(node)] if is_dataclass(node) else []
-
-
-def all_keys(schema: type = Config) -> list[str]:
-    """Every dotted key of the schema."""
-    return _dotted(schema(), "")
-
-
-def _dotted(node: Any, prefix: str) -> list[str]:
-    names = []
-    for f in fields(node):
-        names.append(prefix + f.name)
-        value = getattr(node, f.name)
-        if is_dataclass(value):
-            names += _dotted(value, f"{prefix}{f.name}.")
-    return names
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The plain values of a YAML file.
-
-    Raises:
-        UserError: if the file is missing or damaged.
-    """
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:
-        raise UserError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not a configuration")
-    return {str(key): value for key, value in values.items()}
+# The short names of what is varied most; of these dataclasses.
+LAYER_KNOBS = (
+    *("keep_prob", "block_size", "groups", "skip", "schedule"),
+    *("schedule_start", "schedule_end", "depth_rule", "head_share"),
+)
+RECIPE_KNOBS = ("epochs", "batch_size", "lr", "lr_schedule")

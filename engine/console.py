@@ -45,7 +45,7 @@ def survive_lost_output() -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns padded to one width; numbers to the right, words to the left."""
+    """Columns padded to one width; numbers to the right, text to the left."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
     right = [all(_is_number(row[i]) for row in cells) for i in range(len(headers))]
@@ -112,4 +112,4 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
         ("speed", f"{summary['images_per_s']:.0f}", f"images/s in training, {duration(summary['train_seconds'])}")
     )
     lines = [table(("result", "value", "of"), rows), f"run folder   {folder}"]
-    return "\n".join([*lines, f"curves       tensorboard --logdir {folder}"])
+    return "\n".join([*lines, f"TensorBoard  tensorboard --logdir {folder}"])

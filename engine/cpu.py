@@ -3,7 +3,7 @@
 Threads: GNU OpenMP lets a thread that has nothing to do spin for a while in the hope of more. On a machine of one's
 own that is right: the step of a narrow ResNet-50 on two cores took 0.21 s, and 0.29 to 0.38 s where threads wait
 asleep. Beside another training everybody waits for the spinner: two at once took 0.8 to 3 s a step, and 0.45 s waiting
-asleep. So the ranks of one machine wait asleep; for other trainings side by side set OMP_WAIT_POLICY=PASSIVE.
+asleep. So the ranks and the jobs of one command wait asleep; for others side by side set OMP_WAIT_POLICY=PASSIVE.
 
 Memory: glibc hands the memory of a large tensor back to the system and has it paged in again, zeroed, for the next one.
 A network asks for the same sizes at every step, so the process keeps what it has: two epochs of a ResNet-50 took 4 s of
@@ -25,13 +25,16 @@ KEPT = {
 }
 
 
-def configure_process() -> bool:
+def configure_process(alone: bool = True) -> bool:
     """Make the settings, unless they are set in the environment.
+
+    Args:
+        alone: False: other trainings are started beside this one.
 
     Returns:
         whether the allocator was set; it is only where it is glibc's.
     """
-    if ranks_here() > 1:
+    if not alone or ranks_here() > 1:
         os.environ.setdefault(WAITING, "PASSIVE")
     if sys.platform != "linux" or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False

@@ -56,7 +56,7 @@ def evaluate(
         poll: called before every batch, equally often on all ranks; may raise to end the pass.
 
     Raises:
-        ValueError: for a split without samples.
+        ValueError: on all ranks, for a split without samples or one that the task cannot measure.
     """
     evaluator, images = task.evaluator(loader), 0
     with autocast(device, precision):
@@ -70,10 +70,14 @@ def evaluate(
     seen, states = zip(*ranks.gather((images, evaluator.state())), strict=True)
     if not sum(seen):
         raise ValueError("a split without samples cannot be evaluated")
-    merged: Evaluation | None = None
+    merged: Evaluation | ValueError | None = None
     if ranks.is_main:
-        evaluator.merge(list(states))
-        merged = Evaluation(evaluator.metrics(), evaluator.tables(), sum(seen))
+        try:
+            evaluator.merge(list(states))
+            merged = Evaluation(evaluator.metrics(), evaluator.tables(), sum(seen))
+        except ValueError as error:  # the other ranks wait for a result
+            merged = error
     merged = ranks.gather(merged)[0]
-    assert merged is not None
+    if not isinstance(merged, Evaluation):
+        raise merged or ValueError("rank 0 has no result")
     return merged

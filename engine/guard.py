@@ -1,8 +1,8 @@
-"""Numbers that go wrong: noticed before they reach weights, curves or checkpoints, and kept to be looked at again.
+"""Non-finite checks: stop before a NaN or Inf reaches weights, logs or checkpoints, and save what a replay needs.
 
-Skipping a batch whose loss is no number is not safe: its forward pass has already spoilt BatchNorm's running
+Skipping a batch whose loss is not finite is not safe: its forward pass has already changed BatchNorm's running
 statistics. So the run stops. The one case that is skipped is the gradient that overflows in float16 though the loss is
-finite: the scale of the loss is too large then, and halving it mends that.
+finite: the scale of the loss is too large then, and halving it is the fix.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ MAX_SKIPS_IN_A_ROW = 16
 
 
 class NonFinite(RuntimeError):
-    """A loss, a gradient, a weight or a metric is no longer a number."""
+    """A loss, a gradient, a weight or a metric is not finite."""
 
     exit_code = 1
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every entry is a number; one transfer from the device where it is so."""
+    """Whether every entry is finite; one transfer from the device where it is so."""
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     if not floating:
         return True
-    # A sum with an entry that is no number is none either, and costs a tenth of the magnitudes.
+    # The sum is not finite if any entry is not; ten times cheaper than norms.
     if bool(torch.stack([tensor.sum().float() for tensor in floating]).isfinite().all()):
         return True
     # It may have overflowed: the largest magnitude is NaN or infinite exactly if an entry is.
@@ -43,14 +43,14 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def refuse_metrics(values: dict[str, float]) -> None:
-    """Raises NonFinite if a metric is no number."""
+    """Raises NonFinite if a metric is not finite."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise NonFinite(f"{name} is {value}: the network has gone wrong")
 
 
 class Seen(NamedTuple):
-    """Where in the run a number was met."""
+    """Where in the run a number was computed."""
 
     step: int  # optimizer steps done before
     lr: float
@@ -58,7 +58,7 @@ class Seen(NamedTuple):
 
 
 class Guard:
-    """Looks at the numbers of a run, on all ranks together; every method raises NonFinite on all of them or on none.
+    """Checks the numbers of a run, on all ranks together; every method raises NonFinite on all of them or on none.
 
     Args:
         state: of the run.
@@ -82,19 +82,19 @@ class Guard:
         self.unchecked: list[tuple[Seen, Tensor]] = []
 
     def loss(self, loss: Tensor, batch: Any, micro: int) -> None:
-        """Look at a loss before its gradient is taken; on a GPU, where that would wait for the device, later."""
+        """Check a loss before its gradient is taken; on a GPU, where that would wait for the device, later."""
         if self.at_once:
             self._refuse("the loss", [loss], batch, micro)
         else:
             self.unchecked.append((self._here(batch), loss.detach()))
 
     def gradients(self, batch: Any) -> None:
-        """Look at the gradients before they move the weights. On a GPU they are met as weights or as the next loss."""
+        """Check the gradients before the step. On a GPU they show as weights or as the next loss."""
         if self.at_once and not self.state.scaler.is_enabled():
             self._refuse("a gradient", [p.grad for p in self.parameters if p.grad is not None], batch, 0)
 
     def look_back(self) -> None:
-        """Look at the losses of the steps since the last time together."""
+        """Check the losses of all steps since the last call, in one transfer."""
         if self.at_once:
             return
         steps, self.unchecked = self.unchecked, []
@@ -105,7 +105,7 @@ class Guard:
             raise self._stop("the loss", bad, seen, None)
 
     def weights(self) -> None:
-        """Look at what a checkpoint is about to keep."""
+        """Check what a checkpoint is about to keep."""
         if not all_finite([*self.parameters, *self.statistics]):
             raise NonFinite(f"a weight or a running statistic is not finite after step {self.state.step}")
 
@@ -129,7 +129,7 @@ class Guard:
             raise self._stop(what, bad, self._here(batch), {**self.state.state_dict(), **kept} if bad else None)
 
     def _stop(self, what: str, bad: bool, seen: Seen, kept: dict[str, Any] | None) -> NonFinite:
-        """What to raise, the same on all ranks; the first that met the number keeps what a replay of the step needs."""
+        """The error to raise, equal on all ranks; the first rank that is concerned saves what a replay needs."""
         met = self.ranks.gather((bad, seen))
         rank = next(rank for rank, (bad, _) in enumerate(met) if bad)
         hint = "the last checkpoint leads there again"

@@ -48,7 +48,7 @@ class MetricsWriter:
         try:
             self.close()
         except OSError:
-            if error is None:  # else the disk that is full here is told already
+            if error is None:  # else the full disk is reported already
                 raise
 
     @contextmanager

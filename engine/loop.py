@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from engine import checkpoint, points
+from engine import checkpoint, summary
 from engine.console import metric_text
 from engine.distributed import Ranks, running_statistics, share_statistics
 from engine.evaluation import autocast, evaluate
@@ -135,10 +135,10 @@ class Fit:
                 self._end_epoch()
 
     def result(self) -> dict[str, Any]:
-        """The outcome of the run: see `points.result`."""
+        """The outcome of the run: see `summary.result`."""
         per_epoch, epochs_done = len(self.data.train), self.state.epochs_done
         last_epoch = self._progress((epochs_done - 1) * per_epoch, epochs_done * per_epoch)
-        result = points.result(self.state, self.task, self.layers.expected_drop(last_epoch))
+        result = summary.result(self.state, self.task, self.layers.expected_drop(last_epoch))
         self._collect_bad_images()
         return {**result, "bad_images": self.state.bad_images}
 
@@ -228,7 +228,7 @@ class Fit:
         self._count_drops()
         progress = self._progress(window.start, state.step)
         keep_probs, expected = self.layers.keep_probs(progress), self.layers.expected_drop(progress)
-        values = points.training_point(state, metrics, keep_probs, expected, images / max(window.seconds, 1e-9))
+        values = summary.log_entry(state, metrics, keep_probs, expected, images / max(window.seconds, 1e-9))
         self.writer.add(state.step, state.step / len(self.data.train), values)
         # Where training has no headline (average precision), that of the latest evaluation.
         headline = self.task.headline
@@ -260,7 +260,7 @@ class Fit:
         if epoch % self.settings.eval_every == 0 or epoch == epochs:
             values = self._evaluate()
             self.writer.add(state.step, epoch, values)
-            self.bar.write(points.epoch_line(epoch, epochs, values))
+            self.bar.write(summary.epoch_line(epoch, epochs, values))
         if state.end_epoch(values, self.task.headline):
             self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
         self._clock = time.perf_counter()

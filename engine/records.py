@@ -1,6 +1,6 @@
 """A run folder: what a training leaves for its resumption, for evaluation and for the report.
 
-plan.yaml        the complete plan                 metrics.jsonl   the curves, one JSON object a line
+plan.yaml        the complete plan                 metrics.jsonl   the log, one JSON object a line
 config_min.yaml  what the user asked for           events.out...   the same for TensorBoard
 status.json      RUNNING, DONE, STOPPED, FAILED    summary.json    the result
 error.txt        why it FAILED                     nonfinite.pt    the step at which a number went wrong
@@ -29,7 +29,7 @@ _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 
 
 def _close_locks() -> None:
-    """In a forked process, such as a loader worker: a lock that it held as well would outlive a killed run."""
+    """In a forked process, such as a loader worker: a lock inherited from its parent would outlive a killed run."""
     for lock in list(_LOCKS):
         lock.close()
 
@@ -55,7 +55,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def status(self) -> dict[str, Any]:
-        """The last known status; {} for a folder that never held a run. RUNNING with nobody there is told as KILLED."""
+        """The last known status; {} for a folder without a run. RUNNING without a process is KILLED."""
         status = self.read("status.json") or {}
         if status.get("status") == RUNNING and not self.in_use():
             status["status"] = KILLED
@@ -113,13 +113,13 @@ class RunFolder:
         lock = self.lock()
         status = self.path / "status.json"
         if fresh_since is not None and status.exists() and status.stat().st_mtime < fresh_since:
-            with lock:  # held until the new folder is
+            with lock:  # kept until the new folder is locked
                 print(f"the earlier run is now {self.move_aside()}")
                 lock = self.lock()
         return lock
 
     def lock(self) -> IO[str]:
-        """Hold the folder for this process; the system lets go when the process ends, however it ends.
+        """Lock the folder for this process; the system unlocks it when the process ends, however it ends.
 
         Raises:
             RunLocked: if another process holds it; names its pid and host.
@@ -128,7 +128,7 @@ class RunFolder:
         path = self.path / LOCK
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+")  # noqa: SIM115 - held open as long as the run
+            file = open(path, "a+")  # noqa: SIM115 - open as long as the run
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written ({error.strerror}); choose another output_root") from None
         if not _locked(file):
@@ -193,10 +193,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _git(*words: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
     try:
-        result = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
-from configs.plan import LayerPlan, Plan
-from configs.schema import UserError
+from configs.checking import UserError
+from configs.plan import Plan
+from configs.schema import LayerConfig
 from data import Augment, Cut, Data, Loading, Reading, Source, build_data
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
@@ -63,7 +65,7 @@ def build_network(
         **asked.options,
     )
     model = model.to(device).to(memory_format=torch.channels_last)
-    specs = [spec_of(layer) for layer in ([plan.layer] if plan.layer else []) + plan.companions]
+    specs = [spec_of(layer) for layer in plan.layers]
     return model, LayerControl.install(model, specs, torch.zeros(1, channels, height, width, device=device))
 
 
@@ -82,18 +84,12 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
     return Segmentation(data.classes) if data.task == "segmentation" else Detection(data.classes)
 
 
-def spec_of(layer: LayerPlan) -> LayerSpec:
+def spec_of(layer: LayerConfig) -> LayerSpec:
     """A layer of the plan as the library takes it."""
-    return LayerSpec(
-        name=layer.name,
-        keep_prob=layer.keep_prob,
-        groups=layer.groups,
-        skip=bool(layer.skip),
-        schedule=layer.schedule,
-        group_divisor=layer.group_divisor,
-        group_shares=layer.group_shares,
-        options={} if layer.block_size is None else {"block_size": layer.block_size},
-    )
+    values = asdict(layer)
+    block_size = values.pop("block_size")
+    options = {**({} if block_size is None else {"block_size": block_size}), **values.pop("options")}
+    return LayerSpec(**{**values, "skip": bool(layer.skip)}, options=options)
 
 
 def build_fit(

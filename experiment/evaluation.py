@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.plan import LayerPlan
-from configs.schema import UserError
+from configs.checking import UserError
+from configs.schema import LayerConfig
 from dropblock import installed_layers
 from engine.distributed import Ranks, find_device
 from engine.evaluation import evaluate as pass_over
@@ -37,7 +37,7 @@ def evaluate(
         raise UserError(f"split={split}: {plan.data.name} was used without one")
     task = build_task(plan, data)
 
-    def measure(layer: LayerPlan | None, only: int | None = None) -> dict[str, Any]:
+    def measure(layer: LayerConfig | None, only: int | None = None) -> dict[str, Any]:
         model, layers = trained(replace(plan, layer=layer), payload, data, place)
         layers.set_progress(1.0)
         for installed in installed_layers(model):
@@ -51,7 +51,7 @@ def evaluate(
     if keep_prob or block_size:
         last: Any = trained(plan, payload, data, place)[0].last_group
         for block, kept in product(block_size or [7], keep_prob or [0.9]):
-            layer = LayerPlan("dropblock", kept, block, [last - 1, last], True, "constant", 4.0)
+            layer = LayerConfig("dropblock", kept, block, [last - 1, last], True, "constant", 4.0)
             under_drop.append({"keep_prob": kept, "block_size": block, **without_tables(measure(layer))})
     columns = [{"column": k, **without_tables(measure(None, k))} for k in column]
     result = {"split": split, "samples": loader.num_samples, **measure(None)}

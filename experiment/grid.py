@@ -10,9 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from configs.checking import UserError, check
 from configs.compose import compose_jobs
 from configs.resolve import resolve
-from configs.schema import Config, UserError, check
+from configs.schema import Config
 from engine import cpu
 from experiment.jobs import Job, count_of, run_jobs
 from experiment.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, report_error

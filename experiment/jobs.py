@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import UserError
+from configs.checking import UserError
 from engine import cpu
 from experiment.display import Display
 from experiment.outcome import Outcome

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from configs.checking import UserError, check
 from configs.compose import compose_jobs
 from configs.plan import Plan
 from configs.resolve import resolve
-from configs.schema import Config, UserError, check
+from configs.schema import Config
 from engine.console import duration, table
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from configs.checking import load_yaml
 from configs.plan import Plan, plan_from
-from configs.schema import load_yaml
 from data import Data
 from dropblock import table_text
 from engine import checkpoint
-from engine.attempt import agree, attempt, hold, refuse_another, resume
 from engine.console import result_text
 from engine.distributed import Ranks, find_device, join
 from engine.files import write_aside
+from engine.lifecycle import locked, refuse_another, require_equal, resume, status_kept
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
 from engine.records import DONE, RunFolder, environment
@@ -52,9 +52,9 @@ def run_plan(
     ranks = join(device, plan.runtime.rank_timeout)
     # These two decide, with the identity, when the ranks have something to tell each other.
     rhythm = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
-    agree("configuration", {**plan.identity(), **rhythm, "run folder": str(plan.run_dir())}, ranks)
+    require_equal("configuration", {**plan.identity(), **rhythm, "run folder": str(plan.run_dir())}, ranks)
     folder = RunFolder(plan.run_dir())
-    with hold(folder, ranks, began if plan.runtime.fresh else None, wait):
+    with locked(folder, ranks, began if plan.runtime.fresh else None, wait):
         plan_file = folder.path / "plan.yaml"
         if plan_file.exists():  # a folder given by run_dir= may hold another run
             refuse_another(folder.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
@@ -93,7 +93,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train to the end in a locked run directory and write its record."""
     started = {**environment(), "device": str(device), "world_size": ranks.world_size}
-    with attempt(folder, ranks), StopRequest() as stop:
+    with status_kept(folder, ranks), StopRequest() as stop:
         if ranks.is_main:
             folder.checkpoints.mkdir(exist_ok=True)
             for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": list(overrides)})):
@@ -118,12 +118,18 @@ def _train(
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
     """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
     data = open_data(plan, device, ranks)
-    agree("data set", {"fingerprint": data.fingerprint, "batches per epoch": len(data.train)}, ranks)
     found = checkpoint.load_latest(folder.checkpoints)
-    agree("checkpoint", {"step": found and found[0].get("step")}, ranks)
+    ours = {
+        "fingerprint": data.fingerprint,
+        "batches per epoch": len(data.train),
+        "step": found and found[0].get("step"),
+    }
+    require_equal("data set or checkpoint", ours, ranks)
     fit, layers = build_fit(plan, data, folder, device, ranks, stop, pretrained=found is None)
     if found is not None:
-        resume(fit.state, *found, fit.identity, ranks)
+        saved, path = found
+        normalised = plan_from(saved.get("plan") or {}).identity()  # what an older version did not have yet: defaults
+        resume(fit.state, {**saved, "plan": normalised}, path, fit.identity, ranks)
     if ranks.is_main:
         print(plan_text(plan, data, fit.state.model, device))
         if layers.table:
@@ -159,5 +165,5 @@ def table_row(plan: Plan) -> dict[str, Any]:
     row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
     if layer is not None:
         row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}
-        row["groups"] = ",".join(map(str, layer.groups))
+        row["groups"] = ",".join(map(str, layer.groups or []))
     return row

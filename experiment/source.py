@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.schema import UserError, one_of
+from configs.checking import UserError, one_of
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from configs.checking import UserError, load_yaml
 from configs.plan import Plan, plan_from
-from configs.schema import UserError, load_yaml
 from data import Data
 from dropblock import LayerControl
 from engine import checkpoint

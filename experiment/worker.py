@@ -23,7 +23,7 @@ def main(log: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
-    cpu.settle()
+    cpu.configure_process(alone=False)
     for line in sys.stdin:
         job = json.loads(line)
         outcome = run_job(

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.schema import UserError
+from configs.checking import UserError
 from data import Data
 from experiment.source import NetworkSource
 from experiment.trained import opened, trained

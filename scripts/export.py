@@ -19,8 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from configs.checking import UserError
 from configs.command_line import read_values
-from configs.schema import UserError
 from engine.files import write_aside
 from engine.records import RunFolder
 from experiment.outcome import report_error

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.schema import UserError
+from configs.checking import UserError
 from engine.records import RunFolder
 
 EVALUATE = Path(__file__).resolve().parent.parent / "evaluate.py"

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from configs.checking import UserError, one_of
 from configs.command_line import read_values
 from configs.plan import Plan
-from configs.schema import UserError, one_of
 from data import Data
 from engine.distributed import find_device
 from engine.tasks import Detection

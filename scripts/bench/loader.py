@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data import Augment, Cut, Loading, Reading, Source, build_data
+from data import Augment, Batch, Cut, Loading, Reading, Source, build_data
 from data.augment import Normalize
 from data.class_folders import IMAGENET_STATISTICS
 from data.folders import open_folders
@@ -212,7 +212,7 @@ def seconds_per_image(batches: Iterator[Any], started: bool) -> tuple[float, flo
     start, before = time.perf_counter(), processor_seconds()
     images, after = 0, before
     for batch in batches:
-        images += len(batch[0])
+        images += batch.size if isinstance(batch, Batch) else len(batch[0])
         after = processor_seconds()  # before the workers of a last batch are gone
     if torch.cuda.is_available():
         torch.cuda.synchronize()

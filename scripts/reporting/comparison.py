@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.schema import ClaimConfig
+from configs.paper import ClaimConfig
 from scripts.reporting.names import KNOBS
 from scripts.reporting.statistics import Difference, Spread, holm, paired, verdict
 from scripts.reporting.sweep import Row, Run, Sweep

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from configs.checking import UserError, load_yaml
 from configs.plan import CONFIGS
-from configs.schema import UserError, load_yaml
 
 KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
 ALWAYS_SHOWN = ("keep_prob", "block_size")  # the others where they tell rows apart

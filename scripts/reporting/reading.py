@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.checking import UserError, check, load_yaml
+from configs.paper import StudyConfig
 from configs.plan import CONFIGS, choices
-from configs.schema import StudyConfig, UserError, check, load_yaml
 from engine.records import DONE, RunFolder
 from scripts.reporting.sweep import Row, Run, Sweep, layer_values
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from configs.plan import CONFIGS, choices
-from configs.schema import load_yaml
+from configs.plan import PARTS, choices, written
 from scripts.reporting.sweep import Sweep, flattened
 
 # The paper's experiments by task, as files of this project; a task whose files are not all here has no deviations.
@@ -39,7 +39,7 @@ def paper_setting(task: str) -> dict[str, Any]:
     names = PAPER.get(task, {})
     if not names or any(name not in choices(part) for part, name in names.items()):
         return {}
-    files = {part: load_yaml(CONFIGS / part / f"{name}.yaml") for part, name in names.items()}
+    files = {part: asdict(written(part, name)) for part, name in names.items()}
     return {**not_silent(files), "model.width": 64, "model.stem": "imagenet", "data.train_subset": "all"}
 
 
@@ -53,7 +53,8 @@ def deviations(sweep: Sweep) -> list[tuple[str, str, str]]:
     paper_values = paper_setting(task_of(sweep))
     if not paper_values:
         return []
-    settings = [not_silent({part: run.plan[part] for part in ("data", "model", "recipe")}) for run in sweep.runs]
+    defaults = not_silent({part: asdict(schema()) for part, schema in PARTS.items()})  # of keys newer than a run
+    settings = [{**defaults, **not_silent({part: run.plan[part] for part in PARTS})} for run in sweep.runs]
     found = []
     for key, paper in paper_values.items():
         values = [setting.get(key) for setting in settings]

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.schema import StudyConfig, paper_from
+from configs.paper import StudyConfig, paper_from
 from engine.records import RunFolder
 from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, knob_text, label_of, metric_label
 from scripts.reporting.statistics import Spread

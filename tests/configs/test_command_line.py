@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from configs.checking import UserError
 from configs.command_line import check_arguments, is_sweep, sweep_name
-from configs.schema import UserError
 
 GOOD = [
     ["regularizer=dropblock", "block_size=7"],

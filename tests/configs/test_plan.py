@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from configs.checking import UserError, check, nearest
 from configs.plan import CONFIGS, Plan, choices, plan_from
 from configs.resolve import resolve
-from configs.schema import Config, ModelConfig, RecipeConfig, UserError, check, nearest
+from configs.schema import Config, LayerConfig
 
 
 def compose(*regularizers: str, data: str = "digits", recipe: str = "quick", **knobs: Any) -> Config:
@@ -39,7 +40,8 @@ def test_null_means_as_the_regularizer_the_data_and_the_recipe_say() -> None:
 def test_a_knob_wins() -> None:
     plan = plan_of("dropblock", block_size=3, keep_prob=0.8, groups=[4], skip=False, schedule="constant", lr=0.2)
     assert plan.layer is not None
-    assert asdict(plan.layer) == {
+    changed = {key: value for key, value in asdict(plan.layer).items() if value != getattr(LayerConfig(), key)}
+    assert changed == {
         "name": "dropblock",
         "keep_prob": 0.8,
         "block_size": 3,
@@ -47,7 +49,6 @@ def test_a_knob_wins() -> None:
         "skip": False,
         "schedule": "constant",
         "group_divisor": 4.0,
-        "group_shares": None,
     }
     assert plan.recipe.lr == 0.2
 
@@ -178,15 +179,6 @@ def test_every_yaml_is_valid_and_named_after_its_file(group: str) -> None:
 def test_nearest_names_nothing_where_nothing_is_near() -> None:
     assert nearest("zzzz", ["linear"]) == ""
     assert "linear" in nearest("linaer", ["linear", "constant"])
-
-
-@pytest.mark.parametrize("group", ["recipe", "model"])
-def test_every_key_of_the_schema_stands_in_every_file(group: str) -> None:
-    """A key that a file leaves out could not be set from the command line."""
-    fields = set({"recipe": RecipeConfig, "model": ModelConfig}[group].__dataclass_fields__)
-    for name in choices(group):
-        keys = set(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
-        assert fields <= keys, (name, fields - keys)
 
 
 def test_a_knob_goes_to_the_one_layer_that_has_it() -> None:

@@ -9,7 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dropblock import LAYERS, DropBlock2d, LayerControl, LayerSpec, Site, SiteRow, install_layers, table_text
+from dropblock import (
+    LAYERS,
+    DropBlock1d,
+    DropBlock2d,
+    KeepProbSchedule,
+    LayerControl,
+    LayerSpec,
+    Site,
+    SiteRow,
+    drops_text,
+    expected_drop,
+    install,
+    install_layers,
+    table_text,
+)
 from dropblock.baselines import Dropout
 from dropblock.kinds import Kind, on_maps
 from dropblock.sites import depths
@@ -162,6 +176,35 @@ def test_the_drop_rate_can_grow_with_the_index_of_the_block() -> None:
     found = depths(foreign)
     assert found["layer1.0.conv2.site_before"] == found["layer1.0.bn2.site_after"] == 1 / 8
     assert found["layer4.0.downsample.1.site_after"] == found["layer4.0.bn2.site_after"] == 7 / 8
+
+
+def test_signals_and_volumes_have_sites_as_well() -> None:
+    signal = nn.Sequential(nn.Conv1d(2, 3, 1), Site(4, "conv", "conv"))
+    install(signal, lambda site: DropBlock1d(block_size=5, keep_prob=0.8), lambda site: True)
+    layers = LayerControl(signal, torch.zeros(1, 2, 40), {"dropblock": KeepProbSchedule(signal, 0.8, "constant")})
+    (row,) = layers.table
+    assert (row.map_sizes, row.block, row.expected_drop) == ([(3, 40)], (5,), expected_drop(0.8, 5, 40))
+    assert "3x40" in table_text(layers.table)
+    signal.train()(torch.randn(16, 2, 40))
+    assert layers.take_counts()["group4"][1] == 16 * 3 * 40
+
+
+def test_asked_expected_and_measured_stand_side_by_side() -> None:
+    model = Detector()
+    layers = control(LayerSpec("dropblock", 0.8, [4, "head"], options=DROPBLOCK), model=model)
+    layers.set_progress(0.5)
+    layers.set_seeds(lambda i: i)
+    model.train()(torch.randn(32, 4, 32, 32))
+    rows = {row.group: row for row in layers.drops([0.5])}
+    assert set(rows) == {"group4", "head"}
+    for row in rows.values():
+        assert row.asked == pytest.approx(0.1)
+        assert 0.08 < row.expected <= 0.1
+        assert row.measured is not None
+        assert row.units > 0
+    (never, _) = layers.drops([0.0, 1.0])  # the mean of nothing and of 0.2; and nothing ran since
+    assert (never.asked, never.measured, never.units) == (pytest.approx(0.1), None, 0)
+    assert "never ran" in drops_text([never])
 
 
 class Twice(Dropout):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data import ClassificationBatch
-from engine.attempt import differences
 from engine.console import duration, table
+from engine.lifecycle import differences
 from engine.loggers import MetricsWriter
 from engine.records import RunFolder, RunLocked
 from engine.seeding import mix

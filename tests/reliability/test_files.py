@@ -21,8 +21,8 @@ from comparison import assert_identical
 from trainer import ROOT, WORDS, Starter, only_run
 
 import evaluate
+from configs.checking import load_yaml
 from configs.plan import Plan, plan_from
-from configs.schema import load_yaml
 from engine.checkpoint import CheckpointError, load, load_latest, save
 from engine.records import RunFolder
 from experiment import run_plan

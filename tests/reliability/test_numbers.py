@@ -60,8 +60,8 @@ def test_a_loss_that_is_no_number_never_reaches_the_weights(
 
 def test_what_is_kept_leads_to_the_same_loss_again(train: Train, tmp_path: Path) -> None:
     """Weights that grow without bound: nothing is patched, and what is kept is enough to see it again."""
+    from configs.checking import load_yaml
     from configs.plan import plan_from
-    from configs.schema import load_yaml
     from engine.distributed import Ranks
     from engine.signals import StopRequest
     from experiment.build import build_fit, open_data

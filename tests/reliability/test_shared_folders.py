@@ -13,9 +13,10 @@ import pytest
 from comparison import assert_identical
 from trainer import WORDS, Starter, kill_tree, only_run, until
 
+from configs.checking import check
 from configs.compose import config_of
 from configs.resolve import resolve
-from configs.schema import Config, check
+from configs.schema import Config
 from engine.records import RunFolder, RunLocked
 from experiment.grid import run_job
 from experiment.sweep import read_runs

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import train
+from configs.checking import all_keys
 from configs.plan import Plan
-from configs.schema import Config, all_keys
+from configs.schema import Config
 
 TYPOS = [
     *("regulariser=dropblock", "regularizer=drop_block", "regularizer=[dropblock,label_smothing]", "modell=resnet18"),

@@ -11,8 +11,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from configs import compose
+from configs.checking import load_yaml
 from configs.plan import CONFIGS, Plan
-from configs.schema import load_yaml
 
 ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "threads": 1}
 

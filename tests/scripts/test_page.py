@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from made_up_sweep import note, plan_of, write_run
 
-from configs.schema import ClaimConfig, StudyConfig
+from configs.paper import ClaimConfig, StudyConfig
 from scripts import compare
 from scripts.report import main
 from scripts.reporting.comparison import answers, lines_of

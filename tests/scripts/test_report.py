@@ -13,7 +13,7 @@ import pytest
 from made_up_sweep import jobs, made_up, note, plan_of, write_run
 from PIL import Image
 
-from configs.schema import load_yaml
+from configs.checking import load_yaml
 from engine.records import RunFolder
 from scripts import inference_drop
 from scripts.report import main, write_report

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from configs.schema import UserError
+from configs.checking import UserError
 from engine.records import RunFolder
 from experiment.display import Display, last_entries
 from experiment.jobs import Job, count_of, environment_of

@@ -11,11 +11,12 @@ import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs.checking import UserError, check, load_yaml
 from configs.command_line import check_arguments, is_sweep, sweep_name
 from configs.compose import config_of
 from configs.plan import CONFIGS, Plan, choices
 from configs.resolve import resolve
-from configs.schema import Config, UserError, check, load_yaml
+from configs.schema import Config
 from scripts import inference_drop, report
 
 SMALL, WHOLE = ("data=fake", "model=resnet18"), ("data=imagenet", "recipe=imagenet_270")

@@ -1,4 +1,4 @@
-"""One attempt at a run: its folder opened and held, its status kept true whatever happens."""
+"""From the start of a run to its end: its directory locked, a checkpoint resumed, its status true whatever happens."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
 @contextmanager
-def hold(folder: RunFolder, ranks: Ranks, fresh_since: float | None, wait: bool = False) -> Iterator[None]:
-    """Lock the folder for this job, an earlier run in it moved aside first if a fresh start is asked for.
+def locked(folder: RunFolder, ranks: Ranks, fresh_since: float | None, wait: bool = False) -> Iterator[None]:
+    """Lock the run directory for this process; with a fresh start, an earlier run in it is moved aside first.
 
     Args:
         folder: made if it is not there.
-        ranks: the main one holds the lock; all learn whether it could.
+        ranks: the main one takes the lock; all raise if it could not.
         fresh_since: start over, if what is there is older than this (in seconds of `time.time`); None: go on.
-        wait: until the process that holds it is done, instead of raising.
+        wait: until the process that has it is done, instead of raising.
 
     Raises:
         RunLocked: on all ranks, if another process works there.
@@ -64,15 +64,15 @@ def hold(folder: RunFolder, ranks: Ranks, fresh_since: float | None, wait: bool 
 
 
 def differences(ours: Any, theirs: Any, key: str = "") -> list[str]:
-    """In words, where two nested dictionaries differ: 'recipe.lr=0.2 (there: 0.1)'."""
+    """Where two nested dictionaries differ, as text: 'recipe.lr=0.2 (there: 0.1)'."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = [*ours, *(k for k in theirs if k not in ours)]
         return [d for k in keys for d in differences(ours.get(k), theirs.get(k), f"{key}.{k}" if key else str(k))]
     return [] if ours == theirs else [f"{key}={ours} (there: {theirs})"]
 
 
-def agree(what: str, value: dict[str, Any], ranks: Ranks) -> None:
-    """Go on only if the ranks were given the same.
+def require_equal(what: str, value: dict[str, Any], ranks: Ranks) -> None:
+    """Check that `value` is equal on all ranks.
 
     Raises:
         ValueError: on every rank, naming the first that differs from rank 0, and where.
@@ -85,14 +85,14 @@ def agree(what: str, value: dict[str, Any], ranks: Ranks) -> None:
 
 
 @contextmanager
-def attempt(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
+def status_kept(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
     """RUNNING inside; afterwards STOPPED, or FAILED with the reason. Each rank's traceback goes to a file of its own.
 
     The caller sets DONE, when the result is written. A full disk does not hide the error that ended the run.
     """
     trace = folder.path / ("error.txt" if ranks.is_main else f"error-rank{ranks.rank}.txt")
     if ranks.is_main:
-        for old in folder.path.glob("error*.txt"):  # of an earlier attempt
+        for old in folder.path.glob("error*.txt"):  # of an earlier start
             old.unlink()
         folder.set_status(RUNNING)
     ranks.barrier()

@@ -1,4 +1,4 @@
-"""What a run says about itself in numbers: a point of the curves, the line of an epoch, the result."""
+"""Builds the log entries, the epoch line and the summary of a run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from engine.state import TrainState
 from engine.tasks import Task
 
 
-def training_point(
+def log_entry(
     state: TrainState,
     metrics: dict[str, float],
     keep_probs: dict[str, float],
     expected: dict[str, float],
     images_per_s: float,
 ) -> dict[str, float]:
-    """The values of the window that ends here, by the names of the curves.
+    """The values of the window that ends here, by the names they are logged under.
 
     Args:
         state: with the window not yet ended.
         metrics: of training, over the window.
-        keep_probs: mean targets over the window, by the names of their curves; empty without layers.
+        keep_probs: mean targets over the window, by the names they are logged under; empty without layers.
         expected: closed-form drop per group at those; empty without layers.
         images_per_s: training speed over the window.
     """

@@ -1,0 +1,130 @@
+"""Merging values into dataclasses, strictly: no unknown key, every value of its type, each error in one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(ValueError):
+    """A mistake of the user: its message is one line and the process ends with status 2."""
+
+    exit_code = 2
+
+
+T = TypeVar("T")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean 'x'?)' for the most similar known word, or ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def one_of(key: str, value: str, known: Iterable[str]) -> None:
+    """Raise UserError unless `value` is one of the known names."""
+    known = list(known)
+    if value not in known:
+        raise UserError(f"{key}={value}: unknown{nearest(value, known)}; choose one of {', '.join(known)}")
+
+
+def check(config: Any, schema: type[T]) -> T:
+    """Merge a composed configuration into its dataclass: no other key, every value of its type.
+
+    A plain structured config lets `+typo=1` through; merging into a fresh one does not.
+
+    Raises:
+        UserError: one line that names the key, and the nearest valid one.
+    """
+    try:
+        target = OmegaConf.structured(schema)
+        _make_writable(target)
+        merged = OmegaConf.merge(target, config)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{missing[0]} has no value")
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, schema)) from error
+    assert isinstance(result, schema)
+    return result
+
+
+def _make_writable(node: Any) -> None:
+    """Frozen dataclasses come as read-only nodes, which a merge could not fill."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        OmegaConf.set_readonly(node, False)
+        for key in node:
+            _make_writable(node._get_node(key))
+
+
+_EXPECTED = {  # a part of OmegaConf's message -> what the user should have given
+    "to Float": "a number",
+    "to Integer": "a whole number",
+    "valid bool": "true or false",
+    "is not a ListConfig": "a list such as [3,4]",
+    "not a primitive": "a single value",
+}
+
+
+def explain(error: OmegaConfBaseException, schema: type) -> str:
+    """OmegaConf's message as one line that names the key and, for an unknown one, the nearest valid key."""
+    key = getattr(error, "full_key", None) or ""
+    first = str(error).splitlines()[0]
+    if "not in" in first and re.match(r"Key '", first):
+        parent, _, name = key.rpartition(".")
+        return f"unknown key '{key}'{nearest(name, keys_under(schema, parent))}"
+    value = re.search(r"[Vv]alue:? '?(?!assigned)([^' ]*)'?", first)
+    for sign, wanted in _EXPECTED.items():
+        if sign in first and key:
+            return f"{key}={value[1]}: expected {wanted}" if value else f"{key}: expected {wanted}"
+    return f"{key}: {first}" if key else first
+
+
+def keys_under(schema: type, parent: str = "") -> list[str]:
+    """The names valid one level below a dotted path of the schema ('' for the top level)."""
+    node: Any = schema()
+    for part in filter(None, parent.split(".")):
+        node = getattr(node, part, None)
+        if node is None:
+            return []
+    return [f.name for f in fields(node)] if is_dataclass(node) else []
+
+
+def all_keys(schema: type) -> list[str]:
+    """Every dotted key of the schema."""
+    return _dotted(schema(), "")
+
+
+def _dotted(node: Any, prefix: str) -> list[str]:
+    names = []
+    for f in fields(node):
+        names.append(prefix + f.name)
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            names += _dotted(value, f"{prefix}{f.name}.")
+    return names
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of a YAML file.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:
+        raise UserError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a configuration")
+    return {str(key): value for key, value in values.items()}
