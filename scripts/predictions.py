@@ -138,7 +138,7 @@ def draw_detection(column: list[Axes], network: nn.Module, batch: Any, data: Dat
                 fontsize=5.5,
                 color="white",
                 bbox=box,
-                va="bottom",
+                va=side,
                 clip_on=True,
             )
 
