@@ -37,8 +37,11 @@ def plans(sweep: str, scale: tuple[str, ...]) -> list[Plan]:
 RUNS = {"table1": 9, "fig3_keep_prob": 26, "fig4_block_size": 21, "fig4_block_size_small": 21, "fig5_inference": 3}
 # The same of sweeps that have a setting of their own and no number of the paper beside them.
 STUDIES = {
-    **{"table1_small": 9, "keep_prob_small": 16, "findings_small": 10},
-    **{"schedules_overfit_keep_prob": 12, "schedules_underfit_keep_prob": 12},
+    "table1_small": 9,
+    "keep_prob_small": 16,
+    "findings_small": 10,
+    "schedules_overfit_keep_prob": 12,
+    "schedules_underfit_keep_prob": 12,
 }
 
 
