@@ -1,6 +1,6 @@
-"""Evaluate a trained network: python evaluate.py run=outputs/digits-resnet50/.../seed-1
+"""Evaluate a trained network: python evaluate.py outputs/digits-resnet50/.../seed-1
 
-    run=FOLDER          the last checkpoint of a run; which=best takes the one chosen on val
+    FOLDER, run=FOLDER  the last checkpoint of a run; which=best takes the one chosen on val
     checkpoint=FILE     a checkpoint that train.py wrote
     split=test          test or val
     keep_prob=0.9       put DropBlock on while evaluating, whatever the network was trained with (paper, Figure 5): at

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import fields
+from pathlib import Path
 from typing import TypeVar, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
@@ -182,12 +183,16 @@ T = TypeVar("T")
 def read_values(arguments: list[str], schema: type[T]) -> T:
     """KEY=VALUE arguments of a small program as its dataclass; a single value stands for a list of one.
 
+    A directory without KEY= is the run that a program with such a key is about.
+
     Raises:
         UserError: in one line.
     """
+    takes_run = "run" in get_type_hints(schema)
+    arguments = [f"run={a}" if takes_run and "=" not in a and Path(a).is_dir() else a for a in arguments]
     for argument in arguments:
         if "=" not in argument:
-            raise UserError(f"{argument}: expected KEY=VALUE; see --help")
+            raise UserError(f"{argument}: expected KEY=VALUE{' or a run directory' if takes_run else ''}; see --help")
     try:
         config = OmegaConf.from_dotlist(arguments)
     except (OmegaConfBaseException, ValueError) as error:

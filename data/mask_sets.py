@@ -41,7 +41,7 @@ FOLDER_LAYOUT = (
 def open_digit_masks(name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading) -> Data:
     """Open `digit_masks`, scenes of handwritten digits; see `data.scenes`."""
     source.require_known(name)
-    size = reading.size(64)
+    size = reading.size(65)
     splits: dict[str, Pairs] = {}
     for split, count in SCENES.items():
         scenes = compose(split, count, size)

@@ -1,6 +1,6 @@
 """Scenes composed of scikit-learn's handwritten digits, for segmentation and detection without a download.
 
-One to five digits of different sizes (a factor of three between the smallest and the largest) stand on a coloured,
+One to four digits of different sizes (a factor of three between the smallest and the largest) stand on a coloured,
 noisy background among fragments of other digits, and may partly cover each other. The digits of train, val and test
 are disjoint, so test scenes show handwriting that no training scene has shown. Every scene is a fixed function of its
 split and number.
@@ -21,11 +21,12 @@ from data.splits import TEST, VAL, Indices, stratified
 
 SPLITS = ("train", "val", "test")
 CLASSES = tuple("0123456789")
-MIN_DIGITS, MAX_DIGITS, FRAGMENTS = 1, 5, 8
-SMALLEST, LARGEST, SIZES = 0.2, 0.6, 5  # sides of the digits as a share of the scene's, in equal ratios
+MIN_DIGITS, MAX_DIGITS, FRAGMENTS = 1, 4, 4
+SMALLEST, LARGEST, SIZES = 0.25, 0.75, 5  # sides of the digits as a share of the scene's, in equal ratios
 TRIES = 6  # positions tried for a digit before it is left out
-COVERED = 0.25  # share of an earlier digit's pixels that a later one may cover
-INK = 0.4  # from which opacity on a pixel is the digit's
+COVERED = 0.2  # share of an earlier digit's pixels that a later one may cover
+INK = 0.5  # from which opacity on a pixel is the digit's
+STROKE = 0.45  # the gray level of a coarse digit at which its strokes end
 # The draws of one object: which digit, its size, three colours, the sides of a fragment; then positions.
 WHICH, SIZE, COLOUR, SIDES, POSITION = 0, 1, 2, 5, 7
 DRAWS = POSITION + 2 * TRIES
@@ -118,7 +119,9 @@ class Glyphs:
         ratio = (LARGEST / SMALLEST) ** (1 / (SIZES - 1))
         sides = [round(size * SMALLEST * ratio**step) for step in range(SIZES)]
         scaled = [F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False) for side in sides]
-        return Glyphs(tuple(glyph[:, 0].numpy() for glyph in scaled), labels[chosen])
+        # Interpolated strokes fade over a quarter of the digit; with steep edges the mask is what one sees.
+        sharp = [((glyph - STROKE) * (glyph.shape[-1] / 8) + INK).clamp(0, 1) for glyph in scaled]
+        return Glyphs(tuple(glyph[:, 0].numpy() for glyph in sharp), labels[chosen])
 
     def pick(self, draw: NDArray[np.float64]) -> tuple[NDArray[np.float32], int]:
         """Opacities (side, side) and label of the digit that an object's draws name."""
@@ -141,7 +144,7 @@ def _backgrounds(split: int, count: int, size: int) -> Bytes:
     words = -(-3 * size * size // 8)
     noise = hashed(SCENE, split, np.arange(count)[:, None], 2_000 + np.arange(words)).view(np.uint8)
     noise = noise[:, : 3 * size * size].reshape(count, size, size, 3) >> np.uint8(3)  # 0 ... 31
-    return (smooth.mul_(110).byte().permute(0, 2, 3, 1).numpy() + noise).astype(np.uint8)
+    return (smooth.mul_(90).byte().permute(0, 2, 3, 1).numpy() + noise).astype(np.uint8)
 
 
 def _add_digits(image: Bytes, glyphs: Glyphs, draws: NDArray[np.float64]) -> tuple[Bytes, list[int]]:
@@ -177,5 +180,5 @@ def _add_fragment(image: Bytes, glyphs: Glyphs, draw: NDArray[np.float64]) -> No
 
 def _paint(part: Bytes, opacity: NDArray[np.float32], draw: NDArray[np.float64]) -> None:
     """Blend the object's colour into a part of an image, in place."""
-    colour = 120 + 135 * draw[COLOUR : COLOUR + 3]
+    colour = 130 + 125 * draw[COLOUR : COLOUR + 3]
     part[:] = (part + opacity[:, :, None] * (colour - part)).astype(np.uint8)

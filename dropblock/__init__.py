@@ -18,6 +18,8 @@ from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_p
 from dropblock.sites import Site, declared_sites, install
 from dropblock.table import DropRow, SiteRow, drops_text, site_table, table_text
 
+__version__ = "0.1.0"
+
 __all__ = [
     "LAYERS",
     "SCHEDULES",

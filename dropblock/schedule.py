@@ -36,6 +36,7 @@ SCHEDULES: dict[str, Schedule] = {
     # and late dropout.
     "early": Schedule(lambda progress, start, end: max(0.0, 1.0 - progress / end), frozenset({"end"})),
     "late": Schedule(lambda progress, start, end: float(progress >= start), frozenset({"start"})),
+    # As darknet's DropBlock (the code of YOLOv4, src/dropout_layer_kernels.cu), there with end = 0.85.
     "ramp": Schedule(lambda progress, start, end: min(1.0, progress / end), frozenset({"end"})),
     # Morerio et al., "Curriculum Dropout", ICCV 2017, arXiv 1703.06229, equation 2 with its gamma = 10 / T.
     "curriculum": Schedule(lambda progress, start, end: 1.0 - math.exp(-10.0 * progress)),

@@ -5,6 +5,7 @@ config_min.yaml  what the user asked for           events.out...   the same for 
 status.json      RUNNING, DONE, STOPPED, FAILED    summary.json    the result
 error.txt        why it FAILED                     nonfinite.pt    the step at which a number went wrong
 sites.json       the sites table                   checkpoints/    last.pt, previous.pt, best.pt
+code.diff        local changes to the code, of a run from a dirty checkout
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from engine.files import write_aside
 
 RUNNING, DONE, STOPPED, FAILED, KILLED = "RUNNING", "DONE", "STOPPED", "FAILED", "KILLED"
 LOCK, LOCK_TRIES = ".lock", 20
+LARGEST_DIFF = 2_000_000  # characters of code.diff
 _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 
 
@@ -193,10 +195,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def code_diff() -> str:
+    """How the code differs from the commit that `environment` names, as a patch; '' where it is clean or unknown."""
+    difference = _git("diff", "HEAD") or ""
+    if len(difference) > LARGEST_DIFF:
+        return f"{difference[:LARGEST_DIFF]}\n... {len(difference) - LARGEST_DIFF} more characters\n"
+    return f"{difference}\n" if difference else ""
+
+
 def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
     try:
         result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()
+    return result.stdout.rstrip("\n")  # not the blanks that a patch may end with

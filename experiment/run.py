@@ -26,7 +26,7 @@ from engine.files import write_aside
 from engine.lifecycle import locked, refuse_another, require_equal, resume, status_kept
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
-from engine.records import DONE, RunFolder, environment
+from engine.records import DONE, RunFolder, code_diff, environment
 from engine.signals import Stopped, StopRequest
 from experiment.build import build_fit, open_data
 
@@ -101,6 +101,8 @@ def _train(
             folder.checkpoints.mkdir(exist_ok=True)
             for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": list(overrides)})):
                 write_aside(folder.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
+            if started["dirty"]:
+                write_aside(folder.path / "code.diff", [code_diff().encode()])
         fit = prepare(plan, folder, device, ranks, stop)
         fit.state.started_in(started)
         fit.run()

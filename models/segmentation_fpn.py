@@ -73,4 +73,4 @@ class SegmentationFPN(nn.Module):
         total = finest
         for maps in coarser:
             total = total + resize(maps, finest)
-        return self.predict(F.relu(self.bn(total))).float()
+        return self.predict(F.relu(self.bn(total), inplace=True)).float()

@@ -7,7 +7,6 @@ Prints a markdown table; reports ratios only from rounds in which all contestant
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -17,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench import loader, loop, op, startup, step
 from scripts.bench.rounds import MALLOC
+from scripts.entry import parser_of
 
 SUBJECTS = {"op": op, "step": step, "loop": loop, "loader": loader, "startup": startup}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, subject in SUBJECTS.items():
         command = subjects.add_parser(name, help=(subject.__doc__ or "").strip())

@@ -1,4 +1,4 @@
-"""Class-activation maps of runs: python scripts/cam.py RUN [RUN ...] [--images 8] [--out cam.png]
+"""Class-activation maps of runs: python scripts/cam.py RUN [RUN ...] [--images 8] [--out FILE]
 
 Where the last group of a network sees the class of an image (Zhou et al. 2016), one row a run, as in Figure 6 of the
 paper: give a run without and one with DropBlock, of the same data. The number at each row is the share of the map that
@@ -7,7 +7,6 @@ exceeds half of its maximum, averaged over the whole test set: larger where seve
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from configs.checking import UserError
 from data import Data
 from experiment.source import NetworkSource
 from experiment.trained import opened, trained
+from scripts.entry import folder, guarded, parser_of
 
 
 @torch.no_grad()
@@ -66,8 +66,8 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
     data = runs[0][2]
     images, labels = one_of_each_class(data, number)
     figure, grid = plt.subplots(
-        len(runs) + 1, len(labels), figsize=(1.35 * len(labels) + 1.6, 1.4 * (len(runs) + 1) + 0.2), squeeze=False,
-        gridspec_kw={"wspace": 0.06, "hspace": 0.06, "left": 1.6 / (1.35 * len(labels) + 1.6), "right": 0.99},
+        len(runs) + 1, len(labels), figsize=(1.35 * len(labels) + 2.0, 1.4 * (len(runs) + 1) + 0.2), squeeze=False,
+        gridspec_kw={"wspace": 0.06, "hspace": 0.06, "left": 2.0 / (1.35 * len(labels) + 2.0), "right": 0.99},
     )  # fmt: skip
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     shown = ((images - low) / (high - low)).permute(0, 2, 3, 1)
@@ -83,28 +83,26 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
         for i, axes in enumerate(row):
             axes.imshow(shown[i].mean(-1).numpy(), cmap="gray")
             axes.imshow(maps[i].numpy(), cmap="inferno", alpha=0.62, vmin=0, vmax=1)
+        above = f"{100 * spread(model, data):.1f} % of the map\nabove half its maximum"
         name = path.resolve().parent.name.rpartition("-")[0].replace("-", "\n")
-        told = f"{name}\n{100 * spread(model, data):.1f} % of the map"
-        row[0].text(-0.08, 0.5, told, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+        row[0].text(-0.08, 0.5, f"{name}\n{above}", transform=row[0].transAxes, ha="right", va="center", fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130)
     plt.close(figure)
 
 
+@guarded
 def main(words: list[str]) -> int:
     """Words in, exit code out: 0, or 2 with one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
+    parser = parser_of(__doc__)
+    parser.add_argument("runs", type=folder, nargs="+", metavar="RUN", help="a run directory")
     parser.add_argument("--images", type=int, default=8, help="how many, each of another class")
     parser.add_argument("--data-root", help="where the data are")
-    parser.add_argument("--out", type=Path, default=Path("cam.png"))
+    parser.add_argument("--out", type=Path, help="another file than cam.png in the directory of the last RUN")
     given = parser.parse_args(words)
-    try:
-        draw(given.runs, given.data_root, given.images, given.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"written to {given.out}")
+    out = given.out or given.runs[-1] / "cam.png"
+    draw(given.runs, given.data_root, given.images, out)
+    print(f"written to {out}")
     return 0
 
 

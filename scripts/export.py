@@ -1,7 +1,8 @@
-"""Export the weights of a network: python scripts/export.py run=outputs/digits-resnet50/.../seed-1 weights.safetensors
+"""Export the weights of a network: python scripts/export.py outputs/digits-resnet50/.../seed-1 weights.safetensors
 
-    run=FOLDER          the last checkpoint of a run; which=best takes the one chosen on val
+    FOLDER, run=FOLDER  the last checkpoint of a run; which=best takes the one chosen on val
     checkpoint=FILE     a checkpoint that train.py wrote
+    --card              write a model card beside the weights, weights.md, with a model-index
 
 The file holds tensors and text, nothing that can run: `safetensors.torch.load_file` reads it anywhere, and so does
 `model.pretrained=weights.safetensors` here. Its keys are the network's own (torchvision's, for a ResNet), its weights
@@ -26,10 +27,11 @@ from engine.records import RunFolder
 from experiment.outcome import report_error
 from experiment.source import NetworkSource
 from experiment.trained import described, load, weights_of
+from scripts.model_card import card_text
 
 
-def export(source: NetworkSource, target: Path) -> dict[str, str]:
-    """Write the weights; returns the text that stands beside them.
+def export(source: NetworkSource, target: Path, card: bool = False) -> dict[str, str]:
+    """Write the weights, and their card if asked for; returns the text that stands inside their file.
 
     Raises:
         UserError: if there is no network to export, or its weights cannot be written this way.
@@ -49,6 +51,9 @@ def export(source: NetworkSource, target: Path) -> dict[str, str]:
         **provenance(source),
     }
     write_aside(target, [save(weights, text)])
+    if card:
+        summary = RunFolder(Path(source.run)).summary() if source.run is not None else {}
+        write_aside(target.with_suffix(".md"), [card_text(plan, summary, target, source.which).encode()])
     return text
 
 
@@ -66,13 +71,14 @@ def main(words: list[str]) -> int:
         print(__doc__)
         return 0
     try:
+        card, words = "--card" in words, [word for word in words if word != "--card"]
         targets = [word for word in words if word.endswith(".safetensors") and "=" not in word]
         if len(targets) != 1:
             raise UserError("name one file to write, ending in .safetensors; see --help")
         target = Path(targets[0])
         source = read_values([word for word in words if word != targets[0]], NetworkSource)
         source.check()
-        text = export(source, target)
+        text = export(source, target, card)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, of checkpoint {text['checkpoint']}")
     except BaseException as error:
         return report_error(error)[0]

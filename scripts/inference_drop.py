@@ -6,7 +6,6 @@ same command goes on where it was stopped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -14,14 +13,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.checking import UserError
 from engine.records import RunFolder
+from scripts.entry import folder, guarded, parser_of
+from scripts.reporting.reading import read_sweep
 
 EVALUATE = Path(__file__).resolve().parent.parent / "evaluate.py"
 KEEP_PROBS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
-def asked(blocks: list[int]) -> set[tuple[int, float]]:
+def wanted(blocks: list[int]) -> set[tuple[int, float]]:
     return {(block, keep_prob) for block in blocks for keep_prob in KEEP_PROBS}
 
 
@@ -48,23 +48,18 @@ def measure(run: RunFolder, blocks: list[int], more: list[str]) -> int:
     return code
 
 
+@guarded
 def main(words: list[str]) -> int:
     """Words in, exit code out: 0, 1 if an evaluation failed, 2 with one line."""
-    from scripts.reporting.reading import read_sweep
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="the folder of a sweep")
+    parser = parser_of(__doc__)
+    parser.add_argument("sweep", type=folder, help="the folder of a sweep")
     parser.add_argument("--block-size", type=int, nargs="+", default=[1, 7], metavar="B")
     parser.add_argument("more", nargs="*", help="KEY=VALUE for evaluate.py, such as device=cpu or data_root=...")
     given = parser.parse_intermixed_args(words)
-    try:
-        runs = read_sweep(given.sweep).runs
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    runs = read_sweep(given.sweep).runs
     failed = 0
     for i, run in enumerate(runs, start=1):
-        done = asked(given.block_size) <= measured(run.folder)
+        done = wanted(given.block_size) <= measured(run.folder)
         print(f"=== run {i} of {len(runs)}: {run.folder.path}{', already measured' if done else ''}", flush=True)
         failed += not done and measure(run.folder, given.block_size, given.more) != 0
     print(f"{len(runs) - failed} runs measured, {failed} not")

@@ -5,7 +5,6 @@ A photograph goes through a ResNet-50 as it is initialised; its maps at the end 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dropblock import DropBlock2d, DropLayer, Dropout, DropPath, SpatialDropout
 from models import build_model
+from scripts.entry import guarded, parser_of
 
 GROUP, SIDE, CHANNELS = 3, 448, 2
 DROPPED, KEPT, INK = "#d9d4cc", "#31506f", "#222222"
@@ -147,18 +147,21 @@ def title(axes: Axes, name: str, below: str) -> None:
     axes.text(0.5, 1.05, below, transform=axes.transAxes, ha="center", fontsize=9, color="#666666")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@guarded
+def main(words: list[str]) -> int:
+    """Words in, exit code out: 0, or 2 with one line."""
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, default=Path("masks.png"))
     parser.add_argument("--keep-prob", type=float, default=0.75, help="between 0 and 1, both excluded (0.75)")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if not 0 < given.keep_prob < 1:
-        parser.error(f"--keep-prob {given.keep_prob}: must lie between 0 and 1")
+        raise ValueError(f"--keep-prob {given.keep_prob}: must lie between 0 and 1")
     torch.manual_seed(0)
     image = photograph(SIDE)
     model = build_model("resnet50", num_classes=10, zero_gamma=True)
     draw(image, maps_of(model, image - image.mean((2, 3), keepdim=True), GROUP), given.keep_prob, given.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

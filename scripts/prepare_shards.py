@@ -11,7 +11,6 @@ of such a run says so.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from data.folders import OFFICIAL, open_folders
 from data.prepare import Preparation, check, prepare
 from data.shards import KINDS, open_prepared
+from scripts.entry import guarded, parser_of
 
 
 def progress(name: str, images: int) -> tqdm[NoReturn]:
@@ -31,9 +31,10 @@ def progress(name: str, images: int) -> tqdm[NoReturn]:
     return tqdm(total=images, unit=" images", desc=name, mininterval=0.5 if sys.stderr.isatty() else 30.0)
 
 
+@guarded
 def main(words: list[str]) -> int:
-    """The process: words in, exit code out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Words in, exit code out: 0, or 2 with one line."""
+    parser = parser_of(__doc__)
     parser.add_argument("name", choices=sorted(OFFICIAL))
     parser.add_argument("source", type=Path, help="the folder with train/ and val/")
     parser.add_argument("target", type=Path, help="where the shards go")
@@ -44,21 +45,16 @@ def main(words: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default %(default)s)")
     parser.add_argument("--check", action="store_true", help="only compare the checksums of what is there")
     asked = parser.parse_args(words)
-    try:
-        if not asked.check:
-            how = Preparation(asked.short_side, asked.kind, asked.quality, asked.per_shard)
-            found = open_folders(asked.name, asked.source, download=False)
-            with tqdm(
-                total=len(found.train) + len(found.test), unit=" images", desc="preparing", mininterval=0.5
-            ) as bar:
-                prepare(asked.name, found, asked.target, how, asked.workers, bar.update)
-        written = open_prepared(asked.name, asked.target)
-        images = len(written.train) + len(written.test)
-        with progress("checking", images) as bar:
-            check(asked.target, bar.update)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if not asked.check:
+        how = Preparation(asked.short_side, asked.kind, asked.quality, asked.per_shard)
+        found = open_folders(asked.name, asked.source, download=False)
+        images = len(found.train) + len(found.test)
+        with tqdm(total=images, unit=" images", desc="preparing", mininterval=0.5) as bar:
+            prepare(asked.name, found, asked.target, how, asked.workers, bar.update)
+    written = open_prepared(asked.name, asked.target)
+    images = len(written.train) + len(written.test)
+    with progress("checking", images) as bar:
+        check(asked.target, bar.update)
     size = sum(path.stat().st_size for path in asked.target.glob("*.bin"))
     print(f"{images:,} images in {asked.target}, {size / 1e9:.2f} GB; {written.notes[-1]}")
     return 0

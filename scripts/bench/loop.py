@@ -172,7 +172,7 @@ def our_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
     return step
 
 
-def peak_of(step: Callable[[], None], device: torch.device) -> int:
+def peak_of(step: Callable[[], object], device: torch.device) -> int:
     """The most bytes that a step holds at once beyond what was there before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

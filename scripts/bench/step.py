@@ -1,4 +1,4 @@
-"""A training step of ResNet-50 with DropBlock in groups 3 and 4 (36 sites), beside the plain step."""
+"""A training step of ResNet-50 with DropBlock in groups 3 and 4 (36 sites), beside the plain step; or of RetinaNet."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dropblock import DropBlock2d, DropLayer, declared_sites, install
 from dropblock.schedule import keep_prob_in_group
 from dropblock.sites import Site
 from models import build_model
+from scripts.bench import detector
 from scripts.bench.contestants import OURS, contestants, forward_and_backward
 from scripts.bench.rounds import add_device, add_patience, interleaved, interval_of_median, ratios, spread, surroundings
 
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 through autocast")
     add_device(parser)
     add_patience(parser, "the whole")
+    parser.add_argument("--detector", action="store_true", help="RetinaNet beside torchvision's instead")
+    parser.add_argument("--side", type=int, default=320, help="pixels a side of the detector's images")
     parser.add_argument("--peers", action="store_true", help="torchvision, timm and nn.Dropout as well")
 
 
@@ -92,6 +95,8 @@ def calls_alone(name: str, batch: int, dtype: str, device: str) -> Callable[[], 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Whole steps in interleaved rounds, and the 36 calls alone beside the plain step."""
+    if arguments.detector:
+        return detector.measure(arguments)
     device, dtype = arguments.device, arguments.dtype
     before = surroundings(device)
     images = torch.randn(arguments.batch, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
@@ -132,6 +137,8 @@ def overhead_text(row: dict[str, Any]) -> tuple[str, str]:
 
 def markdown(result: dict[str, Any]) -> str:
     """One row a contestant."""
+    if result["kind"] == "detector":
+        return detector.markdown(result)
     lines = [
         f"ResNet-50, batch {result['batch']}, {result['side']} px, channels_last, {result['dtype']}, 36 sites, "
         f"{result['rounds']} interleaved rounds; overhead is the median of the rounds [95 % interval of the median].",

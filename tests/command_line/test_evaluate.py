@@ -23,7 +23,7 @@ def test_equal_to_the_summary(run: RunFolder, tmp_path: Path, capsys: pytest.Cap
     summary, out = run.summary(), tmp_path / "result.json"
     for words, which, split in (
         ([f"run={run.path}"], "last", "test"),
-        ([f"run={run.path}", "split=val"], "last", "val"),
+        ([str(run.path), "split=val"], "last", "val"),  # a directory alone is the run
         ([f"run={run.path}", "which=best"], "best", "test"),
         ([f"checkpoint={run.checkpoints / 'best.pt'}", "split=val"], "best", "val"),
     ):

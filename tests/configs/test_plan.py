@@ -172,7 +172,7 @@ def test_every_yaml_is_valid_and_named_after_its_file(group: str) -> None:
             compose(name)
         else:
             values = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
-            assert name in (values.name, values.get("library"), f"{values.name}_small")
+            assert name in (values.name, values.get("library"), f"{values.name}_small", f"{values.name}_tiny")
             compose("none", **({group: name} if group != "model" else {}))
 
 

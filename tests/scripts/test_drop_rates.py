@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.drop_rates import ASKED, CHUNK, RULES, SIZES, Rule, draw, markdown, page, share_dropped
+from scripts.bench.drop_rules import RULES, Rule
+from scripts.drop_rates import ASKED, CHUNK, SIZES, draw, markdown, page, share_dropped
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
 # Percent, computed once more by another program.

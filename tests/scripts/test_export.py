@@ -70,3 +70,19 @@ def test_mistakes_take_one_line(words: list[str], culprit: str, capsys: pytest.C
 def test_a_place_that_cannot_be_written(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"run={run.path}", "/nowhere/weights.safetensors"]) == 2
     assert "/nowhere/weights.safetensors" in capsys.readouterr().err
+
+
+def test_a_model_card_has_the_index_of_its_numbers(run: RunFolder, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    assert main([str(run.path), str(tmp_path / "weights.safetensors"), "--card"]) == 0
+    _, head, body = (tmp_path / "weights.md").read_text().split("---\n", 2)
+    card = OmegaConf.to_container(OmegaConf.create(head))
+    assert isinstance(card, dict)
+    (result,) = card["model-index"][0]["results"]
+    found = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert found["top1"] == pytest.approx(run.summary()["last"]["test/top1"], abs=1e-4)
+    assert result["dataset"]["split"] == "test"
+    assert card["pipeline_tag"] == "image-classification"
+    assert "DropBlock" in body
+    assert "ghiasi2018dropblock" in body

@@ -346,4 +346,4 @@ def test_drop_at_inference_of_further_blocks_joins_the_earlier(tmp_path: Path, m
     run = RunFolder(tmp_path)
     for blocks in ([1, 7], [3]):
         assert inference_drop.measure(run, blocks, []) == 0
-    assert inference_drop.measured(run) == inference_drop.asked([1, 3, 7])
+    assert inference_drop.measured(run) == inference_drop.wanted([1, 3, 7])

@@ -14,7 +14,8 @@ from torch import nn
 
 from data import Batch
 from engine.guard import all_finite
-from scripts.bench import loader, loop, startup
+from models import build_model
+from scripts.bench import detector, loader, loop, startup
 from scripts.bench.rounds import interleaved
 
 LARGE = 3e38
@@ -112,3 +113,19 @@ def test_every_command_of_the_startup_answers() -> None:
         expected = 2 if "=" in name else 0
         if "torch" not in name:
             assert result.returncode == expected, name  # type: ignore[attr-defined]
+
+
+def test_the_detectors_benchmark_from_measurement_to_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small network in all three places: what is measured is one function, what is compared another test's."""
+    small = {"body": "resnet18", "width": 4, "fpn_width": 8, "head_width": 8}
+
+    def tiny(batch: detector.DetectionBatch, dropblock: bool = False) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
+        model = build_model("retinanet", num_classes=detector.CLASSES, **small)
+        return model, lambda: detector.Detection(["object"] * detector.CLASSES).loss(model, batch)[0]
+
+    monkeypatch.setattr(detector, "our_loss", tiny)
+    monkeypatch.setattr(detector, "their_loss", tiny)
+    options = {"device": "cpu", "batch": 2, "side": 128, "dtype": "float32", "rounds": 2, "patience": 0.0}
+    result = detector.measure(argparse.Namespace(**options))
+    assert [row["bytes"] > 0 for row in result["rows"]] == [True] * 3
+    assert f"| {detector.WITH_DROPBLOCK} |" in detector.markdown(result)

@@ -1,0 +1,50 @@
+"""The files that a project has beside its code say the same as the code."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import dropblock
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "dropblock.__version__"
+    citation = OmegaConf.load(ROOT / "CITATION.cff")
+    assert citation.version == dropblock.__version__
+    assert citation["preferred-citation"].authors[0]["family-names"] == "Ghiasi"
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml"], ids=lambda p: p.name
+)
+def test_what_services_read_is_yaml(path: Path) -> None:
+    assert OmegaConf.create(path.read_text().replace("${{", "$ {{"))
+
+
+def test_the_workflow_runs_every_python_that_the_package_supports() -> None:
+    tested = set(re.findall(r'"(3\.\d+)"', (ROOT / ".github/workflows/ci.yml").read_text()))
+    assert {"3.11", "3.12", "3.13"} <= tested
+
+
+def test_what_the_workflow_asks_of_the_library_alone_holds() -> None:
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    (code,) = re.findall(r'-c "\n(.*)"', text, re.DOTALL)
+    exec(compile("\n".join(line.strip() for line in code.splitlines()), "ci.yml", "exec"), {})
+
+
+def test_contributing_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name in re.findall(r"`((?:tests|docs|configs|scripts|dropblock|engine|models|data)/[\w./]*)`", text):
+        assert (ROOT / name.removesuffix("/NAME")).exists(), name
+    targets = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make (\w+)", text):
+        assert re.search(rf"^{target}:", targets, re.MULTILINE), target
