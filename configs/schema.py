@@ -126,7 +126,11 @@ class RecipeConfig:
     sync_batchnorm: bool = option(False, "BatchNorm over the batches of all ranks together; GPUs only")
     eval_every: int = option(1, "epochs between evaluations; the last epoch always is one", least=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    warmup_from: float = option(0.0, "learning rate at the start of the warm-up", least=0)
+    warmup_from: float = option(
+        0.0, "learning rate at the start of the warm-up, as a share of the peak", least=0, most=1
+    )
+    ema_warmup: bool = option(False, "the average decays by min(ema_decay, (1 + t) / (10 + t)) after t steps")
+    score_threshold: float = option(0.05, "detections below it are not evaluated", least=0, most=1)
 
 
 @dataclass  # not frozen: OmegaConf could not merge into the values of `regularizer`

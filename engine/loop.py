@@ -20,6 +20,7 @@ from engine.loggers import MetricsWriter, Progress
 from engine.optim import LearningRate, set_lr
 from engine.records import RunFolder
 from engine.seeding import mix, seed_device
+from engine.settings import LoopSettings
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
 from engine.tasks import Task
@@ -37,31 +38,6 @@ class Layers(Protocol):
     def take_counts(self) -> dict[str, tuple[int, int]]: ...
     def keep_probs(self, progress: Sequence[float]) -> dict[str, float]: ...
     def expected_drop(self, progress: Sequence[float]) -> dict[str, float]: ...
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How long and how often.
-
-    Args:
-        epochs: length of the run.
-        seed: of the run; masks draw from (seed, rank, step, micro-batch, layer).
-        accumulate: micro-batches per optimizer step.
-        grad_clip: largest norm of all gradients together, None for no limit.
-        precision: `float32`, `bfloat16` or `float16` (autocast; the last with a scaled loss).
-        eval_every: epochs between evaluations.
-        log_every: optimizer steps between log entries.
-        checkpoint_every: optimizer steps between checkpoints; 0: after every epoch.
-    """
-
-    epochs: int
-    seed: int
-    accumulate: int = 1
-    grad_clip: float | None = None
-    precision: str = "float32"
-    eval_every: int = 1
-    log_every: int = 50
-    checkpoint_every: int = 0
 
 
 @dataclass

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from engine.console import metric_text
 from engine.state import TrainState
 from engine.tasks import Task
+
+SHOWN = 3  # metrics of a split at the terminal; all of them are logged
 
 
 def log_entry(
@@ -36,8 +39,13 @@ def log_entry(
 
 
 def epoch_line(epoch: int, epochs: int, values: dict[str, float]) -> str:
-    """The line at the terminal that an evaluation leaves."""
-    shown = (f"{name} {metric_text(name, value)}" for name, value in values.items())
+    """The line at the terminal that an evaluation leaves: the first metrics of each split, of detection's twelve."""
+    shown, count = [], Counter[str]()
+    for name, value in values.items():
+        split = name.split("/")[0]
+        count[split] += 1
+        if count[split] <= SHOWN:
+            shown.append(f"{name} {metric_text(name, value)}")
     return f"epoch {epoch:>3}/{epochs}  {'  '.join(shown)}"
 
 

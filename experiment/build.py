@@ -15,10 +15,11 @@ from data import Augment, Cut, Data, Loading, Reading, Source, build_data
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
 from engine.distributed import Ranks, synchronized, wrap
-from engine.loop import Fit, LoopSettings
+from engine.loop import Fit
 from engine.optim import LearningRate, build_optimizer
 from engine.records import RunFolder
 from engine.seeding import seed_everything
+from engine.settings import LoopSettings
 from engine.signals import StopRequest
 from engine.state import TrainState
 from engine.tasks import Classification, Detection, Segmentation, Task
@@ -81,7 +82,9 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
         return Classification(data.classes, plan.label_smoothing, aux_weight)
     if plan.label_smoothing:
         raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {data.task}")
-    return Segmentation(data.classes) if data.task == "segmentation" else Detection(data.classes)
+    if data.task == "segmentation":
+        return Segmentation(data.classes)
+    return Detection(data.classes, plan.recipe.score_threshold)
 
 
 def spec_of(layer: LayerConfig) -> LayerSpec:
@@ -120,7 +123,7 @@ def build_fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision)
+    state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision, recipe.ema_warmup)
     fit = Fit(
         task=build_task(plan, data, getattr(model, "aux_weight", 0.0)),
         state=state,
@@ -133,7 +136,7 @@ def build_fit(
             total_steps=recipe.epochs * len(data.train),
             steps_per_epoch=len(data.train),
             warmup_epochs=recipe.warmup_epochs,
-            warmup_from=recipe.warmup_from,
+            warmup_from=recipe.warmup_from * recipe.lr,
             milestones=recipe.milestones,
             decay=recipe.lr_decay,
             decay_epochs=recipe.decay_epochs,

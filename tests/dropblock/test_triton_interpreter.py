@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from dropblock.operator import DENSE, gpu_backend
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
@@ -52,3 +55,15 @@ def test_the_kernels_have_the_distribution_in_the_interpreter() -> None:
 
 def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
     in_a_fresh_process("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_where_triton_cannot_compile_there_is_one_warning_and_the_dense_backend() -> None:
+    """On a machine without a GPU Triton imports, and fails at the first kernel: no driver."""
+    if torch.cuda.is_available():
+        pytest.skip("Triton can compile here")
+    gpu_backend.cache_clear()
+    with pytest.warns(UserWarning, match="runs without its Triton kernels on cpu") as caught:
+        backends = [gpu_backend(torch.device("cpu")) for _ in range(3)]
+    assert len(caught) == 1
+    assert backends == [DENSE] * 3
+    gpu_backend.cache_clear()

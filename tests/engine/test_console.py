@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine.console import SurvivingStream, metric_text
 from engine.loggers import add_to_hparams_table
+from engine.summary import epoch_line
 
 
 def test_a_closed_pipe_ends_nothing() -> None:
@@ -48,3 +49,10 @@ def test_tensorboard_shows_the_columns_of_all_runs(tmp_path: Path) -> None:
         request, "", True, tags, context.hparams_from_data_provider(request, "", 100)
     )
     assert {info.name for info in experiment.hparam_infos} == {"data", "keep_prob"}
+
+
+def test_the_line_of_an_epoch_shows_the_first_metrics_of_each_split() -> None:
+    values = {f"{split}/{name}": 12.0 for split in ("val", "test") for name in ("ap", "ap50", "ap75", "ap_small")}
+    shown = "ap 12.00%  {0}/ap50 12.00%  {0}/ap75 12.00%"
+    assert epoch_line(3, 12, values) == f"epoch   3/12  val/{shown.format('val')}  test/{shown.format('test')}"
+    assert epoch_line(3, 12, {"test/loss": 0.25}) == "epoch   3/12  test/loss 0.2500"

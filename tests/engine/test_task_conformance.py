@@ -21,10 +21,11 @@ from engine.checkpoint import load
 from engine.distributed import Ranks
 from engine.evaluation import evaluate
 from engine.guard import NonFinite
-from engine.loop import Fit, LoopSettings
+from engine.loop import Fit
 from engine.optim import LearningRate, build_optimizer
 from engine.records import RunFolder
 from engine.seeding import mix
+from engine.settings import LoopSettings
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
 from engine.tasks import TASKS, Table, Task

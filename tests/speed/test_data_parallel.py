@@ -20,9 +20,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from data import Augment
 from dropblock import DropBlock2d, install_into
 from engine.distributed import Ranks, join, synchronized, with_hooks, wrap
-from engine.loop import Fit, LoopSettings
+from engine.loop import Fit
 from engine.optim import LearningRate, build_optimizer
 from engine.records import RunFolder
+from engine.settings import LoopSettings
 from engine.signals import StopRequest
 from engine.state import TrainState
 from engine.tasks import Classification
