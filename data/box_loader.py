@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 from data.annotated import Annotated
 from data.augment import Normalize, for_network
 from data.decode import Decode, Pixels, whole
-from data.draws import SCALE, uniforms
+from data.draws import JOINT_DRAWS, uniforms
 from data.interface import MAX_BOXES, DetectionBatch
 from data.joint import MIN_SIDE, Placement, drawn, fitted, zero_padding
 from data.options import Augment, Loading, Reading
+from data.photometric import recoloured
 from data.splits import Batches, Indices
 from data.workers import MAX_BAD_IN_A_ROW, BadImages, produced
 
@@ -96,7 +97,7 @@ class PlacedBatches(Dataset[Placed]):
     def __getitem__(self, key: tuple[int, Indices]) -> Placed:
         epoch, wanted = key
         count, size = len(wanted), self.size
-        draws = uniforms(self.seed, epoch, wanted, 0, SCALE + 1)
+        draws = uniforms(self.seed, epoch, wanted, 0, JOINT_DRAWS)
         images = torch.zeros(count, size, size, 3, dtype=torch.uint8)
         seen, taken = torch.zeros(count, 2, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
         boxes = torch.full((count, MAX_BOXES, 4), -1.0)
@@ -113,7 +114,10 @@ class PlacedBatches(Dataset[Placed]):
             position, pixels = found
             place = self._place(pixels.shape[0], pixels.shape[1], draw)
             rows, columns = place.seen
-            images[row].numpy()[:rows, :columns] = place.image(pixels)
+            image = place.image(pixels)
+            if self.augment is not None:
+                image = recoloured(image, self.augment.photometric, draw)
+            images[row].numpy()[:rows, :columns] = image
             seen[row], taken[row], scales[row] = torch.tensor(place.seen), position, place.scale
             self._objects(position, place, boxes[row], labels[row])
             row += 1

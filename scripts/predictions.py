@@ -124,11 +124,12 @@ def draw_detection(column: list[Axes], network: nn.Module, batch: Any, data: Dat
     parts = ((batch.boxes[0][real], batch.labels[0][real], [""] * int(real.sum())), (found.boxes, found.labels, scores))
     for axes, (boxes, labels, texts) in zip(column, parts, strict=True):
         show(axes, pixels)
-        axes.set_title(f"{len(boxes)} objects", fontsize=8)
+        axes.set_title(f"{len(boxes)} object{'s' * (len(boxes) != 1)}", fontsize=8)
         for (left, top, right, bottom), label, text in zip(boxes.tolist(), labels.tolist(), texts, strict=True):
             colour = plt.get_cmap("tab10")(label % 10)
             size = (right - left, bottom - top)
             axes.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=colour, linewidth=1.4))
+            side = "bottom" if top > pixels.shape[1] / 20 else "top"  # above the box, where there is room
             box = {"facecolor": colour, "edgecolor": "none", "pad": 0.6}
             axes.text(
                 left,
@@ -137,7 +138,7 @@ def draw_detection(column: list[Axes], network: nn.Module, batch: Any, data: Dat
                 fontsize=5.5,
                 color="white",
                 bbox=box,
-                va="bottom",
+                va=side,
                 clip_on=True,
             )
 

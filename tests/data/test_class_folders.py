@@ -184,3 +184,9 @@ def test_padding_is_refused_where_boxes_are_cut(root: Path) -> None:
 
     with pytest.raises(ValueError, match="crop_padding"):
         build(root, augment=Augment(crop_padding=4))
+
+
+def test_a_test_folder_beside_the_official_two_is_mentioned(root: Path) -> None:
+    assert not any("not used" in note for note in build(root).notes)
+    (root / "test").mkdir()
+    assert any("not used" in note and "data=folder" in note for note in build(root).notes)

@@ -217,3 +217,11 @@ def test_digit_boxes_are_square_scenes_of_disjoint_digits(monkeypatch: pytest.Mo
     assert batch.images.mean().abs() < 0.3
     assert build_data("digit_boxes", batch_size=10, val_fraction=0.0).val is None
     assert not torch.equal(next(data.train.epoch(0)).images, next(data.train.epoch(1)).images)
+
+
+def test_photometric_jitter_recolours_training_images_alone(root: Path) -> None:
+    plain, coloured = coco(root), coco(root, augment={**JITTERED, "photometric": 0.3})
+    one, other = next(plain.train.epoch(0)), next(coloured.train.epoch(0))
+    assert torch.equal(one.boxes, other.boxes)
+    assert not torch.equal(one.images, other.images)
+    assert equal(next(plain.test.epoch(0)), next(coloured.test.epoch(0)))
