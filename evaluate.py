@@ -65,7 +65,7 @@ def result_text(result: dict[str, Any]) -> str:
     split, headline = result["split"], result["headline"]
     names = [name for name in result["metric_labels"] if name in result]
     rows = [(f"{split}/{name}", metric_text(name, result[name], places=4)) for name in names]
-    parts = [table(("metric", f"of {result['samples']:,} images"), rows)]
+    parts = [f"checkpoint {result['checkpoint']}", table(("metric", f"of {result['samples']:,} images"), rows)]
     parts += [table(finer["header"], table_rows(finer["rows"])) for finer in result["tables"]]
     if result["under_drop"]:
         drops = [

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from configs.checking import UserError
 from configs.command_line import asks_for_prices, check_arguments, is_sweep, sweep_name
+from configs.help import help_text
 from engine import cpu
 from engine.console import survive_lost_output
 from experiment.grid import run_command
@@ -25,6 +26,9 @@ from experiment.prices import price_command
 def main(arguments: list[str]) -> int:
     """Run the command of these arguments; returns its exit code."""
     cpu.configure_process()
+    if {"-h", "--help"} & {*arguments}:
+        print(f"{__doc__}\n{help_text()}")
+        return 0
     try:
         check_arguments(arguments)
         given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)

@@ -6,8 +6,10 @@ names before our code runs; and beside `seed=1,2,3` it blames the commas for a m
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import re
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar, get_origin, get_type_hints
@@ -16,10 +18,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.checking import UserError, all_keys, check, load_yaml, nearest
+from configs.help import GROUPS
 from configs.plan import CONFIGS, choices
 from configs.schema import LAYER_KNOBS, Config, RunOptions
 
-GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 SHOWS = ("job", "hydra", "all")  # what --cfg shows
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
@@ -46,6 +48,11 @@ def check_arguments(words: list[str]) -> None:
         raise UserError("--resolve: only beside --cfg job")
     for word in overrides:
         _check_override(word, keys)
+    twice = [key for key, n in Counter(word.partition("=")[0].lstrip("+") for word in overrides).items() if n > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: given twice; several values are a grid: -m {twice[0]}=A,B")
+    if not is_sweep(words) and any(word.startswith(("hydra/launcher", "hydra.launcher")) for word in overrides):
+        raise UserError("hydra/launcher: a launcher starts the runs of a grid; it needs -m or +sweep=NAME")
     _check_sweep(overrides)
 
 
@@ -91,6 +98,7 @@ def _check_override(word: str, keys: list[str]) -> None:
         if not HYDRA_WORDS.fullmatch(key) or "_target_" in word:
             raise UserError(f"{key}: Hydra's own settings are fixed here")
         return
+    _check_spelling(word, key, value)
     if value in ("", "???") and not plus.startswith("~"):
         raise UserError(f"{word}: give {key} a value, or leave it out")
     if "${" in value:
@@ -98,12 +106,9 @@ def _check_override(word: str, keys: list[str]) -> None:
     if "_target_" in word:
         raise UserError(f"{word}: nothing is called by its dotted path here; choose a regularizer or a model by name")
     if key in GROUPS:
-        for name in filter(None, (part.strip("[]'\" ") for part in value.split(","))):
-            known = choices(key)
-            if name not in known:
-                raise UserError(f"{key}={name}: unknown{nearest(name, known)}; choose one of {', '.join(known) or '-'}")
-        if plus not in (("+", "++") if key == "sweep" else ("", "+", "++")):
+        if plus not in (("+", "++") if key == "sweep" else ("",)):
             raise UserError(f"{word}: write {'+' if key == 'sweep' else ''}{key}=NAME")
+        _check_names(key, value)
         return
     free = key.startswith(("regularizer.", "model.options."))  # keys of the chosen names, checked by the schema
     if key not in keys and not free:
@@ -112,6 +117,29 @@ def _check_override(word: str, keys: list[str]) -> None:
         raise UserError(f"unknown key '{key}'{hint}")
     if plus and key in keys:
         raise UserError(f"{word}: write {key}={value}, without {plus}")
+
+
+def _check_names(group: str, value: str) -> None:
+    """Every name of a choice such as a, [a,b], a,b, choice(a,b) or glob(a*) is one of the group's."""
+    known = choices(group)
+    function = re.fullmatch(r"(choice|shuffle|sort|glob)\((.*)\)", value)
+    for name in filter(None, (part.strip("[]()'\" ") for part in (function[2] if function else value).split(","))):
+        if function and function[1] == "glob":
+            if not fnmatch.filter(known, name):
+                raise UserError(f"{group}={value}: no such name; choose of {', '.join(known)}")
+        elif name not in known:
+            raise UserError(f"{group}={name}: unknown{nearest(name, known)}; choose one of {', '.join(known) or '-'}")
+
+
+def _check_spelling(word: str, key: str, value: str) -> None:
+    """What Hydra's grammar cannot read, said in the user's terms."""
+    if value.startswith("("):
+        raise UserError(f"{word}: a list is written {key}=[{value.strip('()')}]")
+    odd = next((character for character in value if not character.isascii()), None)
+    if odd is not None and "'" not in value and '"' not in value:
+        if odd in "\u2212\u2013\u2014":
+            raise UserError(f"{word}: '{odd}' is no minus sign; write {key}={value.replace(odd, '-')}")
+        raise UserError(f"{word}: a value with '{odd}' stands in quotes: \"{key}='{value}'\"")
 
 
 def is_sweep(words: list[str]) -> bool:

@@ -13,11 +13,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.checking import UserError, check
+from configs.checking import UserError
 from configs.command_line import check_arguments, split_flags
 from configs.plan import CONFIGS, Plan
 from configs.registered import NODES
-from configs.resolve import resolve
+from configs.resolve import resolve_composed
 from configs.schema import Config
 
 
@@ -32,7 +32,7 @@ def plan_of(*overrides: str, grid: bool = False) -> Plan:
         UserError: for an unknown key or an invalid value, in one line.
     """
     check_arguments(list(overrides))
-    return resolve(check(config_of(*overrides), Config), grid)[0]
+    return resolve_composed(config_of(*overrides), grid)[0]
 
 
 def config_of(*overrides: str) -> DictConfig:

@@ -7,7 +7,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from configs.checking import UserError, load_yaml
+from omegaconf import DictConfig
+
+from configs.checking import UserError, check, load_yaml
 from configs.paper import PaperConfig
 from configs.plan import CONFIGS, Plan, Runtime, written
 from configs.ranges import check_fields, check_values
@@ -24,6 +26,7 @@ from configs.schema import (
     RunOptions,
 )
 
+SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # of precisions
 TIMES_OF = {"step": ("milestones",), "exponential": ("decay_epochs",)}  # what else of a recipe is counted in epochs
 
 
@@ -59,6 +62,19 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     )
     check_values(plan)
     return plan, notes
+
+
+def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, list[str]]:
+    """`resolve` of what Hydra composed; groups=3, epochs=1e1 and recipe.precision=bf16 are read as they are meant."""
+    config = composed.copy()
+    if isinstance(config.groups, int | str):
+        config.groups = [config.groups]
+    for key in ("epochs", "batch_size", "block_size", "seed", "log_every", "checkpoint_every"):
+        if isinstance(config[key], float) and config[key].is_integer():
+            config[key] = int(config[key])
+    if config.recipe.precision in SHORT_NAMES:
+        config.recipe.precision = SHORT_NAMES[config.recipe.precision]
+    return resolve(check(config, Config), grid)
 
 
 def _tried(config: Config, grid: bool) -> tuple[dict[str, Any], list[str]]:

@@ -176,15 +176,21 @@ def share_statistics(statistics: list[Tensor], ranks: Ranks) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """The device called `auto`, `cpu` or `cuda`; `auto` takes a GPU where there is one, each local rank its own.
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; without N each local rank takes the GPU of its number.
 
     Raises:
-        ValueError: if a GPU is asked for where there is none.
+        ValueError: if a GPU is asked for that is not there.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no usable GPU here; leave device=auto, or see what nvidia-smi says")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: no usable GPU here; leave device=auto, or see what nvidia-smi says")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    number = int(name.partition(":")[2] or rank)
+    if ":" in name and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"device={name}: several ranks cannot share a GPU; device=cuda gives each its own")
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: GPU {number} of {torch.cuda.device_count()}; they are counted from 0")
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device

@@ -22,7 +22,7 @@ from experiment import plan_of, register_layer, register_model, register_schedul
 
 
 class SmallNet(nn.Module):
-    """Three stages of a convolution each. A `Site` is where a layer may sit: its group, branch, and what precedes it."""
+    """Three stages of a convolution each. A `Site` is where a layer may sit: group, branch, what precedes it."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()

@@ -106,6 +106,11 @@ def build_fit(
 ) -> tuple[Fit, LayerControl]:
     """A run at its first step, and its layers; writes nothing. `pretrained`: see `build_network`."""
     recipe = plan.recipe
+    if recipe.batch_size // ranks.world_size < recipe.accumulate:
+        raise UserError(
+            f"recipe.accumulate={recipe.accumulate}: a rank has {recipe.batch_size // ranks.world_size} of the "
+            f"{recipe.batch_size} images of a step; choose no more micro-batches than that"
+        )
     seed_everything(plan.seed)
     model, layers = build_network(plan, data, device, pretrained)
     if recipe.sync_batchnorm:

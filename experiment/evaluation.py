@@ -17,7 +17,7 @@ from engine.distributed import Ranks, find_device
 from engine.evaluation import evaluate as pass_over
 from experiment.build import build_task
 from experiment.source import NetworkSource
-from experiment.trained import opened, trained
+from experiment.trained import described, opened, trained
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def evaluate(
             layer = LayerConfig("dropblock", kept, block, [last - 1, last], True, "constant", 4.0)
             under_drop.append({"keep_prob": kept, "block_size": block, **without_tables(measure(layer))})
     columns = [{"column": k, **without_tables(measure(None, k))} for k in column]
-    result = {"split": split, "samples": loader.num_samples, **measure(None)}
+    result = {"checkpoint": described(payload), "split": split, "samples": loader.num_samples, **measure(None)}
     named = {"task": task.name, "headline": task.headline, "metric_labels": task.labels}
     return {**result, **named, "under_drop": under_drop, "columns": columns}
 

@@ -10,10 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from configs.checking import UserError, check
+from configs.checking import UserError
 from configs.compose import compose_jobs
-from configs.resolve import resolve
-from configs.schema import Config
+from configs.resolve import resolve_composed
 from engine import cpu
 from experiment.jobs import Job, count_of, run_jobs
 from experiment.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, report_error
@@ -39,12 +38,17 @@ def run_job(
     try:
         if sweep is not None:
             print(f"\n=== run {number + 1}: {' '.join(overrides)}", flush=True)
-        plan, remarks = resolve(check(config, Config), grid=sweep is not None)
+        plan, remarks = resolve_composed(config, grid=sweep is not None)
         if sweep is not None and plan.runtime.run_dir:
             raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
         run, shown = plan.run_dir(), {"experiment": plan.experiment, "paper": asdict(plan.paper)}
         for remark in remarks:
             print(f"note: {remark}")
+        if config.plan:
+            from experiment.preview import preview
+
+            print(preview(plan))
+            return outcome
         from experiment.run import run_plan
 
         summary = run_plan(plan, overrides, began, wait, log)
@@ -131,7 +135,7 @@ def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         nonlocal on_gpu
         try:
-            plan, _ = resolve(check(config, Config), grid=True)
+            plan, _ = resolve_composed(config, grid=True)
             if plan.runtime.run_dir:
                 raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
         except UserError as error:

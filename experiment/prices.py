@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from configs.checking import UserError, check
+from configs.checking import UserError
 from configs.compose import compose_jobs
 from configs.plan import Plan
-from configs.resolve import resolve
-from configs.schema import Config
+from configs.resolve import resolve_composed
 from engine.console import duration, table
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) if sweep else None
         compose_jobs(here, place, lambda config, overrides, _: jobs.append(_job(config, overrides, sweep is not None)))
+    if sweep is None and jobs and jobs[0].refused:
+        raise UserError(jobs[0].refused)
     answer, complete = price(jobs, lambda line: print(line, flush=True))
     print(f"\n{answer}\n\nnothing was trained; omit estimate=true to start")
     return 0 if complete else 2
@@ -68,7 +69,7 @@ def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
 
 def _job(config: DictConfig, overrides: list[str], grid: bool) -> Job:
     try:
-        plan, notes = resolve(check(config, Config), grid)
+        plan, notes = resolve_composed(config, grid)
         if grid and plan.runtime.run_dir:
             raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
     except UserError as error:

@@ -65,7 +65,10 @@ def run_plan(
             with output_to(folder.path / "log.txt") if log else nullcontext():
                 return _train(plan, overrides, folder, device, ranks)
     if ranks.is_main:
-        print(f"already done (commit {str(summary['environment']['commit'])[:9]}); fresh=true would start over")
+        made = summary["environment"]
+        commit = f"commit {made['commit'][:9]}" if made.get("commit") else "outside a git repository"
+        dirty = ", with local changes" if made.get("dirty") else ""
+        print(f"already done ({commit}{dirty}); fresh=true would start over")
         print(result_text(summary, folder.path))
     return summary
 

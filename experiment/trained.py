@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,31 +17,58 @@ from data import Data
 from dropblock import LayerControl
 from engine import checkpoint
 from engine.distributed import Ranks
+from engine.records import DONE, RunFolder
 from experiment.build import build_network, open_data
 from experiment.source import NetworkSource
 
 
 def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
-    """The plan that a network was trained to, and its checkpoint."""
+    """The plan that a network was trained to, and its checkpoint; the path of the file stands in it as `file`.
+
+    Raises:
+        UserError: if there is none, or if a finished run has lost the checkpoint of its last step.
+    """
     if source.run is not None:
-        folder = Path(source.run)
-        plan = plan_from(load_yaml(folder / "plan.yaml"))
-        if source.which == "best":
-            payload = checkpoint.load(folder / "checkpoints" / "best.pt")
-        else:
-            found = checkpoint.load_latest(folder / "checkpoints")
-            if found is None:
-                raise UserError(f"{folder}/checkpoints: no checkpoint to evaluate")
-            payload = found[0]
+        folder = RunFolder(Path(source.run))
+        plan = plan_from(load_yaml(folder.path / "plan.yaml"))
+        payload, path = _of_run(folder, source.which)
     else:
-        assert source.checkpoint is not None
-        payload = checkpoint.load(Path(source.checkpoint))
+        path = Path(str(source.checkpoint))
+        payload = checkpoint.load(path)
         if not isinstance(payload.get("plan"), dict):
-            raise UserError(f"{source.checkpoint}: holds no plan; give a checkpoint that train.py wrote")
+            raise UserError(f"{path}: holds no plan; give a checkpoint that train.py wrote")
         plan = plan_from(payload["plan"])
     data_root = source.data_root or plan.runtime.data_root
     runtime = replace(plan.runtime, data_root=data_root, download=source.download, workers=source.workers)
-    return replace(plan, runtime=runtime), payload
+    return replace(plan, runtime=runtime), {**payload, "file": str(path)}
+
+
+def _of_run(folder: RunFolder, which: str) -> tuple[dict[str, Any], Path]:
+    """The checkpoint of a run: that of its last epoch, or the best on val."""
+    if which == "best":
+        path = folder.checkpoints / "best.pt"
+        return checkpoint.load(path), path
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = checkpoint.load_latest(folder.checkpoints)
+    if found is None:
+        raise UserError(f"{folder.checkpoints}: no checkpoint to evaluate")
+    for warning in caught:
+        print(f"note: {warning.message}", file=sys.stderr)
+    payload, path = found
+    steps = folder.summary().get("steps")
+    if folder.status().get("status") == DONE and steps is not None and payload.get("step") != steps:
+        raise UserError(
+            f"{folder.path}: the run ended at step {steps}, but its newest whole checkpoint is {path.name} of step "
+            f"{payload.get('step')}; checkpoint={path} evaluates that one, fresh=true trains again"
+        )
+    return payload, path
+
+
+def described(payload: dict[str, Any]) -> str:
+    """Which checkpoint: its file, step and epoch."""
+    epoch = payload.get("epochs_done", payload.get("epoch"))
+    return f"{payload['file']}, step {payload.get('step')}" + ("" if epoch is None else f", epoch {epoch}")
 
 
 def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from engine.files import write_aside
 from engine.records import RunFolder
 from experiment.outcome import report_error
 from experiment.source import NetworkSource
-from experiment.trained import load, weights_of
+from experiment.trained import described, load, weights_of
 from scripts.model_card import card_text
 
 
@@ -43,7 +43,13 @@ def export(source: NetworkSource, target: Path, card: bool = False) -> dict[str,
         raise UserError("exporting needs the package safetensors: pip install '.[train,export]'") from error
     plan, payload = load(source)
     weights = {key: value.contiguous() for key, value in weights_of(payload).items()}
-    text = {"format": "pt", "step": str(payload["step"]), "plan": json.dumps(asdict(plan)), **provenance(source)}
+    text = {
+        "format": "pt",
+        "step": str(payload["step"]),
+        "checkpoint": described(payload),
+        "plan": json.dumps(asdict(plan)),
+        **provenance(source),
+    }
     write_aside(target, [save(weights, text)])
     if card:
         summary = RunFolder(Path(source.run)).summary() if source.run is not None else {}
@@ -72,8 +78,8 @@ def main(words: list[str]) -> int:
         target = Path(targets[0])
         source = read_values([word for word in words if word != targets[0]], NetworkSource)
         source.check()
-        export(source, target, card)
-        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+        text = export(source, target, card)
+        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, of checkpoint {text['checkpoint']}")
     except BaseException as error:
         return report_error(error)[0]
     return 0

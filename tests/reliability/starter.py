@@ -96,7 +96,7 @@ class Faults:
         elif where == "compose":
             from experiment import grid
 
-            patch(grid, "resolve")
+            patch(grid, "resolve_composed")
 
     def bad_loss(self, step: int, rank: int = 0) -> None:
         """The loss of this step is NaN on that rank."""

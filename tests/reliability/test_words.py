@@ -32,7 +32,7 @@ TYPOS = [
     *("block_size=7.5", "block_size=seven", "groups=3,4", "groups=[]", "groups=[-1]", "groups=[a]", "skip=maybe"),
     *("schedule=linaer", "epochs=0", "epochs=-1", "epochs=1e3x", "batch_size=1", "lr=0", "lr=-1", "lr=nan"),
     *("seed=-1", "seed=1.5", "device=gpu", "device=tpu", "workers=-1", "log_every=0", "precision=float32"),
-    *("recipe.precision=fp16", "recipe.optimizer=adam", "recipe.momentum=2", "data.on_bad_image=ignore"),
+    *("recipe.precision=fp17", "recipe.optimizer=adam", "recipe.momentum=2", "data.on_bad_image=ignore"),
     *("data.val_fraction=0.9", "label_smoothing=1", "model.width=0", "model.stem=big", "recipe.accumulate=5"),
     *("--multi-run", "-x", "seed", "=1", "hydra.run.dir=/tmp", "lr=0.1=0.2", "recipe.lr_shedule=cosine"),
 ]

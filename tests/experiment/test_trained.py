@@ -1,0 +1,58 @@
+"""Which checkpoint is evaluated: named always, and never silently another than the run ended with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+from configs.checking import UserError
+from configs.compose import plan_of
+from engine.distributed import Ranks
+from engine.records import RunFolder
+from engine.signals import StopRequest
+from experiment.build import build_fit
+from experiment.prices import price_command
+
+
+def test_the_checkpoint_is_named_and_a_lost_last_one_is_refused(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(f"run_dir={tmp_path / 'run'}") == 0
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    capsys.readouterr()
+    assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu"]) == 0
+    assert f"checkpoint {last}, step 18, epoch 2" in capsys.readouterr().out
+    assert train(f"run_dir={tmp_path / 'run'}") == 0
+    assert "already done (" in capsys.readouterr().out
+    last.unlink()
+    assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "the run ended at step 18" in error
+    assert "previous.pt" in error
+
+
+def test_a_plan_is_shown_and_nothing_is_trained(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("plan=true") == 0
+    shown = capsys.readouterr().out
+    assert "group_divisor: 4.0" in shown
+    assert "expected drop" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_micro_batches_without_an_image_are_refused() -> None:
+    plan = plan_of("data=fake", "batch_size=4", "recipe.accumulate=4")
+    two = Ranks(0, 2)
+    with pytest.raises(UserError, match="a rank has 2 of the 4 images of a step"):
+        build_fit(plan, None, RunFolder(Path()), torch.device("cpu"), two, StopRequest())  # type: ignore[arg-type]
+
+
+def test_a_refused_run_is_not_priced(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"^block_size=0: must be at least 1$"):
+        price_command(["data=fake", "block_size=0", "estimate=true"], None)
+    assert "timing" not in capsys.readouterr().out
