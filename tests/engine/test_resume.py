@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison import assert_same, curves
 
 from engine.checkpoint import load
 from engine.loop import Fit
 from engine.records import RunFolder
+from tests.comparison import assert_same, curves
 
 WORDS = (
     "regularizer=dropblock",
