@@ -56,13 +56,16 @@ def check_maps(name: str, x: object, *axes: int) -> None:
     ValueError: for another number of dimensions than (N, C) and the axes of a map.
     TypeError: if `x` is no floating point tensor.
     """
-    shapes = " or ".join(MAPS[number] for number in axes)
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} takes a tensor of {shapes} maps, not {type(x).__name__}")
+        raise TypeError(f"{name} takes a tensor of {_shapes(axes)} maps, not {type(x).__name__}")
     if x.ndim - 2 not in axes:
-        raise ValueError(f"{name} takes {shapes} maps, not a tensor of shape {tuple(x.shape)}")
+        raise ValueError(f"{name} takes {_shapes(axes)} maps, not a tensor of shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"{name} takes floating point maps, not {x.dtype}")
+
+
+def _shapes(axes: tuple[int, ...]) -> str:
+    return " or ".join(MAPS[number] for number in axes)
 
 
 def scalar(keep_prob: float | Tensor, device: torch.device) -> Tensor:

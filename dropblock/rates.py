@@ -27,20 +27,21 @@ def effective_block(block_size: int, *size: int) -> tuple[int, ...]:
         TypeError: if block_size is not an integer.
         ValueError: if any of them is below 1.
     """
-    try:
-        block_size = operator.index(block_size)
-    except TypeError:
-        raise TypeError(f"block_size must be an integer, not {block_size!r}") from None
+    if type(block_size) is not int:
+        try:
+            block_size = operator.index(block_size)
+        except TypeError:
+            raise TypeError(f"block_size must be an integer, not {block_size!r}") from None
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, not {block_size}")
-    if any(side < 1 for side in size):
+    if min(size, default=1) < 1:
         raise ValueError(f"a side of a feature map must be at least 1, not {'x'.join(map(str, size))}")
-    return tuple(min(block_size, side) for side in size)
+    return tuple([min(block_size, side) for side in size])
 
 
 def valid_seeds(size: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
     """Along each axis, at how many positions a block can start and lie inside the map."""
-    return tuple(side - b + 1 for side, b in zip(size, block, strict=True))
+    return tuple([side - b + 1 for side, b in zip(size, block, strict=True)])
 
 
 def seed_rate(keep_prob: float, block_size: int, *size: int) -> float:

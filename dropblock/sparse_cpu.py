@@ -68,10 +68,11 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     # Division and floor in float64 are exact below 2^53, and much faster than division of integers. From the last axis
     # to the first: `above` numbers the lines, planes, maps that a seed lies in, and each of those is longer than its
     # valid part by side - seeds.
-    above, corner, stride = position, position, 1
+    above, corner, stride = position, position.clone(), 1
     for side, seeds in zip(reversed(size), reversed(valid), strict=True):
         above = above if seeds == 1 else (above / seeds).floor_()
-        corner = corner.add(above, alpha=(side - seeds) * stride)
+        if seeds < side:
+            corner.add_(above, alpha=(side - seeds) * stride)
         stride *= side
     map_ = above
     dropped = count_units(map_, corner, block, tuple(size))

@@ -22,7 +22,7 @@ class Line:
         word: better, worse, equivalent or not resolved; '' without a difference.
         peak_difference: of the maximum over the epochs, the paper's convention.
         loss, loss_difference: on test.
-        gap: of the headline between the training batches, as trained, and test.
+        gap: of `sweep.trained_metric` between the training batches, as trained, and test.
         paper_difference: the paper's own, to its baseline within the same table or figure.
     """
 
@@ -60,7 +60,7 @@ def lines_of(sweep: Sweep) -> list[Line]:
     """Every row with its difference to its baseline, corrected for the number of rows that have one."""
     differences = [difference(sweep, row) for row in sweep.rows]
     adjusted = holm([d.p_value if d else None for d in differences])
-    lines = []
+    lines, trained = [], sweep.trained_metric
     for row, own, p_value in zip(sweep.rows, differences, adjusted, strict=True):
         line = Line(
             row=row,
@@ -73,7 +73,7 @@ def lines_of(sweep: Sweep) -> list[Line]:
             peak_difference=difference(sweep, row, "peak"),
             loss=row.spread("last", metric="loss"),
             loss_difference=difference(sweep, row, metric="loss"),
-            gap=spread_of(row, Run.gap),
+            gap=spread_of(row, lambda run: run.gap(trained)),
             parameters=row.runs[0].summary.get("parameters"),
             seconds=Spread(tuple(run.summary["train_seconds"] for run in row.runs)),
             paper_difference=paper_difference(row, sweep.baseline_of(row)),

@@ -45,13 +45,13 @@ def rows_csv(sweep: Sweep, lines: Sequence[Line]) -> str:
 
 def runs_csv(sweep: Sweep) -> str:
     """One line a run: what the rows are made of."""
-    table = []
+    table, trained = [], sweep.trained_metric
     for row in sweep.rows:
         for run in row.runs:
             line: dict[str, Any] = {**columns_of(row), "seed": run.seed}
             for which, split in VALUES:
                 line[f"{which}_{split}"] = run.value(which, split)
-            line |= {"last_test_loss": run.value("last", "test", "loss"), "gap": rounded(run.gap())}
+            line |= {"last_test_loss": run.value("last", "test", "loss"), "gap": rounded(run.gap(trained))}
             line |= {"parameters": run.summary.get("parameters")}
             line |= {"train_seconds": round(run.summary["train_seconds"], 1), "device": joined(run, "device")}
             dirty = any(environment["dirty"] for environment in run.environments)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from scripts.reporting.comparison import best_on_val
 from scripts.reporting.knob_figures import over_block_size, over_keep_prob, under_drop_lines
 from scripts.reporting.mean_curves import common_curve
+from scripts.reporting.names import metric_label
 from scripts.reporting.setting import paper_setting_text
 from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below, setting
 from scripts.reporting.sweep import Row, Sweep
@@ -76,15 +77,14 @@ def mean_of(row: Row | None) -> float | None:
 
 def curves(sweep: Sweep, rows: Sequence[Row], out: Path) -> None:
     """The headline over the epochs, on test and on the training batches, with a band of one standard deviation."""
+    names = {"test": sweep.rows[0].headline, "train": sweep.trained_metric}
     with drawing(out, 2, 10.0, 4.9) as (figure, (test, train)):
         used: list[str] = []
         for row in rows:
             tint = colour(row, used)
             used.append(tint)
             for axes, name in ((test, "test"), (train, "train")):
-                epochs, values = common_curve(
-                    row, f"{name}/{row.runs[0].summary['headline']}", by_epoch=name == "train"
-                )
+                epochs, values = common_curve(row, f"{name}/{names[name]}", by_epoch=name == "train")
                 if not len(epochs):
                     continue
                 mean = values.mean(1)
@@ -97,7 +97,8 @@ def curves(sweep: Sweep, rows: Sequence[Row], out: Path) -> None:
         train.set_title("on the training batches, as trained", loc="left")
         for axes in (test, train):
             axes.set_xlabel("epoch")
-            axes.set_ylabel(sweep.metric)
+        test.set_ylabel(sweep.metric)
+        train.set_ylabel(metric_label(sweep.trained_metric, sweep.runs[0].summary))
         focus(test)
         legend_below(figure, [test])
 

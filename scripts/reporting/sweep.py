@@ -44,10 +44,10 @@ class Run:
         """The logged values of a metric by epoch."""
         return {point["epoch"]: point[name] for point in self.folder.metrics() if name in point}
 
-    def gap(self) -> float | None:
-        """The headline on the training batches of the last epoch, as trained, less that on test; None without it."""
-        logged = self.curve(f"train/{self.summary['headline']}")
-        test = self.value("last", "test")
+    def gap(self, metric: str) -> float | None:
+        """A metric on the training batches of the last epoch, as trained, less that on test; None without one."""
+        logged = self.curve(f"train/{metric}")
+        test = self.value("last", "test", metric)
         last = [value for epoch, value in logged.items() if epoch > max(logged) - 1]
         return None if not last or test is None else statistics.fmean(last) - test
 
@@ -166,6 +166,12 @@ class Sweep:
     def metric(self) -> str:
         """The name of the headline with its unit, for axes and columns."""
         return metric_label(self.rows[0].headline, self.runs[0].summary)
+
+    @property
+    def trained_metric(self) -> str:
+        """What training is judged by: the headline, or the loss where training has no headline, as with mIoU and AP."""
+        headline = self.rows[0].headline
+        return headline if any(run.curve(f"train/{headline}") for run in self.runs) else "loss"
 
     @property
     def made_up(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scripts.reporting.comparison import Answer, Line, best_on_val
+from scripts.reporting.names import metric_label
 from scripts.reporting.sweep import Row, Sweep
 
 
@@ -40,21 +41,25 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
     plan, margin = sweep.runs[0].plan, sweep.study.margin
     compared = sum(line.adjusted is not None for line in lines)
     evaluations = -(-plan["recipe"]["epochs"] // plan["recipe"]["eval_every"])
+    comparisons = f"the comparisons of this table ({compared})"
+    trained = metric_label(sweep.trained_metric, sweep.runs[0].summary)
     test = "made-up test images" if sweep.made_up else "the test set"
     parts = [
         f"{sweep.metric} on {test}, mean ± sample standard deviation over n seeds (none for n = 1). *Last epoch* is "
         "the headline. *Difference*: to the baseline, within seeds, with its 95 % Student t interval (n - 1 degrees "
-        f"of freedom). *Holm p*: of the paired t test, corrected for the {compared} comparisons of this table. "
+        f"of freedom). *Holm p*: of the paired t test, corrected for {comparisons}. "
         f"*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies "
         f"within ±{margin:g} points; else not resolved. *Smallest difference*: what this many seeds with this spread "
-        "would find in 80 % of such experiments (before the correction). *Train - test*: the training batches of the "
-        "last epoch, as trained, less test. "
+        f"would find in 80 % of such experiments (before the correction). *Train - test*: {trained} of the "
+        "training batches of the last epoch, as trained, less test. "
         f"*Peak*: the maximum over the {evaluations} evaluations of a run on test, the paper's convention; it "
         "chooses nothing. *Dropped*: share of units in the last group, measured in the last epoch (and expected)."
     ]
+    if any(row.same for row in sweep.rows):
+        parts.append("*Block n (= m)*: every feature map clamps both blocks alike: one computation, which is one row.")
     if sweep.study.headline:
         parts.append(f"Declared before the first run: headline: {sweep.study.headline}; margin {margin:g} points.")
-    if plan["data"]["val_fraction"] == 0:
+    if not any(row.by_seed("last", "val") for row in sweep.rows):
         parts.append("There is no validation split: nothing was chosen on one.")
     return "\n\n".join(parts)
 

@@ -35,10 +35,29 @@ def plans(sweep: str, scale: tuple[str, ...]) -> list[Plan]:
 
 # Runs of one seed: jobs that a baseline ignores a knob of meet in one.
 RUNS = {"table1": 9, "fig3_keep_prob": 26, "fig4_block_size": 21, "fig4_block_size_small": 21, "fig5_inference": 3}
+# The same of sweeps that have a setting of their own and no number of the paper beside them.
+STUDIES = {
+    "table1_small": 9,
+    "keep_prob_small": 16,
+    "findings_small": 10,
+    "schedules_overfit_keep_prob": 12,
+    "schedules_underfit_keep_prob": 12,
+}
 
 
 def test_every_sweep_is_listed_here() -> None:
-    assert set(choices("sweep")) == set(RUNS)
+    assert set(choices("sweep")) == {*RUNS, *STUDIES}
+
+
+@pytest.mark.parametrize("sweep", STUDIES)
+def test_a_study_is_one_command(sweep: str) -> None:
+    found = [plan for plan in plans(sweep, ("data.root=/data",)) if plan.seed in (1, 100)]
+    assert len({plan.run_dir() for plan in found}) == STUDIES[sweep]
+    assert {plan.data.name for plan in found} == {"folder"}
+    assert len({repr((plan.recipe, plan.model, plan.data)) for plan in found}) == 1
+    values = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["study"]
+    if "pilot_seed" in values:  # the seed that chooses is none of those reported
+        assert (values["pilot_seed"] in {plan.seed for plan in found}) == ("pilot_sweep" not in values)
 
 
 @pytest.mark.parametrize(("sweep", "scale"), [*((sweep, SMALL) for sweep in RUNS), ("table1", WHOLE)])
@@ -80,7 +99,7 @@ def test_one_run_serves_several_tables() -> None:
     assert len(dropblock) == 9 + 1  # only block 1 is new
 
 
-@pytest.mark.parametrize("name", [name for name in choices("experiment") if name.startswith(("table", "fig"))])
+@pytest.mark.parametrize("name", [name for name in choices("experiment") if name.startswith(("table1/", "fig"))])
 def test_an_experiment_says_what_it_claims(name: str) -> None:
     path = CONFIGS / "experiment" / f"{name}.yaml"
     lines, values = path.read_text().splitlines(), OmegaConf.load(path)
