@@ -296,7 +296,7 @@ def test_shifted_detections_count_up_to_their_overlap() -> None:
 
 
 def voc_truth(*objects: tuple[int, list[float], int]) -> dict[str, Any]:
-    """(image, box as left, top, width, height, whether difficult) of each object of category 3; a category 7 is empty."""
+    """(image, box as left, top, width, height, whether difficult) of each object of category 3; 7 is empty."""
     annotations = [
         {"id": n, "image_id": image, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": difficult}
         for n, (image, box, difficult) in enumerate(objects, start=1)

@@ -62,7 +62,7 @@ def test_a_study_is_one_command(sweep: str) -> None:
         assert (values["pilot_seed"] in {plan.seed for plan in found}) == ("pilot_sweep" not in values)
 
 
-@pytest.mark.parametrize(("sweep", "scale"), [*((sweep, SMALL) for sweep in RUNS), ("table1", WHOLE), ("coco_retinanet", COCO)])
+@pytest.mark.parametrize(("sweep", "scale"), SCALES)
 def test_every_job_is_a_plan_at_any_scale(sweep: str, scale: tuple[str, ...]) -> None:
     found = plans(sweep, scale)
     assert len({plan.run_dir() for plan in found}) == RUNS[sweep]
@@ -107,7 +107,7 @@ def test_rows_of_coco_are_the_papers() -> None:
 
 def test_fine_tuning_takes_weights_and_its_own_recipe() -> None:
     words = ("experiment=coco/finetune", *COCO)
-    with pytest.raises(UserError, match="give model.pretrained=FILE"):
+    with pytest.raises(UserError, match=r"give model\.pretrained=FILE"):
         plan_of(*words)
     plan = plan_of(*words, "model.pretrained=/weights.pth")
     assert (plan.recipe.name, plan.recipe.epochs, plan.recipe.milestones) == ("coco_finetune_28", 28, [16, 22])
@@ -120,7 +120,9 @@ def test_one_run_serves_several_tables() -> None:
     assert len(dropblock) == 9 + 1  # only block 1 is new
 
 
-@pytest.mark.parametrize("name", [name for name in choices("experiment") if name.startswith(("table1/", "fig", "coco/"))])
+@pytest.mark.parametrize(
+    "name", [name for name in choices("experiment") if name.startswith(("table1/", "fig", "coco/"))]
+)
 def test_an_experiment_says_what_it_claims(name: str) -> None:
     path = CONFIGS / "experiment" / f"{name}.yaml"
     lines, values = path.read_text().splitlines(), OmegaConf.load(path)
