@@ -62,6 +62,9 @@ def test_a_study_is_one_command(sweep: str) -> None:
         assert (values["pilot_seed"] in {plan.seed for plan in found}) == ("pilot_sweep" not in values)
 
 
+SCALES = [*((sweep, SMALL) for sweep in RUNS), ("table1", WHOLE), ("coco_retinanet", COCO)]
+
+
 @pytest.mark.parametrize(("sweep", "scale"), SCALES)
 def test_every_job_is_a_plan_at_any_scale(sweep: str, scale: tuple[str, ...]) -> None:
     found = plans(sweep, scale)
