@@ -45,7 +45,6 @@ def small_run() -> tuple[str, ...]:
 def train(tmp_path: Path) -> Callable[..., int]:
     """train.py in this process, on the smallest run, outputs under tmp_path; returns the exit code."""
     from tests.last_of_each import last_of_each
-
     from train import main
 
     def run(*words: str) -> int:
