@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from box_files import change_json, voc_xml, write_coco, write_voc
-from opening import build_data
 from PIL import Image
 from torch import nn
 
 from data.interface import Data, DetectionBatch
 from engine.tasks.boxes import Detections
 from engine.tasks.coco_metrics import CocoEvaluator
+from tests.box_files import change_json, voc_xml, write_coco, write_voc
+from tests.opening import build_data
 
 JITTERED = {"flip": True, "scale_min": 0.8, "scale_max": 1.2}
 
