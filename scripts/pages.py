@@ -55,7 +55,7 @@ def text_of(name: str, page: Path) -> str:
     to_root = "../" * (len(page.relative_to(ROOT).parts) - 1)
     makers: dict[str, Callable[[], str]] = {
         "results": lambda: results_table(rest),
-        "picture": lambda: picture(*rest.split("/"), to_root),
+        "picture": lambda: picture(rest, to_root),
         "findings": lambda: findings_table(RESULTS, f"{to_root}docs/results/"),
         "drop_rates": lambda: drop_rates_table(json.loads((RESULTS / "drop_rates.json").read_text())),
         "measured": lambda: measured_values.text_of(rest, RESULTS),
@@ -73,9 +73,10 @@ def results_table(name: str) -> str:
     return short(report.read_text()) if report.exists() else NOT_RUN
 
 
-def picture(name: str, file: str, title: str, to_root: str) -> str:
-    """A picture of a kept result, `_` in the title for spaces; nothing where there is none."""
-    path = f"docs/results/{name}/{file}"
+def picture(place: str, to_root: str) -> str:
+    """A picture of a kept result, RESULT/FILE/TITLE with `_` for the spaces of its title; nothing where there is none."""
+    path, _, title = place.rpartition("/")
+    path = f"docs/results/{path}"
     return f"![{title.replace('_', ' ')}]({to_root}{path})" if (ROOT / path).exists() else ""
 
 
