@@ -74,7 +74,7 @@ def results_table(name: str) -> str:
 
 
 def picture(place: str, to_root: str) -> str:
-    """A picture of a kept result, RESULT/FILE/TITLE with `_` for the spaces of its title; nothing where there is none."""
+    """A picture of a kept result, RESULT/FILE/TITLE (the title with _ for spaces); nothing where there is none."""
     path, _, title = place.rpartition("/")
     path = f"docs/results/{path}"
     return f"![{title.replace('_', ' ')}]({to_root}{path})" if (ROOT / path).exists() else ""
