@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison import assert_same, curves
 
 from engine.checkpoint import load
 from engine.loop import Fit
 from engine.records import RunFolder
+from tests.comparison import assert_same, curves
+from tests.last_of_each import last_of_each
 
 WORDS = (
     "regularizer=dropblock",
@@ -42,7 +43,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, small_run: tuple[str
     from train import main
 
     root = tmp_path_factory.mktemp("uninterrupted")
-    assert main([*small_run, *WORDS, f"output_root={root}"]) == 0
+    assert main(last_of_each(*small_run, *WORDS, f"output_root={root}")) == 0
     (path,) = root.glob("fake-resnet18/*/seed-1")
     return RunFolder(path)
 
@@ -74,7 +75,7 @@ def test_the_record_names_every_place_a_run_has_been_through(
     train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, commit in enumerate("aabc"):
-        there = {"commit": commit, "date": str(number)}
+        there = {"commit": commit, "dirty": False, "date": str(number)}
         with monkeypatch.context() as patch:
             patch.setattr("experiment.run.environment", there.copy)
             if number < 3:
