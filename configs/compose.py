@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def compose_jobs(
         each(config, list(state.overrides.task), state.job.num if sweep is not None else 0)
 
     store_defaults()
+    # launcher/ray.yaml stands before the plugin's own configuration of that name, and is meant to be checked by it.
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema", UserWarning)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
     flags, rest = split_flags(list(arguments))  # anywhere for us, in front for argparse
     sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
@@ -98,6 +101,4 @@ def one_line(message: str, overrides: Sequence[str]) -> str:
     if message.startswith("Ambiguous value"):
         several = [override for override in overrides if "," in override]
         return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
-    if "hydra/launcher/submitit_" in message:
-        return "this launcher needs submitit: pip install '.[train,slurm]'"
     return " ".join(message.split())
