@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.checking import UserError
 from configs.command_line import check_arguments, split_flags
 from configs.plan import CONFIGS, Plan
+from configs.registered import NODES
 from configs.resolve import resolve_composed
 from configs.schema import Config
 
@@ -90,10 +91,15 @@ def compose_jobs(
 
 
 def store_defaults() -> None:
-    """Let the defaults of the schema be what the YAML files start from, as plain values: `check` has the types."""
+    """Give Hydra what stands in no YAML file: the schema's defaults, as plain values, and what a script registered."""
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store("schema", OmegaConf.to_container(OmegaConf.structured(Config)))
+    store = ConfigStore.instance()
+    store.store("schema", OmegaConf.to_container(OmegaConf.structured(Config)))
+    for name, values in NODES["model"].items():
+        store.store(name, values, group="model")
+    for name, values in NODES["regularizer"].items():
+        store.store(name, values, group="regularizer", package=f"regularizer.{name}")
 
 
 def one_line(message: str, overrides: Sequence[str]) -> str:

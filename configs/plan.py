@@ -10,6 +10,7 @@ from typing import Any
 
 from configs.checking import UserError, check, load_yaml
 from configs.paper import PaperConfig, paper_from
+from configs.registered import names_of
 from configs.schema import DataConfig, LayerConfig, ModelConfig, RecipeConfig, RunOptions
 
 CONFIGS = Path(__file__).parent
@@ -119,9 +120,10 @@ def plan_from(values: dict[str, Any]) -> Plan:
 
 
 def choices(group: str) -> list[str]:
-    """The names of a configuration group: its YAML files, sub-directories included."""
+    """The names of a configuration group: its YAML files, sub-directories included, and what a script added."""
     folder = CONFIGS / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    files = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
+    return sorted(files.union(names_of(group)))
 
 
 def written(group: str, name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.checking import UserError, one_of
 from configs.plan import Plan, choices
+from configs.registered import further_choices
 from configs.schema import RECIPE_KNOBS, LayerConfig
 
 SHORT = {f"recipe.{knob}": knob for knob in RECIPE_KNOBS}
@@ -50,7 +51,7 @@ def check_fields(part: Any, prefix: str = "") -> None:
         if value is None:
             continue
         if limits["choices"]:
-            one_of(key, value, limits["choices"])
+            one_of(key, value, (*limits["choices"], *further_choices(key)))
         least, most, above = limits["least"], limits["most"], limits["above"]
         if above is not None and not (value > above and value < float("inf")):
             raise UserError(f"{key}={value}: must be above {above:g}")

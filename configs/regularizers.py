@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from configs.checking import UserError, check, load_yaml
 from configs.plan import CONFIGS
+from configs.registered import NODES
 from configs.schema import LAYER_KNOBS, Config, InputConfig, LayerConfig, LossConfig, RegularizerConfig
 
 # A knob that is null in a layer does not exist for it, but these, null of which is the schedule's own value.
@@ -17,7 +18,9 @@ T = TypeVar("T", InputConfig, LossConfig)
 
 @cache
 def as_written(name: str) -> RegularizerConfig:
-    """A regularizer as its YAML file has it; an empty one for a name without a file."""
+    """A regularizer as its YAML file, or the script that registered it, has it; an empty one for any other name."""
+    if name in NODES["regularizer"]:
+        return check(NODES["regularizer"][name], RegularizerConfig)
     path = CONFIGS / "regularizer" / f"{name}.yaml"
     return check(load_yaml(path), RegularizerConfig) if path.exists() else RegularizerConfig()
 

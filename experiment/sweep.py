@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from configs.checking import UserError
+from configs.plan import Plan
 from engine.console import table
 from engine.files import write_aside
-from engine.records import DONE
+from engine.records import DONE, FAILED
+from experiment.outcome import STOPPED_CODES, report_error
 
 
 def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: str = "", **values: Any) -> None:
@@ -20,7 +24,7 @@ def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: 
         sweep: the folder of the sweep.
         run: the run folder.
         status: DONE, STOPPED or FAILED.
-        overrides: the job's own words.
+        overrides: the job's own, none for a plan from Python.
         reason: one line, for a job that did not end well.
         values: what the summary shows of it.
     """
@@ -47,6 +51,45 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path, refused: Sequence[s
     done = sum(entry["status"] == DONE for entry in entries)
     lines = [table(("status", "last test", "run", "reason"), rows)] if rows else []
     return "\n".join([*lines, f"{done} runs done, {len(rows) - done} not; listed in {sweep}"])
+
+
+def train_all(plans: Sequence[Plan], name: str) -> Path:
+    """`experiment.run_sweep`."""
+    if not plans:
+        raise UserError(f"sweep {name}: no plan to train")
+    sweep, began = Path(plans[0].runtime.output_root, "sweeps", name), time.time()
+    waiting = [plan for plan in plans if not _trained(plan, sweep, wait=False)]
+    for plan in waiting:
+        _trained(plan, sweep, wait=True)
+    entries = read_runs(sweep, since=began)
+    print(f"\n{summary_text(entries, sweep)}")
+    failed = [entry for entry in entries if entry["status"] != DONE]
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(entries)} runs failed, first {failed[0]['run']}: {failed[0]['reason']}"
+        )
+    return sweep
+
+
+def _trained(plan: Plan, sweep: Path, wait: bool) -> bool:
+    """Train one run and note what became of it; False if another process has it."""
+    from experiment.run import run_plan
+
+    shown: dict[str, Any] = {"experiment": plan.experiment, "paper": asdict(plan.paper)}
+    print(f"\n=== {plan.run_dir()}", flush=True)
+    try:
+        summary = run_plan(plan, wait=wait)
+    except Exception as error:  # not a signal, which ends the whole sweep
+        if getattr(error, "in_use", False):
+            return False
+        code, reason = report_error(error)
+        if code in STOPPED_CODES:
+            raise
+        note_run(sweep, plan.run_dir(), FAILED, [], reason, **shown)
+        return True
+    shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
+    note_run(sweep, plan.run_dir(), DONE, [], **shown)
+    return True
 
 
 def _shown(value: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dropblock.foreign import Place, declare_sites
+from dropblock.sites import declared_sites
 
 
 def build_torchvision(
@@ -63,13 +64,27 @@ def build_timm(
 
 
 def with_sites(model: nn.Module, num_classes: int, places: Sequence[Mapping[str, Any]] | None) -> nn.Module:
-    """Declare the sites, and add what every network of this project tells about itself."""
-    if places is None:
+    """`declared`, with places as a YAML file has them."""
+    return declared(model, num_classes, None if places is None else [Place(**place) for place in places])
+
+
+def declared(model: nn.Module, num_classes: int, places: Sequence[Place] | None = None) -> nn.Module:
+    """A network with its sites, and with what every network here has: `num_classes` and `last_group`.
+
+    Args:
+        model: changed in place; what it has already stays.
+        num_classes: outputs of the classifier.
+        places: where to declare sites; None takes those that the network has, or else the known ones of its family.
+    """
+    if places is not None:
+        declare_sites(model, places)
+    elif not declared_sites(model):
         with contextlib.suppress(ValueError):  # an unknown family: a baseline needs no sites
             declare_sites(model)
-    else:
-        declare_sites(model, [Place(**place) for place in places])
-    model.num_classes, model.last_group = num_classes, 4  # type: ignore[assignment]
+    groups = [site.group for site in declared_sites(model).values() if isinstance(site.group, int)]
+    for name, value in (("num_classes", num_classes), ("last_group", max([4, *groups]))):
+        if not hasattr(model, name):
+            setattr(model, name, value)
     return model
 
 

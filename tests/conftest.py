@@ -44,10 +44,12 @@ def small_run() -> tuple[str, ...]:
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., int]:
     """train.py in this process, on the smallest run, outputs under tmp_path; returns the exit code."""
+    from last_of_each import last_of_each
+
     from train import main
 
     def run(*words: str) -> int:
-        return main([*SMALL_RUN, f"output_root={tmp_path}", *words])
+        return main(last_of_each(*SMALL_RUN, f"output_root={tmp_path}", *words))
 
     return run
 

@@ -24,7 +24,7 @@ from data.folders import open_folders
 from data.prepare import Preparation, prepare
 from data.splits import Batches
 from data.tensors import TensorLoader
-from scripts.bench.rounds import Times, add_device, ratios, spread, surroundings
+from scripts.bench.rounds import Times, add_device, in_turn, ratios, spread, surroundings
 
 PHOTOS, SMALL = "torchvision, PIL, bicubic", "torchvision, PIL"  # what the others are compared with
 OURS = "this"
@@ -193,7 +193,7 @@ def compare(
     names, times = list(loaders), {name: list[float]() for name in loaders}
     processors = {name: list[float]() for name in loaders}
     for number in range(rounds + 1):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        for name in in_turn(names, number):
             seconds, processor = seconds_per_image(loaders[name](number), started=name not in in_this_process)
             if number > 0:  # the first round fills caches
                 times[name].append(seconds)

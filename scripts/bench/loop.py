@@ -28,7 +28,7 @@ from engine.loop import Fit
 from engine.records import RunFolder
 from engine.signals import StopRequest
 from experiment.build import build_fit, open_data
-from scripts.bench.rounds import add_device, spread, surroundings
+from scripts.bench.rounds import add_device, in_turn, spread, surroundings
 
 BARE, OURS = "barest loop", "this"
 LOG_EVERY = 10
@@ -84,7 +84,7 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[s
     outside: dict[str, list[float]] = {key: [] for key in steps}
     whole: dict[str, list[float]] = {key: [] for key in steps}
     for number in range(arguments.rounds + 1):
-        for key in list(steps)[:: 1 if number % 2 else -1]:
+        for key in in_turn(list(steps), number):
             clocks[key].inside = 0.0
             start = clocks[key].now()
             for _ in range(arguments.steps):

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,8 +53,7 @@ def interleaved(
     deadline, number = time.monotonic() + patience_s, 0
     while number <= rounds:
         others, start = seconds_of_others(), time.perf_counter()
-        order = names[number % len(names) :] + names[: number % len(names)]
-        seconds = {name: clock(contestants[name], repeats[name], device) for name in order}
+        seconds = {name: clock(contestants[name], repeats[name], device) for name in in_turn(names, number)}
         share = (seconds_of_others() - others) / (time.perf_counter() - start) / (os.cpu_count() or 1)
         if share > BUSY and time.monotonic() < deadline:
             time.sleep(1.0)
@@ -65,6 +64,12 @@ def interleaved(
             for name in names:
                 times[name].append(seconds[name])
     return times, shares
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round: each round begins one further, so that nobody always goes first."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def seconds_of_others() -> float:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
-from configs.checking import UserError, load_yaml
-from configs.plan import CONFIGS
+from configs.regularizers import as_written
 
 KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
 ALWAYS_SHOWN = ("keep_prob", "block_size")  # the others where they tell rows apart
@@ -22,13 +20,10 @@ METRICS = {
 }
 
 
-@cache
 def _style_of(name: str) -> tuple[str, str | None]:
-    try:
-        values = load_yaml(CONFIGS / "regularizer" / f"{name}.yaml")
-    except UserError:  # registered from a user's script, or of a run from before it was renamed
-        return name, None
-    return str(values.get("label") or name), values.get("colour")
+    """Label and colour; the name and none of a regularizer that a script registered elsewhere, or that is gone."""
+    written = as_written(name)
+    return written.label or name, written.colour
 
 
 def label_of(regularizers: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from comparison import assert_same, curves
+from last_of_each import last_of_each
 
 from engine.checkpoint import load
 from engine.loop import Fit
@@ -42,7 +43,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, small_run: tuple[str
     from train import main
 
     root = tmp_path_factory.mktemp("uninterrupted")
-    assert main([*small_run, *WORDS, f"output_root={root}"]) == 0
+    assert main(last_of_each(*small_run, *WORDS, f"output_root={root}")) == 0
     (path,) = root.glob("fake-resnet18/*/seed-1")
     return RunFolder(path)
 

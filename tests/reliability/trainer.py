@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+from last_of_each import last_of_each
 
 from engine.files import ASIDE
 from engine.records import RunFolder
@@ -92,7 +93,7 @@ class Starter:
         """train.py with these words; `faults` are the methods of `starter.Faults`."""
         self.count += 1
         log = self.folder / f"{self.count}.log"
-        request = {"words": words, "environment": environment or {}, "log": str(log), "faults": faults}
+        request = {"words": last_of_each(*words), "environment": environment or {}, "log": str(log), "faults": faults}
         return Process(self._ask(request)["pid"], log, lambda pid: self._ask({"wait": pid})["code"])
 
     def run(self, *words: str, environment: dict[str, str] | None = None, **faults: Any) -> tuple[int, str]:
@@ -121,7 +122,7 @@ def door(*words: str, log: Path, script: str = "train.py", **environment: str) -
     """`python train.py WORDS` itself, in a session of its own."""
     with open(log, "ab") as file:
         popen = subprocess.Popen(
-            [sys.executable, script, *words],
+            [sys.executable, script, *last_of_each(*words)],
             cwd=ROOT,
             env={**ENVIRONMENT, **environment},
             stdin=subprocess.DEVNULL,

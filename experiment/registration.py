@@ -1,0 +1,127 @@
+"""A network, a layer or a schedule from a Python script, without a change to the packages.
+
+What is registered here is known by its name from then on, in this process: `plan_of("model=my_net")` and
+`plan_of("regularizer=my_layer")` take it like any other. A plan holds the name and not the code: give changed code
+another name, or its runs meet the old ones in their directory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from configs import registered
+from configs.plan import Plan, choices
+from configs.registered import check_name
+from configs.regularizers import as_written
+from configs.schema import ModelConfig
+from dropblock import LAYERS, SCHEDULES, DropLayer, Place, Site
+from dropblock.kinds import Kind, on_branches, on_maps
+from dropblock.schedule import Schedule
+from models import MODELS
+from models.outside import declared
+
+
+def register_model(name: str, make: Callable[..., nn.Module], places: Sequence[Place] | None = None) -> None:
+    """Make a network known as `model=NAME`.
+
+    Args:
+        name: of the network.
+        make: a class or function with the argument `num_classes`, and of `in_channels`, `width`, `stem` those it wants;
+            what else it takes is `model.options.KEY` of the configuration. Called after the seed is set.
+        places: where layers may sit (`dropblock.Place`). None: at the `dropblock.Site` modules that the network has,
+            or else at the known places of its family.
+
+    Raises:
+        ValueError: for a name that is taken, or if `make` has no argument `num_classes`.
+    """
+    signature = inspect.signature(make)
+    if "num_classes" not in signature.parameters:
+        raise ValueError(f"model {name}: its function or class needs an argument num_classes")
+
+    def build(**shape: Any) -> nn.Module:
+        return declared(make(**shape), shape["num_classes"], places)
+
+    build.__signature__ = signature  # type: ignore[attr-defined]
+    registered.add("model", name, {"name": name, "zero_gamma": False}, [*choices("model"), *MODELS])
+    MODELS[name] = build
+
+
+def register_layer(
+    name: str,
+    layer: Callable[..., DropLayer],
+    *,
+    keep_prob: float,
+    groups: Sequence[int | str] = (3, 4),
+    skip: bool | None = None,
+    schedule: str = "linear",
+    group_divisor: float = 1.0,
+    sits_at: str | Callable[[Site], bool] = "maps",
+    label: str = "",
+    colour: str | None = None,
+    **options: Any,
+) -> None:
+    """Make a layer known as `regularizer=NAME`.
+
+    Args:
+        name: of the regularizer.
+        layer: a `dropblock.DropLayer`, or a function that returns one; called with `keep_prob=` and the options.
+        keep_prob, groups, skip, schedule, group_divisor: its defaults; skip=None where the shortcut is no choice.
+        sits_at: `maps` (wherever parts of feature maps may be dropped), `branches` (at the end of residual branches),
+            or a function that says which sites it suits.
+        label, colour: of its rows in reports, "#rrggbb".
+        options: its own knobs with their defaults. `block_size` is set by `block_size=7`, any other one by
+            `regularizer.NAME.layer.options.KEY=VALUE`.
+
+    Raises:
+        ValueError: for a name that is taken, or an unknown `sits_at`.
+    """
+    places: dict[str, Callable[[Site], bool]] = {"maps": on_maps, "branches": on_branches}
+    if isinstance(sits_at, str) and sits_at not in places:
+        raise ValueError(f"layer {name}: sits_at must be {' or '.join(places)} or a function, not '{sits_at}'")
+
+    def make(site: Site, keep_prob: float, **values: Any) -> DropLayer:
+        return layer(keep_prob=keep_prob, **values)
+
+    parameters = list(inspect.signature(make).parameters.values())[:2]
+    knobs = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in options.items()]
+    make.__signature__ = inspect.Signature([*parameters, *knobs])  # type: ignore[attr-defined]
+    values = {"name": name, "keep_prob": keep_prob, "groups": list(groups), "skip": skip, "schedule": schedule}
+    values |= {"group_divisor": group_divisor, "block_size": options.pop("block_size", None), "options": options}
+    node = {"layer": values, "label": label, "colour": colour}
+    registered.add("regularizer", name, node, [*choices("regularizer"), *LAYERS])
+    as_written.cache_clear()
+    LAYERS[name] = Kind(make, places[sits_at] if isinstance(sits_at, str) else sits_at)
+
+
+def register_schedule(name: str, share: Callable[[float], float]) -> None:
+    """Make a keep_prob schedule known as `schedule=NAME`.
+
+    Args:
+        name: of the schedule.
+        share: progress of training in [0, 1] -> share of the drop rate in force then, in [0, 1]. `lambda t: t` is the
+            paper's linear schedule.
+
+    Raises:
+        ValueError: for a name that is taken, or a share outside [0, 1].
+    """
+    check_name("schedule", name, SCHEDULES.keys() - registered.SCHEDULES)
+    for step in range(101):
+        if not 0.0 <= share(step / 100) <= 1.0:
+            raise ValueError(f"schedule {name}: a share must lie in [0, 1], not {share(step / 100)} at {step / 100}")
+    if name not in registered.SCHEDULES:
+        registered.SCHEDULES.append(name)
+    SCHEDULES[name] = Schedule(lambda progress, start, end: share(progress))
+
+
+def with_model(plan: Plan, make: Callable[..., nn.Module]) -> Plan:
+    """The plan with a network of the user's, registered under the name of its class or function."""
+    register_model(make.__name__, make)
+    taken = inspect.signature(make).parameters
+    width = plan.model.width if "width" in taken else None
+    stem = plan.model.stem if "stem" in taken else None
+    return replace(plan, model=ModelConfig(make.__name__, width=width, stem=stem, zero_gamma=False))

@@ -1,0 +1,119 @@
+"""The example scripts and the notebook run, and show what they say."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dropblock
+import models
+from configs import registered
+from configs.checking import UserError
+from configs.regularizers import as_written
+from experiment import plan_of, register_layer, register_model, register_schedule, run_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_afterwards() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    kept: list[Any] = [dropblock.LAYERS, dropblock.SCHEDULES, models.MODELS, *registered.NODES.values()]
+    before = [dict(names) for names in kept]
+    yield
+    for names, old in zip(kept, before, strict=True):
+        names.clear()
+        names.update(old)
+    registered.SCHEDULES.clear()
+    as_written.cache_clear()
+
+
+def example(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "examples" / name))
+
+
+def test_the_layer_in_a_loop_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    accuracy = example("own_loop.py")["main"](epochs=1, batch=250)
+    shown = capsys.readouterr().out
+    assert 0 <= accuracy <= 100
+    assert "DropBlock2d" in shown
+    assert "group4" in shown
+
+
+def test_own_parts_in_a_sweep_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from scripts.report import main as report
+
+    words = ("data=fake", "device=cpu", "model.width=4", f"output_root={tmp_path}")
+    sweep = example("own_parts.py")["main"](*words, epochs=1, seeds=1)
+    assert report([str(sweep)]) == 0
+    rows = (sweep / "report.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4
+    assert sum("shared mask" in row for row in rows) == 2
+    run = next(tmp_path.glob("fake-small_net/shared_dropblock-*slow_start*/seed-1"))
+    capsys.readouterr()
+    metrics = example("read_a_run.py")["main"](run)
+    assert f"{metrics['test/top1']:.2f}" in capsys.readouterr().out
+    # Again: everything is there.
+    again = example("own_parts.py")["main"](*words, epochs=1, seeds=1)
+    assert again == sweep
+    assert capsys.readouterr().out.count("already done") == 4
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = json.loads((ROOT / "examples" / "dropblock.ipynb").read_text())
+    monkeypatch.chdir(ROOT / "examples")
+    names: dict[str, Any] = {"OUTPUTS": str(tmp_path)}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"]).replace('OUTPUTS = "outputs"', f"OUTPUTS = {str(tmp_path)!r}")
+            exec(compile(source, "dropblock.ipynb", "exec"), names)
+    assert names["summary"]["last"]["test/top1"] > 0
+    assert list(tmp_path.glob("sweeps/*/report.md"))
+
+
+def test_a_network_for_one_run(tmp_path: Path) -> None:
+    def thin_net(num_classes: int, in_channels: int) -> Any:
+        return example("own_parts.py")["SmallNet"](num_classes, in_channels, width=4)
+
+    plan = plan_of("data=fake", "epochs=1", "progress=false", "device=cpu", "groups=[4]", "skip=false", "block_size=3")
+    plan = plan.__class__(**{**vars(plan), "runtime": plan.runtime.__class__(output_root=str(tmp_path))})
+    summary = run_plan(plan, model=thin_net)
+    assert summary["plan"]["model"]["name"] == "thin_net"
+    assert summary["parameters"] < 5000
+    assert list(tmp_path.glob("fake-thin_net/dropblock-*/seed-1/summary.json"))
+
+
+def test_what_cannot_be_registered() -> None:
+    with pytest.raises(UserError, match="resnet50: there is one of this name"):
+        register_model("resnet50", example("own_parts.py")["SmallNet"])
+    with pytest.raises(ValueError, match="num_classes"):
+        register_model("mine", lambda: None)
+    with pytest.raises(UserError, match="dropblock: there is one of this name"):
+        register_layer("dropblock", dropblock.Dropout, keep_prob=0.9)
+    with pytest.raises(UserError, match="letters, digits"):
+        register_layer("my-layer", dropblock.Dropout, keep_prob=0.9)
+    with pytest.raises(UserError, match="linear: there is one"):
+        register_schedule("linear", lambda progress: progress)
+    with pytest.raises(ValueError, match="share must lie in"):
+        register_schedule("mine", lambda progress: 2 * progress)
+    with pytest.raises(UserError, match="schedule=mine: unknown"):
+        plan_of("data=fake", "schedule=mine")
+
+
+def test_a_sweep_goes_on_past_a_run_that_fails(tmp_path: Path) -> None:
+    from experiment import run_sweep
+
+    def broken(num_classes: int) -> Any:
+        raise ValueError("no such network")
+
+    register_model("broken", broken)
+    words = ("data=fake", "epochs=1", "progress=false", "device=cpu", "regularizer=none", f"output_root={tmp_path}")
+    plans = [plan_of(*words, "model=broken"), plan_of(*words, "model=resnet18", "model.width=4")]
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed, first .*broken.*: no such network"):
+        run_sweep(plans, "two")
+    assert list(tmp_path.glob("fake-resnet18/*/seed-1/summary.json"))
