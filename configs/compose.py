@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,7 +48,7 @@ def config_of(*overrides: str) -> DictConfig:
 
     store_defaults()
     try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONFIGS), **_before_1_4(version_base="1.3")):
             return hydra.compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(str(error), overrides)) from error
@@ -81,7 +82,7 @@ def compose_jobs(
     flags, rest = split_flags(list(arguments))  # anywhere for us, in front for argparse
     sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(one)()
+        hydra.main(config_path=str(CONFIGS), config_name="config", **_before_1_4(version_base="1.3"))(one)()
     except UserError:
         raise
     except SystemExit:  # after --help
@@ -94,12 +95,20 @@ def store_defaults() -> None:
     """Give Hydra what stands in no YAML file: the schema's defaults, as plain values, and what a script registered."""
     from hydra.core.config_store import ConfigStore
 
+    again = {} if _before_1_4(old=True) else {"replace": True}  # stored before each command of this process
     store = ConfigStore.instance()
-    store.store("schema", OmegaConf.to_container(OmegaConf.structured(Config)))
+    store.store("schema", OmegaConf.to_container(OmegaConf.structured(Config)), **again)
     for name, values in NODES["model"].items():
-        store.store(name, values, group="model")
+        store.store(name, values, group="model", **again)
     for name, values in NODES["regularizer"].items():
-        store.store(name, values, group="regularizer", package=f"regularizer.{name}")
+        store.store(name, values, group="regularizer", package=f"regularizer.{name}", **again)
+
+
+def _before_1_4(**arguments: Any) -> dict[str, Any]:
+    """The arguments for a Hydra older than 1.4, none for a newer one, which warns of them."""
+    import hydra
+
+    return arguments if hydra.__version__.startswith("1.3") else {}
 
 
 def one_line(message: str, overrides: Sequence[str]) -> str:
