@@ -44,6 +44,7 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
         UserError: one line that names the key.
     """
     check_chosen(config)
+    _require_weights(config)
     tried, notes = _tried(config, grid)
     plan = Plan(
         model=_model(config),
@@ -142,6 +143,13 @@ def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
     if recipe.lr_schedule != "step" and recipe.milestones:
         notes.append(f"recipe.milestones={recipe.milestones} does nothing with lr_schedule={recipe.lr_schedule}")
     return recipe
+
+
+def _require_weights(config: Config) -> None:
+    """Refuse an experiment that starts from trained weights (`model.pretrained: ???`) and is given none."""
+    own = load_yaml(CONFIGS / "experiment" / f"{config.experiment}.yaml") if config.experiment else {}
+    if own.get("model", {}).get("pretrained") == "???" and config.model.pretrained is None:
+        raise UserError(f"experiment={config.experiment} starts from ImageNet weights: give model.pretrained=FILE")
 
 
 def _paper(config: Config, tried: dict[str, Any], notes: list[str]) -> PaperConfig:

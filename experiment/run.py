@@ -156,9 +156,19 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
         f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
         f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
         f"seed {plan.seed}; {device}",
-        *(f"note: {note}" for note in data.notes),
+        *(f"note: {note}" for note in [*data.notes, *_notes_on_groups(plan, model)]),
     ]
     return "\n".join(lines)
+
+
+def _notes_on_groups(plan: Plan, model: nn.Module) -> list[str]:
+    """Where nobody has keep_prob itself: it is the target of the last group, and the groups before have a share."""
+    last: Any = model.last_group
+    return [
+        f"{layer.name}: keep_prob={layer.keep_prob:g} is for group {last}, which has no layer; see the sites table"
+        for layer in plan.layers
+        if layer.group_divisor > 1 and layer.groups and last not in layer.groups
+    ]
 
 
 def table_row(plan: Plan) -> dict[str, Any]:

@@ -44,8 +44,7 @@ def small_run() -> tuple[str, ...]:
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., int]:
     """train.py in this process, on the smallest run, outputs under tmp_path; returns the exit code."""
-    from last_of_each import last_of_each
-
+    from tests.last_of_each import last_of_each
     from train import main
 
     def run(*words: str) -> int:

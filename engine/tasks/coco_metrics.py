@@ -1,4 +1,4 @@
-"""COCO's detection metrics, by the official pycocotools, from the detections of all ranks."""
+"""COCO's detection metrics, by the official pycocotools, and VOC's, from the detections of all ranks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.tasks.boxes import Detections
 from engine.tasks.interface import Table
+from engine.tasks.voc_metrics import average_precision
 
 # The twelve numbers in pycocotools' order, with their axis labels.
 LABELS = {
@@ -30,6 +31,7 @@ LABELS = {
     "ar_medium": "AR, medium objects (%)",
     "ar_large": "AR, large objects (%)",
 }
+VOC_LABEL = {"voc_ap50": "AP at IoU 0.5 by VOC's rule (%)"}
 
 
 class CocoEvaluator:
@@ -79,7 +81,7 @@ class CocoEvaluator:
         self.rows, self._result = [rows[rows[:, 0].argsort(stable=True)]], None
 
     def metrics(self) -> dict[str, float]:
-        """Those of the twelve numbers that there are objects for, in percent.
+        """Those of the twelve numbers that there are objects for, and VOC's AP at IoU 0.5, in percent.
 
         Raises:
             ValueError: for a split without objects.
@@ -87,7 +89,9 @@ class CocoEvaluator:
         numbers, _ = self._measured()
         if numbers[0] < 0:
             raise ValueError("a split without objects has no average precision")
-        return {name: 100.0 * float(value) for name, value in zip(LABELS, numbers, strict=True) if value >= 0}
+        metrics = {name: 100.0 * float(value) for name, value in zip(LABELS, numbers, strict=True) if value >= 0}
+        by_class = average_precision(self.truth, self.state()["rows"].numpy(), self.image_ids).values()
+        return {**metrics, "voc_ap50": 100.0 * float(np.mean([ap for ap in by_class if ap is not None]))}
 
     def tables(self) -> list[Table]:
         """AP and AP50 of each class; None for one without objects."""

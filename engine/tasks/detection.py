@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.tasks.boxes import BACKGROUND, Detections, detect, encode, is_object, match
-from engine.tasks.coco_metrics import LABELS, CocoEvaluator
+from engine.tasks.coco_metrics import LABELS, VOC_LABEL, CocoEvaluator
 from engine.tasks.pictures import as_pixels
 
 ALPHA, GAMMA = 0.25, 1.5
@@ -42,6 +42,7 @@ class Detection:
         "loss_box": "box loss",
         "positives_per_image": "positive anchors per image",
         **LABELS,
+        **VOC_LABEL,
     }
     num_pictures = 4
 

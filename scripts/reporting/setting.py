@@ -11,16 +11,17 @@ from scripts.reporting.sweep import Sweep, flattened
 # The paper's experiments by task, as files of this project; a task whose files are not all here has no deviations.
 PAPER = {
     "classification": {"data": "imagenet", "model": "resnet50", "recipe": "imagenet_270"},
-    "detection": {"data": "coco", "model": "retinanet", "recipe": "coco_scratch"},
+    "detection": {"data": "coco", "model": "retinanet", "recipe": "coco_scratch_150"},
+    "segmentation": {"data": "voc_segmentation", "model": "segmentation_fpn", "recipe": "voc_scratch_500"},
 }
 NAMES_OF = {
     "classification": "ImageNet, ResNet-50",
     "detection": "COCO, RetinaNet ResNet-50",
-    "segmentation": "VOC 2012",
+    "segmentation": "VOC 2012, FPN ResNet-101",
 }
 BASIC_BLOCKS = ("resnet18", "resnet34")
 # Where the files are, and what follows from another value that is listed: no deviations of their own.
-SILENT = ("root", "download", "model_width", "on_bad_image", "decoder", "options", "eval_batch_size", "decay_epochs")
+SILENT = ("root", "download", "model_width", "on_bad_image", "decoder", "eval_batch_size", "decay_epochs")
 WHOLE = ("data.train_subset",)
 NAMES = {"data.name": "data", "model.name": "model", "recipe.name": "recipe", "data.train_subset": "training images"}
 
@@ -71,7 +72,8 @@ def beyond_the_configuration(sweep: Sweep) -> list[tuple[str, str, str]]:
     """Deviations that no key names."""
     plans = [run.plan for run in sweep.runs]
     found = []
-    if any(plan["model"]["name"] in BASIC_BLOCKS for plan in plans):
+    bodies = {plan["model"]["options"].get("body", plan["model"]["name"]) for plan in plans}
+    if bodies & {*BASIC_BLOCKS}:
         sites = "three in a basic block, this project's choice"
         found.append(("sites of a block", sites, "four in a bottleneck; the released code passes basic blocks over"))
     ranks = [max(environment.get("world_size", 1) for environment in run.environments) for run in sweep.runs]

@@ -92,7 +92,7 @@ def test_a_grid_runs_what_differs_once(train: Train, tmp_path: Path, capsys: pyt
     runs = sorted(path.parent.name + "/" + path.name for path in tmp_path.glob("fake-resnet18/*/seed-*"))
     assert [re.sub(r"-[0-9a-f]{6}/", "/", run) for run in runs] == [
         *(f"dropblock-b{b}-kp0.9-e1/seed-{s}" for b in (3, 7) for s in (1, 2)),
-        *("none-e1/seed-1", "none/seed-2"),
+        *("none-e1/seed-1", "none-e1/seed-2"),
     ]
     printed = capsys.readouterr().out
     assert printed.count("already done") == 2

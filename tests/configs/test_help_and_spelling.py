@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import pytest
@@ -10,6 +11,7 @@ from configs.checking import UserError
 from configs.command_line import check_arguments
 from configs.compose import plan_of
 from configs.help import help_text
+from configs.plan import CONFIGS
 from configs.schema import Config, DataConfig, RecipeConfig, RunOptions
 
 SLIPS = [
@@ -103,3 +105,9 @@ def test_the_papers_number_stands_only_beside_its_own_experiment(
     paper = plan_of(f"experiment={experiment}", *overrides).paper
     assert (not paper.metrics and not paper.curve) == changed
     assert paper.place
+
+
+def test_the_directory_in_the_readme_is_that_of_the_main_job() -> None:
+    text = (CONFIGS.parent / "README.md").read_text()
+    named = set(re.findall(r"outputs/digits-resnet50/[^/\s]+/seed-1", text))
+    assert named == {str(plan_of().run_dir())}

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision.datasets
-from opening import build_data
 from PIL import Image
+
+from tests.opening import build_data
 
 CLASSES = ("n01", "n02", "n03")
 

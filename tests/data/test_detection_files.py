@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from box_files import change_json, coco_json, voc_xml, write_coco, write_voc
-from opening import build_data
 
 from data.coco import read_coco
 from data.voc_xml import read_list, read_scene, read_voc
+from tests.box_files import change_json, coco_json, voc_xml, write_coco, write_voc
+from tests.opening import build_data
 
 
 @pytest.fixture

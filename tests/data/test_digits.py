@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from opening import build_data
 
 from data import Augment, ClassificationBatch, Data
+from tests.opening import build_data
 
 ALL = Augment(crop_padding=4, flip=True, cutout=8)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from opening import build_data
 from PIL import Image
 
+from tests.opening import build_data
 from train import main
 
 CLASSES = ("pears 2", "äpfel")

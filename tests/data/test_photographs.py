@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from opening import build_data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
@@ -22,6 +21,7 @@ from torchvision import transforms
 from data import Augment, ClassificationBatch, Data, crops, decode, draws
 from data.pictures import Draws, Picture, resized
 from data.workers import MAX_BAD_ALWAYS
+from tests.opening import build_data
 
 PHOTOS = load_sample_images().images
 FAST = ("simplejpeg", "pillow")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mask_files import write_camvid, write_folder, write_mask, write_voc
-from opening import build_data
 from PIL import Image
 
 from configs.compose import plan_of
 from data import DATASETS, Data, SegmentationBatch, masks
 from data.interface import IGNORE
+from tests.data.mask_files import write_camvid, write_folder, write_mask, write_voc
+from tests.opening import build_data
 from train import main
 
 JITTER = {"flip": True, "scale_min": 0.6, "scale_max": 1.6}

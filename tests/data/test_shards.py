@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from opening import build_data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -21,6 +20,7 @@ from configs.schema import DataConfig, ModelConfig, RecipeConfig
 from data import Augment, Data, prepare, shards
 from data.folders import open_folders
 from data.prepare import Preparation
+from tests.opening import build_data
 
 PHOTOS = load_sample_images().images
 SIDE = 48

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
-from opening import build_data
 
 from data import download, fashion
+from tests.opening import build_data
 
 NAMES = fashion.FILES
 

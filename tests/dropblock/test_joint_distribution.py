@@ -7,10 +7,17 @@ for the whole file. The seeds are fixed: a pass stays a pass until the code chan
 
 import pytest
 import torch
-from dropblock_backends import EACH_BACKEND, INTERPRETED, covered_by, deviations, joint_distribution, kept_units
 from torch.nn import functional as F
 
 from dropblock.reference import MAX_POOL, keep_mask
+from tests.dropblock.dropblock_backends import (
+    EACH_BACKEND,
+    INTERPRETED,
+    covered_by,
+    deviations,
+    joint_distribution,
+    kept_units,
+)
 
 LIMIT = 6.0
 # size, block_size, keep_prob: odd, even, 1, the map, larger than the map, one side clamped, square or not; one axis and

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from dropblock_backends import BACKENDS, EACH_BACKEND, INTERPRETED, device_of, kept_units, run
 from torch import Tensor
 
 from dropblock import drop_block1d, drop_block2d, drop_block3d, drop_block_counted
 from dropblock.operator import SAVED_BYTES, drop
+from tests.dropblock.dropblock_backends import BACKENDS, EACH_BACKEND, INTERPRETED, device_of, kept_units, run
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 IN_3D = {torch.channels_last: torch.channels_last_3d}

@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-from dropblock_backends import covered_by
 
 from dropblock import effective_block, expected_drop, seed_rate
+from tests.dropblock.dropblock_backends import covered_by
 
 
 @pytest.mark.parametrize(

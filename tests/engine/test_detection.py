@@ -14,7 +14,9 @@ from torchvision.ops import box_iou
 
 from data import DetectionBatch
 from engine.tasks.boxes import BACKGROUND, decode, detect, encode, is_object, match
+from engine.tasks.coco_metrics import measure
 from engine.tasks.detection import Detection
+from engine.tasks.voc_metrics import average_precision
 
 CLASSES = ("cat", "dog")
 
@@ -291,6 +293,40 @@ def test_shifted_detections_count_up_to_their_overlap() -> None:
     assert metrics["ap50"] == pytest.approx(100.0)
     assert metrics["ap75"] == 0.0
     assert metrics["ap"] == pytest.approx(50.0)
+
+
+def voc_truth(*objects: tuple[int, list[float], int]) -> dict[str, Any]:
+    """(image, box as left, top, width, height, whether difficult) of each object of category 3; 7 is empty."""
+    annotations = [
+        {"id": n, "image_id": image, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": difficult}
+        for n, (image, box, difficult) in enumerate(objects, start=1)
+    ]
+    return {"images": [{"id": 1}, {"id": 2}], "annotations": annotations, "categories": [{"id": 3}, {"id": 7}]}
+
+
+def voc_rows(*rows: tuple[int, float, list[float]]) -> np.ndarray:
+    """Detections of category 3: image, score, box."""
+    return np.array([[image, *box, score, 3] for image, score, box in rows], np.float64).reshape(-1, 7)
+
+
+def test_vocs_average_precision_on_an_example_by_hand() -> None:
+    """Of 3 objects two are found: hit, a second time the same, hit, nothing; precision 1, 1/2, 2/3, 2/4."""
+    a, b, difficult, far = ([left, 0.0, 10.0, 10.0] for left in (0.0, 20.0, 40.0, 60.0))
+    truth = voc_truth((1, a, 0), (1, b, 0), (1, difficult, 1), (2, a, 0))
+    rows = voc_rows((1, 0.6, b), (1, 0.9, a), (1, 0.8, a), (1, 0.7, difficult), (1, 0.65, difficult), (1, 0.5, far))
+    assert average_precision(truth, rows, [1, 2]) == {3: pytest.approx((1 + 2 / 3) / 3), 7: None}
+    assert average_precision(truth, rows, [1]) == {3: pytest.approx((1 + 2 / 3) / 2), 7: None}
+    assert average_precision(truth, voc_rows(), [1, 2]) == {3: 0.0, 7: None}
+
+
+def test_voc_gives_a_detection_to_the_object_that_it_overlaps_most() -> None:
+    one, other = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]
+    truth, rows = voc_truth((1, one, 0), (1, other, 0)), voc_rows((1, 0.9, one), (1, 0.8, one))
+    assert average_precision(truth, rows, [1])[3] == pytest.approx(0.5)
+    numbers, _ = measure(truth, rows, [1])
+    assert numbers[1] == pytest.approx(1.0)  # COCO gives it to the one that is left
+    half = voc_rows((1, 0.9, [0.0, 0.0, 10.0, 5.0]))  # an IoU of exactly 0.5 is enough
+    assert average_precision(voc_truth((1, one, 0)), half, [1])[3] == pytest.approx(1.0)
 
 
 def test_an_image_counts_once() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison import assert_same, curves
-from last_of_each import last_of_each
 
 from engine.checkpoint import load
 from engine.loop import Fit
 from engine.records import RunFolder
+from tests.comparison import assert_same, curves
+from tests.last_of_each import last_of_each
 
 WORDS = (
     "regularizer=dropblock",

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from comparison import assert_same
 from torch import Tensor, nn
 
 from data import Batch, ClassificationBatch, DetectionBatch, SegmentationBatch
@@ -29,6 +28,7 @@ from engine.settings import LoopSettings
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
 from engine.tasks import TASKS, Table, Task
+from tests.comparison import assert_same
 
 CPU, SIDE, CLASSES = torch.device("cpu"), 32, ("a", "b", "c")
 

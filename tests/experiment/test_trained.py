@@ -56,3 +56,10 @@ def test_a_refused_run_is_not_priced(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(UserError, match=r"^block_size=0: must be at least 1$"):
         price_command(["data=fake", "block_size=0", "estimate=true"], None)
     assert "timing" not in capsys.readouterr().out
+
+
+def test_a_keep_prob_that_no_layer_has_is_noted(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("plan=true", "groups=[2,3]") == 0
+    assert "keep_prob=0.9 is for group 4, which has no layer" in capsys.readouterr().out
+    assert train("plan=true") == 0
+    assert "which has no layer" not in capsys.readouterr().out

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from trainer import WORDS, Starter, only_run
 
 from engine.records import RunFolder
+from tests.reliability.trainer import WORDS, Starter, only_run
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from comparison import assert_identical
-from trainer import WORDS, Starter, being_written, only_run
 
 from engine.records import RunFolder
+from tests.comparison import assert_identical
+from tests.reliability.trainer import WORDS, Starter, being_written, only_run
 
 Train = Callable[..., int]
 Reference = Callable[..., RunFolder]

@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import assert_identical
-from trainer import ROOT, WORDS, Starter, only_run
 
 import evaluate
 from configs.checking import load_yaml
@@ -26,6 +24,8 @@ from configs.plan import Plan, plan_from
 from engine.checkpoint import CheckpointError, load, load_latest, save
 from engine.records import RunFolder
 from experiment import run_plan
+from tests.comparison import assert_identical
+from tests.reliability.trainer import ROOT, WORDS, Starter, only_run
 
 Train = Callable[..., int]
 Reference = Callable[..., RunFolder]

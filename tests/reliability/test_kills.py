@@ -15,8 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from comparison import assert_identical
-from trainer import (
+
+from engine.checkpoint import load
+from engine.records import RunFolder
+from tests.comparison import assert_identical
+from tests.reliability.trainer import (
     ENVIRONMENT,
     ROOT,
     STEPS_PER_EPOCH,
@@ -31,9 +34,6 @@ from trainer import (
     until,
     written,
 )
-
-from engine.checkpoint import load
-from engine.records import RunFolder
 
 MANY = ("epochs=4", "checkpoint_every=2")
 Reference = Callable[..., RunFolder]

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from comparison import assert_identical
-from trainer import WORDS, Starter, kill_tree, only_run, until
 
 from configs.checking import check
 from configs.compose import config_of
@@ -20,6 +18,8 @@ from configs.schema import Config
 from engine.records import RunFolder, RunLocked
 from experiment.grid import run_job
 from experiment.sweep import read_runs
+from tests.comparison import assert_identical
+from tests.reliability.trainer import WORDS, Starter, kill_tree, only_run, until
 
 Reference = Callable[..., RunFolder]
 SHORT = (*WORDS, "epochs=1")

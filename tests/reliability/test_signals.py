@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from comparison import assert_identical
-from trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, door, only_run, until, written
 
 from engine.checkpoint import load
 from engine.records import RunFolder
+from tests.comparison import assert_identical
+from tests.reliability.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, door, only_run, until, written
 
 Reference = Callable[..., RunFolder]
 SOON = 10.0  # seconds

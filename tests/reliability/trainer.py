@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 import torch
-from last_of_each import last_of_each
 
 from engine.files import ASIDE
 from engine.records import RunFolder
+from tests.last_of_each import last_of_each
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_up_sweep import note, plan_of, write_run
 
 from configs.paper import ClaimConfig, StudyConfig
 from scripts import compare
@@ -21,6 +20,7 @@ from scripts.reporting.dots import WIDTH, Scale, dots
 from scripts.reporting.reading import read_sweep, study_of
 from scripts.reporting.statistics import Difference
 from scripts.reporting.sweep import Sweep
+from tests.scripts.made_up_sweep import note, plan_of, write_run
 
 VALUES = {"none": (80.0, 80.4, 80.2, 79.9), "dropblock": (81.1, 81.3, 81.3, 80.8), "dropout": (79.0, 81.5, 80.3, 80.1)}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from made_up_sweep import jobs, made_up, note, plan_of, write_run
 from PIL import Image
 
 from configs.checking import load_yaml
@@ -20,6 +19,7 @@ from scripts.report import main, write_report
 from scripts.reporting.comparison import best_on_val, difference
 from scripts.reporting.reading import read_sweep
 from scripts.reporting.setting import deviations
+from tests.scripts.made_up_sweep import jobs, made_up, note, plan_of, write_run
 
 
 def rows_of(folder: Path, name: str = "report.csv") -> list[dict[str, str]]:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from opening import build_data
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -27,6 +26,7 @@ from engine.settings import LoopSettings
 from engine.signals import StopRequest
 from engine.state import TrainState
 from engine.tasks import Classification
+from tests.opening import build_data
 
 CPU = torch.device("cpu")
 BATCH, EPOCHS = 32, 2

@@ -13,13 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from configs.checking import UserError, check, load_yaml
 from configs.command_line import check_arguments, is_sweep, sweep_name
-from configs.compose import config_of
+from configs.compose import config_of, plan_of
 from configs.plan import CONFIGS, Plan, choices
 from configs.resolve import resolve
 from configs.schema import Config
 from scripts import inference_drop, report
 
 SMALL, WHOLE = ("data=fake", "model=resnet18"), ("data=imagenet", "recipe=imagenet_270")
+COCO = ("data=coco", "data.root=/coco")
 
 
 @cache
@@ -35,6 +36,7 @@ def plans(sweep: str, scale: tuple[str, ...]) -> list[Plan]:
 
 # Runs of one seed: jobs that a baseline ignores a knob of meet in one.
 RUNS = {"table1": 9, "fig3_keep_prob": 26, "fig4_block_size": 21, "fig4_block_size_small": 21, "fig5_inference": 3}
+RUNS["coco_retinanet"] = 5
 # The same of sweeps that have a setting of their own and no number of the paper beside them.
 STUDIES = {
     "table1_small": 9,
@@ -60,7 +62,10 @@ def test_a_study_is_one_command(sweep: str) -> None:
         assert (values["pilot_seed"] in {plan.seed for plan in found}) == ("pilot_sweep" not in values)
 
 
-@pytest.mark.parametrize(("sweep", "scale"), [*((sweep, SMALL) for sweep in RUNS), ("table1", WHOLE)])
+SCALES = [*((sweep, SMALL) for sweep in RUNS), ("table1", WHOLE), ("coco_retinanet", COCO)]
+
+
+@pytest.mark.parametrize(("sweep", "scale"), SCALES)
 def test_every_job_is_a_plan_at_any_scale(sweep: str, scale: tuple[str, ...]) -> None:
     found = plans(sweep, scale)
     assert len({plan.run_dir() for plan in found}) == RUNS[sweep]
@@ -94,22 +99,44 @@ def test_rows_of_table_1_are_the_papers() -> None:
     assert plans("table1", SMALL)[5].autoaugment == "cifar10"  # 32 pixels
 
 
+def test_rows_of_coco_are_the_papers() -> None:
+    rows = {str(plan.experiment): plan for plan in plans("coco_retinanet", COCO)}
+    assert {plan.recipe.name for plan in rows.values()} == {"coco_scratch_150"}
+    assert [plan.paper.metrics["ap"] for plan in rows.values()] == [[36.8], [37.9], [38.3], [38.4], [38.2]]
+    blocks = [plan.layer and (plan.layer.block_size, plan.layer.keep_prob) for plan in rows.values()]
+    assert blocks == [None, (1, 0.9), (3, 0.9), (5, 0.9), (7, 0.9)]
+    assert all("unverified" in plan.paper.certainty for plan in rows.values())  # of AP50 and AP75 at least
+
+
+def test_fine_tuning_takes_weights_and_its_own_recipe() -> None:
+    words = ("experiment=coco/finetune", *COCO)
+    with pytest.raises(UserError, match=r"give model\.pretrained=FILE"):
+        plan_of(*words)
+    plan = plan_of(*words, "model.pretrained=/weights.pth")
+    assert (plan.recipe.name, plan.recipe.epochs, plan.recipe.milestones) == ("coco_finetune_28", 28, [16, 22])
+    assert plan.model.options["freeze_stem"]
+    assert plan.paper.metrics["ap"] == [36.5]
+
+
 def test_one_run_serves_several_tables() -> None:
     dropblock = {plan.run_dir() for sweep in ("table1", "fig5_inference") for plan in plans(sweep, SMALL)}
     assert len(dropblock) == 9 + 1  # only block 1 is new
 
 
-@pytest.mark.parametrize("name", [name for name in choices("experiment") if name.startswith(("table1/", "fig"))])
+@pytest.mark.parametrize(
+    "name", [name for name in choices("experiment") if name.startswith(("table1/", "fig", "coco/"))]
+)
 def test_an_experiment_says_what_it_claims(name: str) -> None:
     path = CONFIGS / "experiment" / f"{name}.yaml"
     lines, values = path.read_text().splitlines(), OmegaConf.load(path)
     assert lines[0] == "# @package _global_"
-    assert lines[1].startswith(("# Table ", "# Figure ", "# Beside Figure "))
+    assert lines[1].startswith(("# Table ", "# Figure ", "# Beside Figure ", "# COCO, row "))
     assert any(line.startswith("# Cost: ") for line in lines)
     assert values.experiment == name
-    assert not {"data", "recipe", "model", "epochs", "seed"} & set(values)  # it runs at any scale
+    if name != "coco/finetune":  # which says what it starts from
+        assert not {"data", "recipe", "model", "epochs", "seed"} & set(values)  # it runs at any scale
     for number, *_ in values.paper.get("metrics", {}).values():
-        assert f"{number:.2f}" in path.read_text().split("defaults:")[0]
+        assert f"{number:.{1 if name.startswith('coco/') else 2}f}" in path.read_text().split("defaults:")[0]
 
 
 @pytest.mark.parametrize(
