@@ -192,7 +192,6 @@ def test_runs_on_prepared_photographs_have_folders_of_their_own() -> None:
         )
 
     assert plan().run_dir() != plan(prepared=True).run_dir()
-    assert "prepared" not in plan().identity()["data"]  # runs from before there was a choice keep their folders
 
 
 def test_the_command(

@@ -141,7 +141,7 @@ def test_the_law_of_dropout_is_torchs() -> None:
 @pytest.mark.parametrize("shape", [(64, 32, 9), (64, 32, 3, 5), (64, 32, 2, 3, 4)], ids=len)
 @pytest.mark.parametrize(("together", "axes"), [("unit", 9), ("channel", 2), ("sample", 1), ("batch", 0)])
 def test_what_shares_a_draw_on_maps_of_one_to_three_axes(shape: tuple[int, ...], together: str, axes: int) -> None:
-    kept = drop_together(torch.ones(shape), 0.5, together, seed=torch.tensor(5)) > 0
+    kept = drop_together(torch.ones(shape), keep_prob=0.5, together=together, seed=torch.tensor(5)) > 0
     draws = kept.flatten(axes).all(-1) if axes < len(shape) else kept
     assert torch.equal(draws, kept.flatten(axes).any(-1) if axes < len(shape) else kept)
     if draws.numel() > 1:  # 4.5 standard errors: false alarm 7e-6 a case

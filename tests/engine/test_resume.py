@@ -75,7 +75,7 @@ def test_the_record_names_every_place_a_run_has_been_through(
     train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, commit in enumerate("aabc"):
-        there = {"commit": commit, "date": str(number)}
+        there = {"commit": commit, "dirty": False, "date": str(number)}
         with monkeypatch.context() as patch:
             patch.setattr("experiment.run.environment", there.copy)
             if number < 3:
