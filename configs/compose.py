@@ -95,7 +95,8 @@ def store_defaults() -> None:
     """Give Hydra what stands in no YAML file: the schema's defaults, as plain values, and what a script registered."""
     from hydra.core.config_store import ConfigStore
 
-    again: dict[str, Any] = {} if _before_1_4(old=True) else {"replace": True}  # stored before each command of this process
+    # Before each command of this process.
+    again: dict[str, Any] = {} if _before_1_4(old=True) else {"replace": True}
     store = ConfigStore.instance()
     store.store("schema", OmegaConf.to_container(OmegaConf.structured(Config)), **again)
     for name, values in NODES["model"].items():
