@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-hydra-next gpu check setup clean
+.PHONY: train test test-hydra-next gpu check setup pins clean
 
 # The main job. Overrides: make train ARGS="regularizer=none seed=2"
 train: setup
@@ -35,6 +35,13 @@ $(VENV)/installed: requirements.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+# requirements.txt from requirements.in: what a clean environment resolves to, every package exactly.
+pins:
+	rm -rf build/pins
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.in
+	build/pins/bin/python scripts/pins.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
