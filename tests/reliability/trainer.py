@@ -30,6 +30,13 @@ WORDS = (
     *("recipe.augment.flip=true", "epochs=2", "batch_size=48"),
 )
 STEPS_PER_EPOCH = 288 // 48
+# The same for segmentation, with DropBlock in body and head.
+SEGMENTATION = (
+    *("data=digit_masks", "data.image_size=33", "data.train_subset=96", "batch_size=16", "log_every=3", "device=cpu"),
+    *("model.width=4", "model.options.fpn_width=8", "model.options.head_width=8", "recipe.eval_every=2"),
+    *("regularizer=dropblock", "block_size=3", "groups=[3,4,head]", "head_share=0.5", "recipe.augment.scale_min=0.8"),
+    *("recipe.ema_decay=0.9", "recipe.accumulate=2", "progress=false"),
+)
 
 
 @dataclass
