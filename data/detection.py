@@ -14,7 +14,7 @@ from data.decode import Pixels, pick_decoder
 from data.fingerprint import fingerprint
 from data.interface import MAX_BOXES, Data
 from data.options import Augment, Cut, Loading, Reading
-from data.splits import Batches, Indices, subset
+from data.splits import Batches, Indices
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -63,32 +63,25 @@ def open_detection(
         ValueError: for an augmentation that does not apply to images with boxes, or data without boxes.
     """
     augment.refuse(f"is for classification, not for {name}", "crop_padding", "cutout", "autoaugment")
-    train, test = splits["train"], splits["test"]
-    classes = train.annotated.categories.names
-    if train.annotated.objects.ignored.all():
+    classes = splits["train"].annotated.categories.names
+    if splits["train"].annotated.objects.ignored.all():
         raise ValueError(f"{name}: the training images have no boxes to train on")
-    one_class = np.zeros(len(train), np.int64)  # an image has many labels: the cut is stratified by none
-    if "val" in splits:
-        kept, val = subset(np.arange(len(train)), one_class, cut.train_subset), splits["val"]
-    else:
-        kept, held_out = cut(one_class)
-        val = train.part(held_out)
-    train = train.part(kept)
+    parts = cut.parts(splits)
     normalize = Normalize(*statistics, size, loading.device)
 
-    def loader(split: Split, batches: Batches) -> BoxLoader:
-        pictures = split.pictures(reading.decoder)
-        return BoxLoader(split.annotated, pictures, size, batches, normalize, augment, reading, loading)
+    def loader(split: str, batches: Batches) -> BoxLoader:
+        pictures = parts[split].pictures(reading.decoder)
+        return BoxLoader(parts[split].annotated, pictures, size, batches, normalize, augment, reading, loading)
 
     return Data(
         name=name,
         task="detection",
-        train=loader(train, loading.training(len(train))),
-        val=loader(val, loading.evaluation(len(val))) if len(val) else None,
-        test=loader(test, loading.evaluation(len(test))),
+        train=loader("train", loading.training(len(parts["train"]))),
+        val=loader("val", loading.evaluation(len(parts["val"]))) if len(parts["val"]) else None,
+        test=loader("test", loading.evaluation(len(parts["test"]))),
         classes=classes,
         image_shape=(3, size, size),
-        fingerprint=fingerprint(name, classes, *(part for split in (train, val, test) for part in _identity(split))),
+        fingerprint=fingerprint(name, classes, *(array for split in parts.values() for array in _identity(split))),
         notes=notes + cut.notes + _box_notes(name, splits),
     )
 

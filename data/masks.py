@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Pairs(Protocol):
         """(H, W, 3) uint8 pixels and (H, W) uint8 classes; raises whatever the decoder raises on a damaged file."""
         ...
 
-    def part(self, indices: Indices) -> Pairs:
+    def part(self, indices: Indices) -> Self:
         """Some of the pairs, in the order given."""
         ...
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 
 from data.decode import pick_decoder
@@ -43,6 +44,19 @@ class Source:
                 raise ValueError(f"data.{option} does not apply to data={name}; {has}")
 
 
+class Divisible(Protocol):
+    """The samples of a split."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, indices: Indices) -> Self:
+        """Some of them, in the order given."""
+        ...
+
+
+Samples = TypeVar("Samples", bound=Divisible)
+
+
 @dataclass(frozen=True)
 class Cut:
     """Which part of the training set is trained on, and which is held out to select on.
@@ -61,6 +75,20 @@ class Cut:
         """Positions of the samples to train on and of those of `val`."""
         train, val = train_val(labels, self.val_fraction)
         return subset(train, labels, self.train_subset), val
+
+    def parts(self, splits: Mapping[str, Samples]) -> dict[str, Samples]:
+        """`train`, `val` and `test` of images that have many labels each, so that no cut is stratified.
+
+        Args:
+            splits: `train`, `test`, and `val` where the data set has one; else it is cut from `train`.
+        """
+        train, one_class = splits["train"], np.zeros(len(splits["train"]), np.int64)
+        if "val" in splits:
+            kept, val = subset(np.arange(len(train)), one_class, self.train_subset), splits["val"]
+        else:
+            kept, held_out = self(one_class)
+            val = train.part(held_out)
+        return {"train": train.part(kept), "val": val, "test": splits["test"]}
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from data.interface import Data
 from data.mask_loader import MaskLoader
 from data.masks import MAX_IN_MEMORY, MaskArrays, MaskFiles, Pairs, in_memory, pixels_of
 from data.options import Augment, Cut, Loading, Reading
-from data.splits import Batches, subset
+from data.splits import Batches
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NOT_HERE = ("crop_padding", "cutout", "autoaugment")
@@ -46,14 +46,7 @@ def open_segmentation(
         ValueError: for an augmentation that does not apply, or a pair in memory that cannot be used; names the file.
     """
     augment.refuse(f"is for classification, not for {name}", *NOT_HERE)
-    train, test = splits["train"], splits["test"]
-    no_class = np.zeros(len(train), np.int64)  # an image has many classes: the cut is stratified by none
-    if "val" in splits:
-        kept, val = subset(np.arange(len(train)), no_class, cut.train_subset), splits["val"]
-    else:
-        kept, held_out = cut(no_class)
-        val = train.part(held_out)
-    parts, bad = _kept_in_memory({"train": train.part(kept), "val": val, "test": test}, reading)
+    parts, bad = _kept_in_memory(cut.parts(splits), reading)
     if statistics is None:
         statistics = _statistics(parts["train"])
     normalize = Normalize(*statistics, size, loading.device)

@@ -22,7 +22,7 @@ from engine.seeding import seed_everything
 from engine.settings import LoopSettings
 from engine.signals import StopRequest
 from engine.state import TrainState
-from engine.tasks import Classification, Detection, Segmentation, Task
+from engine.tasks import TASKS, Classification, Detection, Task
 from models import build_model
 
 
@@ -82,9 +82,9 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
         return Classification(data.classes, plan.label_smoothing, aux_weight)
     if plan.label_smoothing:
         raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {data.task}")
-    if data.task == "segmentation":
-        return Segmentation(data.classes)
-    return Detection(data.classes, plan.recipe.score_threshold)
+    if data.task == "detection":
+        return Detection(data.classes, plan.recipe.score_threshold)
+    return TASKS[data.task](data.classes)
 
 
 def spec_of(layer: LayerConfig) -> LayerSpec:

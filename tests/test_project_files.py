@@ -48,3 +48,28 @@ def test_contributing_names_what_is_there() -> None:
     targets = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make (\w+)", text):
         assert re.search(rf"^{target}:", targets, re.MULTILINE), target
+
+
+def test_every_package_that_is_needed_is_pinned() -> None:
+    from scripts.pins import asked_for, closure
+
+    pinned = asked_for(ROOT / "requirements.txt")
+    assert all(str(package.specifier).startswith("==") for package in pinned)
+    versions = {package.name: str(package.specifier) for package in pinned}
+    asked = asked_for(ROOT / "requirements.in")
+    # Without a GPU's libraries (an environment made for the CPU) fewer are needed, never more.
+    assert closure(asked).keys() <= versions.keys()
+    assert {package.name: versions[package.name] for package in asked} == {p.name: str(p.specifier) for p in asked}
+
+
+def test_the_packages_that_are_asked_for_are_those_of_the_extras() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = {Requirement(line).name: Requirement(line).specifier for line in [*project["dependencies"], *extras]}
+    for line in (ROOT / "requirements.in").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            assert name in {*declared, "antlr4-python3-runtime", "cloudpickle"}, name
+            assert name not in declared or version in declared[name], line

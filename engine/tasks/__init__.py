@@ -1,10 +1,17 @@
 """The tasks: what is predicted, by which loss, measured how. Each is one file and one entry here."""
 
+from collections.abc import Callable
+
 from engine.tasks.classification import Classification
 from engine.tasks.detection import Detection
 from engine.tasks.interface import Evaluator, Table, Task
 from engine.tasks.segmentation import Segmentation
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation, "detection": Detection}
+# What the loop trains and measures, by the name that a data set gives; called with the names of the classes.
+TASKS: dict[str, Callable[..., Task]] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "detection": Detection,
+}
 
 __all__ = ["TASKS", "Classification", "Detection", "Evaluator", "Segmentation", "Table", "Task"]

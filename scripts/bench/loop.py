@@ -22,21 +22,26 @@ from torch.nn import functional as F
 
 from configs.compose import plan_of
 from configs.plan import Plan
+from data import SegmentationBatch
 from engine.distributed import Ranks
 from engine.loggers import MetricsWriter, Progress
 from engine.loop import Fit
 from engine.records import RunFolder
 from engine.signals import StopRequest
+from engine.tasks.segmentation import IGNORE
 from experiment.build import build_fit, open_data
 from scripts.bench.rounds import add_device, in_turn, spread, surroundings
 
 BARE, OURS = "barest loop", "this"
 LOG_EVERY = 10
-# By name: model, width, image size, batch. The main job, an ordinary CIFAR network, and the paper's.
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+FAKE = ("data=fake", "recipe=quick")
+# The main job's plan with another network: the main job, an ordinary CIFAR network, the paper's; and segmentation.
 NETWORKS = {
-    "resnet50 of width 16, 32 px": ("resnet50", 16, 32, 32),
-    "resnet18 of width 64, 32 px": ("resnet18", 64, 32, 64),
-    "resnet50, 224 px": ("resnet50", 64, 224, 8),
+    "resnet50 of width 16, 32 px": (*FAKE, "model=resnet50", "model.width=16", "data.image_size=32", "batch_size=32"),
+    "resnet18 of width 64, 32 px": (*FAKE, "model=resnet18", "model.width=64", "data.image_size=32", "batch_size=64"),
+    "resnet50, 224 px": (*FAKE, "model=resnet50", "model.width=64", "data.image_size=224", "batch_size=8"),
+    "segmentation_fpn_tiny, 65 px": ("data=digit_masks", "batch_size=16"),
 }
 
 
@@ -45,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of a round (default %(default)s)")
     parser.add_argument("--network", choices=NETWORKS, help="one of them only")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: of a CPU that others use as well")
     add_device(parser)
 
 
@@ -57,16 +63,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         rows.append(row)
         print(f"{name}: {100 * row['cost']['median']:+.2f} % of a step", flush=True)
     after = surroundings(arguments.device)
-    return {"kind": "loop", "rounds": arguments.rounds, "before": before, "after": after, "rows": rows}
+    return {
+        "kind": "loop",
+        "rounds": arguments.rounds,
+        "clock": arguments.clock,
+        "before": before,
+        "after": after,
+        "rows": rows,
+    }
 
 
 def plan_of_network(name: str, precision: str) -> Plan:
-    """The main job's plan on made-up images, with another network."""
-    model, width, side, batch = NETWORKS[name]
-    return plan_of(
-        *("data=fake", "recipe=quick", f"model={model}", f"model.width={width}", f"data.image_size={side}"),
-        *(f"batch_size={batch}", f"recipe.precision={precision}"),
-    )
+    return plan_of(*NETWORKS[name], f"recipe.precision={precision}")
 
 
 def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[s
         return build_fit(plan, data, RunFolder(place), device, Ranks(), StopRequest())[0]
 
     batch = next(iter(data.train.epoch(0)))
-    clocks = {BARE: Clock(device), OURS: Clock(device)}
+    clocks = {key: Clock(device, CLOCKS[arguments.clock]) for key in (BARE, OURS)}
     ours = fit()
     ours.bar, ours.writer, ours._clock = Progress(10**6, 0, shown=False), MetricsWriter(place, 0), time.perf_counter()
     steps = {BARE: bare_step(fit(), batch, clocks[BARE]), OURS: our_step(ours, batch, clocks[OURS])}
@@ -108,13 +116,13 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[s
 class Clock:
     """Adds up the time within functions."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.inside, self.depth = device, 0.0, 0
+    def __init__(self, device: torch.device, seconds: Callable[[], float] = time.perf_counter) -> None:
+        self.device, self.seconds, self.inside, self.depth = device, seconds, 0.0, 0
 
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self.seconds()
 
     def within(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, its time added up; not twice where one calls another."""
@@ -151,12 +159,21 @@ def bare_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
     def step() -> None:
         with clock.watching(network, optimizer):
             with torch.autocast(fit.device.type, low, enabled=low is not None):
-                loss = F.cross_entropy(network(batch.images).float(), batch.labels)
+                logits = network(batch.images).float()
+                loss = F.cross_entropy(logits, labels_for(batch, logits), ignore_index=IGNORE)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def labels_for(batch: Any, logits: Tensor) -> Tensor:
+    """The label of an image, or those at the stride of the logits."""
+    if isinstance(batch, SegmentationBatch):
+        stride = round(batch.masks.shape[1] / logits.shape[2])
+        return batch.masks[:, ::stride, ::stride]
+    return batch.labels
 
 
 def our_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
@@ -192,8 +209,9 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
 def markdown(result: dict[str, Any]) -> str:
     """One row a network."""
     lines = [
-        f"{result['before']['device']}, {result['before']['threads']} threads, {result['rounds']} rounds; median "
-        "[quartiles]. Cost: what this loop spends outside the network more than the barest, as a share of its step.",
+        f"{result['before']['device']}, {result['before']['threads']} threads, {result['rounds']} rounds, "
+        f"{result.get('clock', 'wall')} time; median [quartiles]. Cost: what this loop spends outside the network more "
+        "than the barest, as a share of its step.",
         "",
         "| network | barest step, ms | outside the network, ms: barest | this | cost | memory of a step |",
         "|---" * 6 + "|",

@@ -49,7 +49,7 @@ SMALL = ("data=fake", "model.width=4", "epochs=1", "log_every=1", "seed=3", "dev
 
 # The sites tables and parameter counts of networks of the paper's size, which are built but not trained.
 NETWORKS: dict[str, Sequence[str]] = {
-    name: (f"model={name}", "data=imagenet", "data.root=/data", *more)
+    name: (f"model={name}", *(more if "data=cifar10" in more else ("data=imagenet", "data.root=/data", *more)))
     for name, more in {
         "resnet18": (),
         "resnet34": (),
@@ -109,7 +109,7 @@ def network(words: Sequence[str]) -> dict[str, Any]:
     from experiment.build import build_network
 
     class Shape:
-        num_classes = 1000 if "data=imagenet" in words else 10
+        num_classes = 1000
         image_shape: tuple[int, int, int]
 
     plan = plan_of([*words, "regularizer=dropblock"])

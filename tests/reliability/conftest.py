@@ -20,16 +20,17 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
-    """The run of WORDS and these, left alone; made once for each."""
+    """The run of WORDS (or another `base`) and these, left alone; made once for each."""
     done: dict[tuple[object, ...], RunFolder] = {}
 
-    def get(*words: str, world_size: int = 1) -> RunFolder:
+    def get(*more: str, world_size: int = 1, base: tuple[str, ...] = WORDS) -> RunFolder:
+        words = (*base, *more)
         if (words, world_size) not in done:
             root: Path = tmp_path_factory.mktemp("uninterrupted")
             if world_size == 1:
-                processes = [starter.start(*WORDS, *words, f"output_root={root}")]
+                processes = [starter.start(*words, f"output_root={root}")]
             else:
-                processes = starter.ranks(*WORDS, *words, f"output_root={root}", world_size=world_size)
+                processes = starter.ranks(*words, f"output_root={root}", world_size=world_size)
             for process in processes:
                 assert process.wait() == 0, process.output()
             done[words, world_size] = only_run(root)

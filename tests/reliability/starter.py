@@ -98,20 +98,20 @@ class Faults:
 
             patch(grid, "resolve_composed")
 
-    def bad_loss(self, step: int, rank: int = 0) -> None:
+    def bad_loss(self, step: int, rank: int = 0, task: str = "classification") -> None:
         """The loss of this step is NaN on that rank."""
-        from engine.tasks import Classification
+        from engine.tasks import TASKS
 
-        loss, calls = Classification.loss, [0]
+        loss, calls = TASKS[task].loss, [0]
 
-        def patched(task: Any, model: Any, batch: Any) -> Any:
-            value, sums = loss(task, model, batch)
+        def patched(self: Any, model: Any, batch: Any) -> Any:
+            value, sums = loss(self, model, batch)
             calls[0] += 1
             if calls[0] == step + 1 and int(os.environ.get("RANK", 0)) == rank:
                 value = value * float("nan")
             return value, sums
 
-        Classification.loss = patched  # type: ignore[method-assign]
+        TASKS[task].loss = patched  # type: ignore[method-assign]
 
     def ledger(self, path: str) -> None:
         """Write down which samples every step was given, and how many an evaluation counted."""

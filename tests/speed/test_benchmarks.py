@@ -39,9 +39,19 @@ def test_a_sum_that_overflows_is_no_bad_entry() -> None:
     assert all_finite([])
 
 
-def test_the_loop_costs_and_holds_nearly_what_the_barest_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loop.NETWORKS, "small", ("resnet18", 8, 32, 16))
-    arguments = argparse.Namespace(device="cpu", rounds=2, steps=2, precision="float32")
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*loop.FAKE, "model=resnet18", "model.width=8", "batch_size=16"),
+        ("data=digit_masks", "data.image_size=33", "data.train_subset=16", "model.width=4", "batch_size=16"),
+    ],
+    ids=["classification", "segmentation"],
+)
+def test_the_loop_costs_and_holds_nearly_what_the_barest_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(loop.NETWORKS, "small", words)
+    arguments = argparse.Namespace(device="cpu", rounds=2, steps=2, precision="float32", clock="processor")
     row = {"name": "small", **loop.one_network("small", tmp_path, arguments)}
     assert 0 < row["outside_ms"][loop.BARE]["median"] < row["step_ms"][loop.BARE]["median"]
     assert row["outside_ms"][loop.OURS]["median"] > row["outside_ms"][loop.BARE]["median"]

@@ -45,10 +45,40 @@ STUDIES = {
     "schedules_overfit_keep_prob": 12,
     "schedules_underfit_keep_prob": 12,
 }
+# Runs of one seed of sweeps of another task, on the data set that the sweep names or on these.
+DENSE = {
+    ("voc_segmentation", ("data.root=/data",)): 6,
+    ("segmentation_where", ()): 4,
+    ("segmentation_where", ("data=camvid", "data.root=/data")): 4,
+}
 
 
 def test_every_sweep_is_listed_here() -> None:
-    assert set(choices("sweep")) == {*RUNS, *STUDIES}
+    assert set(choices("sweep")) == {*RUNS, *STUDIES, *(sweep for sweep, _ in DENSE)}
+
+
+@pytest.mark.parametrize(("sweep", "scale"), DENSE)
+def test_a_sweep_of_another_task_is_one_command(sweep: str, scale: tuple[str, ...]) -> None:
+    found = [plan for plan in plans(sweep, scale) if plan.seed == 1]
+    assert len({plan.run_dir() for plan in found}) == DENSE[sweep, scale]
+    assert {plan.data.task for plan in found} == {"segmentation"}
+    assert all(plan.experiment for plan in found)
+
+
+def test_rows_of_voc_are_the_papers() -> None:
+    rows = {plan.run_dir(): plan for plan in plans("voc_segmentation", ("data.root=/data",))}.values()
+    found = {(plan.experiment, plan.layer and plan.layer.block_size): plan for plan in rows}
+    finetune = found.pop(("voc/finetune", None))
+    assert finetune.model.pretrained == "/data/resnet101.pth"
+    assert finetune.model.options["freeze_stem"]
+    recipe = finetune.recipe
+    assert (recipe.epochs, recipe.lr, recipe.milestones, recipe.weight_decay) == (45, 0.02, [25, 35], 1e-5)
+    assert [plan.paper.metrics for plan in found.values()] == [{"miou": [47.2]}, {}, {}, {"miou": [53.4]}, {}]
+    assert all(plan.recipe.epochs == 500 and plan.model.pretrained is None for plan in found.values())
+    layers = [plan.layer for plan in found.values() if plan.layer]
+    assert [(layer.block_size, layer.keep_prob, layer.groups) for layer in layers] == [
+        (block, 0.2, ["head"]) for block in (1, 4, 16, 48)
+    ]
 
 
 @pytest.mark.parametrize("sweep", STUDIES)

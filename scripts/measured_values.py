@@ -1,0 +1,157 @@
+"""Measured numbers for the pages, out of docs/results: tables, and single values within a sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropblock import declared_sites
+from dropblock.sites import map_sizes
+from models import build_model
+from scripts.bench import op, step
+from scripts.reporting.tables import markdown_table
+
+GPU_IMAGES_PER_S = 2600  # ResNet-50 at 224 px in mixed precision on one A100 (timm issue 1491)
+
+
+def text_of(name: str, results: Path) -> str:
+    """The table or value of this name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name in TABLES:
+        return TABLES[name](results)
+    if name in VALUES:
+        return VALUES[name](results)
+    raise ValueError(f"no measured value '{name}'")
+
+
+def read(results: Path, benchmark: str) -> dict[str, Any]:
+    return json.loads((results / f"{benchmark}.json").read_text())
+
+
+def rows_of(results: Path, benchmark: str) -> dict[str, Any]:
+    """The rows of a benchmark by their names."""
+    return {row["name"]: row for row in read(results, benchmark)["rows"]}
+
+
+def step_table(results: Path) -> str:
+    lines = [
+        [dtype, *step.overhead_text(rows_of(results, f"step_{dtype}")[op.OURS])] for dtype in ("float32", "bfloat16")
+    ]
+    heads = ["type", "the step with DropBlock, against the plain step", "the 36 calls alone, of the plain step"]
+    return markdown_table(heads, lines)
+
+
+def decoder_table(results: Path) -> str:
+    """Processor time for one photograph, and the cores that one GPU and eight need of it."""
+    shown = {
+        "torchvision, PIL, bicubic": "torchvision's recipe with PIL",
+        "this, decoder=pillow": "`data.decoder=pillow`",
+        "this, decoder=simplejpeg": "`data.decoder=simplejpeg`",
+        "this, JPEG shards of 256": "prepared shards, JPEG of short side 256",
+        "this, raw shards of 256": "prepared shards, raw pixels of short side 256",
+    }
+    measured, lines = rows_of(results, "loader_photographs"), []
+    for name, label in shown.items():
+        own = measured[name]["processor_ms"]["median"]
+        cores = [str(math.ceil(gpus * own / 1000 * GPU_IMAGES_PER_S)) for gpus in (1, 8)]
+        lines.append([label, f"{own:.2f}", f"{measured[name]['faster']['median']:.2f}", *cores])
+    return markdown_table(["input", "ms a core", "times as fast", "cores for one GPU", "for eight"], lines)
+
+
+def times_to_floor(results: Path, shape: str) -> str:
+    rows = read(results, "op_benchmark")["rows"]
+    ours = [row for row in rows if row["name"] == op.OURS and row["shape"] == shape and row["dtype"] == "float32"]
+    times = [row["to_floor"]["median"] for row in ours]
+    return f"{min(times):.1f} to {max(times):.1f}"
+
+
+def overhead(results: Path, dtype: str) -> str:
+    return f"{100 * rows_of(results, f'step_{dtype}')[op.OURS]['overhead']['median']:.1f} %"
+
+
+def loop(results: Path) -> dict[str, Any]:
+    return read(results, "loop")["rows"][0]
+
+
+def outside_ms(results: Path) -> str:
+    outside = loop(results)["outside_ms"]
+    return f"{outside['this']['median'] - outside['barest loop']['median']:.1f} ms"
+
+
+def small_images(results: Path) -> dict[str, Any]:
+    return rows_of(results, "loader_small")["this"]
+
+
+def small_faster(results: Path, workers: str) -> str:
+    """Images a second from memory, as a multiple of the DataLoader with PIL."""
+    rows = rows_of(results, "loader_small")
+    own, other = (rows[name]["images_per_s"]["median"] for name in ("this", f"torchvision, PIL{workers}"))
+    return f"{own / other:.1f}" if workers else f"{rows['this']['faster']['median']:.1f}"
+
+
+@cache
+def units() -> dict[int, int]:
+    """Units of one image at the sites of ResNet-50 in groups 3 and 4, at 224 pixels; their number under 0."""
+    with torch.device("meta"):
+        model = build_model("resnet50", num_classes=1000)
+        sites = {name: site for name, site in declared_sites(model).items() if site.group in (3, 4)}
+        sizes = map_sizes(model, torch.empty(1, 3, 224, 224), sites)
+    counted = {
+        group: sum(math.prod(sizes[name][0]) for name, site in sites.items() if site.group == group) for group in (3, 4)
+    }
+    return {0: len(sites), **counted}
+
+
+def blocks(side: int) -> str:
+    """Expected number of blocks drawn for one image at keep_prob 0.9, to two or three digits."""
+    number = sum(units()[group] * (1 - kept) / side**2 for group, kept in ((3, 0.975), (4, 0.9)))
+    return f"{round(number, 2 - len(str(int(number)))) if number < 10_000 else round(number, -3):,.0f}"
+
+
+def under_drop(results: Path, experiment: str) -> str:
+    """Mean accuracy of the networks of an experiment, tested with block 7 and keep_prob 0.7."""
+    with open(results / "fig5_inference" / "under_drop.csv") as file:
+        found = [
+            float(point["top1"])
+            for point in csv.DictReader(file)
+            if (point["experiment"], point["block_size"], point["keep_prob"]) == (experiment, "7", "0.7")
+        ]
+    return f"{sum(found) / len(found):.2f} %"
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "op": lambda results: op.short(read(results, "op_benchmark")),
+    "step": step_table,
+    "decoders": decoder_table,
+}
+VALUES: dict[str, Callable[[Path], str]] = {
+    "op_7x7": lambda results: times_to_floor(results, "32x512x7x7"),
+    "op_14x14": lambda results: times_to_floor(results, "32x1024x14x14"),
+    "step_float32": lambda results: overhead(results, "float32"),
+    "step_bfloat16": lambda results: overhead(results, "bfloat16"),
+    "loop_outside": outside_ms,
+    "loop_step": lambda results: f"{loop(results)['step_ms']['barest loop']['median']:.0f} ms",
+    "loop_cost": lambda results: f"{100 * loop(results)['cost']['median']:+.1f} %",
+    "small_images_per_s": lambda results: f"{small_images(results)['images_per_s']['median']:,.0f}",
+    "small_faster": lambda results: small_faster(results, ""),
+    "small_faster_workers": lambda results: small_faster(results, ", 2 workers"),
+    "sites": lambda results: str(units()[0]),
+    "units": lambda results: f"{(units()[3] + units()[4]) / 1e6:.2f}",
+    "units_3": lambda results: f"{units()[3] / 1e6:.2f}",
+    "units_4": lambda results: f"{units()[4] / 1e6:.2f}",
+    "blocks_7": lambda results: blocks(7),
+    "blocks_1": lambda results: blocks(1),
+    "under_drop_b7": lambda results: under_drop(results, "fig5/dropblock_b7"),
+    "under_drop_b1": lambda results: under_drop(results, "fig5/dropblock_b1"),
+    "under_drop_none": lambda results: under_drop(results, "fig5/baseline"),
+}

@@ -1,0 +1,81 @@
+"""docs/EXTEND.md, carried out: its files and lines go into a copy of the repository, and its commands run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from configs.compose import plan_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "EXTEND.md").read_text()
+PARTS = ("configs", "data", "dropblock", "engine", "experiment", "models", "train.py")
+
+COMMANDS = """
+import shlex, sys
+sys.path.insert(0, ".")
+from train import main
+for line in sys.stdin:
+    words = shlex.split(line)
+    code = main([*words, "epochs=1", "device=cpu", "progress=false", "workers=0"])
+    assert code == 0, (code, line)
+"""
+
+
+def blocks(kind: str) -> list[tuple[str, str]]:
+    """(path, text) of every block of this kind that names a file."""
+    return re.findall(rf"`([\w/.]+)`, (?:new|changed):\n\n```{kind}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def changed(text: str, diff: str) -> str:
+    """The text with the lines of a diff, each of whose paragraphs stands in it once."""
+    for paragraph in diff.strip("\n").split("\n\n"):
+        lines = paragraph.split("\n")
+        old, new = ("\n".join(line[1:] for line in lines if line[:1] in ("", " ", sign)) for sign in "-+")
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+def test_every_addition_works(tmp_path: Path) -> None:
+    for part in PARTS:
+        source, target = ROOT / part, tmp_path / part
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    for path, text in [*blocks("python"), *blocks("yaml")]:
+        assert not (tmp_path / path).exists(), path
+        (tmp_path / path).write_text(text)
+    for path, diff in blocks("diff"):
+        (tmp_path / path).write_text(changed((tmp_path / path).read_text(), diff))
+    commands = re.findall(r"^python train\.py (data=\S+ .*)$", PAGE, re.MULTILINE)
+    assert len(commands) == 6
+    ran = subprocess.run(
+        [sys.executable, "-c", COMMANDS],
+        cwd=tmp_path,
+        input="\n".join(commands),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, f"{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
+    assert "LeakyDropBlock" in ran.stdout
+    assert "within_one" in ran.stdout
+
+
+def test_places_by_pattern() -> None:
+    (code,) = re.findall(r"```python\n(from torchvision.models import googlenet.*?)```", PAGE, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "EXTEND.md", "exec"), names)
+    groups = {site.group for site in names["sites"].values()}  # type: ignore[attr-defined]
+    assert groups == {3, 4}
+    words = re.findall(r"`model=torchvision model.name=googlenet '(.*?)'`", PAGE)
+    plan = plan_of("data=fake", "model=torchvision", "model.name=googlenet", "regularizer=none", *words)
+    assert plan.model.options["places"] == [{"modules": "inception5*.branch*", "group": 4}]
