@@ -26,7 +26,7 @@ FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 SHOWS = ("job", "hydra", "all")  # what --cfg shows
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
-RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan", "jobs"}
+RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan", "jobs", "num_cpus", "num_gpus"}
 
 
 def check_arguments(words: list[str]) -> None:
@@ -97,6 +97,8 @@ def _check_override(word: str, keys: list[str]) -> None:
     if key.startswith("hydra"):
         if not HYDRA_WORDS.fullmatch(key) or "_target_" in word:
             raise UserError(f"{key}: Hydra's own settings are fixed here")
+        if key == "hydra/launcher":
+            _check_names(key, value)
         return
     _check_spelling(word, key, value)
     if value in ("", "???") and not plus.startswith("~"):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -46,7 +48,7 @@ def config_of(*overrides: str) -> DictConfig:
 
     store_defaults()
     try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONFIGS), **_before_1_4(version_base="1.3")):
             return hydra.compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(str(error), overrides)) from error
@@ -74,11 +76,13 @@ def compose_jobs(
         each(config, list(state.overrides.task), state.job.num if sweep is not None else 0)
 
     store_defaults()
+    # launcher/ray.yaml stands before the plugin's own configuration of that name, and is meant to be checked by it.
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema", UserWarning)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
     flags, rest = split_flags(list(arguments))  # anywhere for us, in front for argparse
     sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(one)()
+        hydra.main(config_path=str(CONFIGS), config_name="config", **_before_1_4(version_base="1.3"))(one)()
     except UserError:
         raise
     except SystemExit:  # after --help
@@ -91,12 +95,21 @@ def store_defaults() -> None:
     """Give Hydra what stands in no YAML file: the schema's defaults, as plain values, and what a script registered."""
     from hydra.core.config_store import ConfigStore
 
+    # Before each command of this process.
+    again: dict[str, Any] = {} if _before_1_4(old=True) else {"replace": True}
     store = ConfigStore.instance()
-    store.store("schema", OmegaConf.to_container(OmegaConf.structured(Config)))
+    store.store("schema", OmegaConf.to_container(OmegaConf.structured(Config)), **again)
     for name, values in NODES["model"].items():
-        store.store(name, values, group="model")
+        store.store(name, values, group="model", **again)
     for name, values in NODES["regularizer"].items():
-        store.store(name, values, group="regularizer", package=f"regularizer.{name}")
+        store.store(name, values, group="regularizer", package=f"regularizer.{name}", **again)
+
+
+def _before_1_4(**arguments: Any) -> dict[str, Any]:
+    """The arguments for a Hydra older than 1.4, none for a newer one, which warns of them."""
+    import hydra
+
+    return arguments if hydra.__version__.startswith("1.3") else {}
 
 
 def one_line(message: str, overrides: Sequence[str]) -> str:
@@ -104,6 +117,4 @@ def one_line(message: str, overrides: Sequence[str]) -> str:
     if message.startswith("Ambiguous value"):
         several = [override for override in overrides if "," in override]
         return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
-    if "hydra/launcher/submitit_" in message:
-        return "this launcher needs submitit: pip install '.[train,slurm]'"
     return " ".join(message.split())

@@ -15,6 +15,7 @@ from configs.compose import compose_jobs
 from configs.resolve import resolve_composed
 from engine import cpu
 from experiment.jobs import Job, count_of, run_jobs
+from experiment.launchers import check_launcher, launcher_of
 from experiment.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, report_error
 
 
@@ -71,17 +72,19 @@ def run_job(
 
 def run_command(arguments: list[str], sweep: Path | None) -> int:
     """Carry out every job of a command; returns its exit code."""
+    check_launcher(arguments)
     workers = _workers(arguments, sweep)
     if sweep is not None and workers > 1:
         return _run_pool(arguments, sweep, workers)
-    started, here = time.time(), os.getpid()
+    started, here, launcher = time.time(), os.getpid(), launcher_of(arguments)
     outcomes: list[Outcome] = []
     later: list[tuple[DictConfig, list[str], int]] = []
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         if os.getpid() != here:  # of a launcher; what becomes of the job is read from the folder of the sweep
             cpu.configure_process()
-            refused = run_job(config, overrides, sweep, number, started, later=False).refused
+            log = launcher == "ray"  # whose own logs are hard to find
+            refused = run_job(config, overrides, sweep, number, started, later=False, log=log).refused
             if refused:
                 raise UserError(refused)
         elif not any(outcome.ends_all for outcome in outcomes):

@@ -15,7 +15,7 @@ GOOD = [
     ["data.root=/some/where", "recipe.augment.crop_padding=4", "model.width=8"],
     ["--help"],
     ["--cfg", "job"],
-    ["hydra/launcher=submitit_local", "-m", "hydra.launcher.timeout_min=60"],
+    ["hydra/launcher=slurm", "-m", "hydra.launcher.timeout_min=60"],
 ]
 
 # (words, a part of the message that names the culprit or the nearest valid name)
@@ -39,6 +39,8 @@ BAD = [
     (["hydra.callbacks.x._target_=os.system"], "hydra.callbacks"),
     (["+hydra.callbacks.x._target_=os.system"], "hydra.callbacks"),
     (["hydra.launcher._target_=os.system"], "hydra.launcher._target_"),
+    (["-m", "hydra/launcher=slrum"], "'slurm'"),
+    (["-m", "hydra/launcher=submitit_local"], "hydra/launcher=submitit_local"),
     (["hydra/job_logging=default"], "hydra/job_logging"),
     (["hydra.sweep.dir=/tmp"], "hydra.sweep.dir"),
     (["+model._target_=torch.load"], "_target_"),

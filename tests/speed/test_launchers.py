@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
-from collections.abc import Callable
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from configs.checking import UserError
+from configs.compose import store_defaults
+from configs.plan import choices
+from engine.records import RunFolder
+from experiment.launchers import PLUGINS, installed
+from experiment.precheck import precheck
+from tests.comparison import assert_identical
+from train import main
+
 ROOT = Path(__file__).resolve().parents[2]
-INSTALLED = importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") if importlib.util.find_spec(
-    "hydra_plugins"
-) else None  # fmt: skip
+SUBMITIT, RAY = (installed(plugin) for plugin, _ in PLUGINS.values())
 WORDS = ("data=fake", "model=resnet18", "model.width=4", "epochs=1", "progress=false")
-Shell = Callable[..., subprocess.CompletedProcess[str]]
+CHECKED = '[ "$2" = experiment.precheck ] && exit 0'  # what stands in the place of python has no objection
 
 
-@pytest.mark.skipif(INSTALLED is not None, reason="submitit is installed")
-@pytest.mark.parametrize("launcher", ["slurm", "local"])
-def test_without_submitit_the_user_is_told_what_to_install(
-    train: Callable[..., int], capsys: pytest.CaptureFixture[str], launcher: str
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (("hydra/launcher=slurm",), "no SLURM on this machine"),
+        (("hydra/launcher=ray",), "num_gpus=1"),
+        (("num_cpus=2",), "num_cpus: only with hydra/launcher=ray"),
+        (("hydra/launcher=ray", "num_gpus=1", "jobs=2"), "jobs=2"),
+    ],
+)
+def test_a_launcher_that_could_start_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], culprit: str
 ) -> None:
-    assert train("-m", f"hydra/launcher={launcher}", "seed=1,2") == 2
-    assert "pip install '.[train,slurm]'" in capsys.readouterr().err
+    monkeypatch.setattr("experiment.launchers.shutil.which", lambda _: None)
+    monkeypatch.setattr("experiment.launchers.gpus", lambda: ["0"])
+    monkeypatch.setattr("experiment.launchers.installed", lambda _: True)
+    assert main(["-m", "data=fake", "seed=1,2", *words]) == 2
+    shown = capsys.readouterr().err
+    assert culprit in shown
+    assert shown.count("\n") == 1
 
 
-@pytest.mark.skipif(INSTALLED is None, reason="needs submitit")
+def test_without_the_plugin_the_user_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("experiment.launchers.installed", lambda _: False)
+    for launcher in ("slurm", "ray"):
+        assert main(["-m", "data=fake", "seed=1,2", f"hydra/launcher={launcher}"]) == 2
+        assert f"pip install '.[train,{launcher}]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not SUBMITIT, reason="needs submitit")
 def test_the_slurm_launcher_is_composed() -> None:
     from hydra import compose, initialize_config_dir
 
+    store_defaults()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         words = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=60", "hydra.sweep.dir=there"]
         launcher = compose("config", words, return_hydra_config=True).hydra.launcher
@@ -38,13 +68,82 @@ def test_the_slurm_launcher_is_composed() -> None:
         assert (launcher.timeout_min, launcher.gpus_per_node, launcher.submitit_folder) == (60, 1, "there/slurm")
 
 
-@pytest.mark.skipif(INSTALLED is None, reason="needs submitit")
-def test_jobs_of_their_own_come_to_the_same_sweep(shell: Shell, tmp_path: Path) -> None:
-    words = ("train.py", "-m", "hydra/launcher=local", *WORDS, f"output_root={tmp_path}", "regularizer=none")
-    result = shell(*words, "lr=0.1,1e30")
-    assert result.returncode == 1, result.stderr
-    assert "1 runs done, 1 not" in result.stdout
-    assert "not finite" in result.stdout
+@pytest.mark.slow
+@pytest.mark.skipif(not SUBMITIT, reason="needs submitit")
+def test_jobs_of_their_own_come_to_the_same_sweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As SLURM would run them, by submitit's executor for one machine."""
+    from hydra.core.config_store import ConfigStore
+    from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf
+
+    local = LocalQueueConf(submitit_folder=str(tmp_path / "submitit"))
+    ConfigStore.instance().store("here", local, group="hydra/launcher")
+    monkeypatch.setattr("configs.command_line.choices", lambda group: ["here"] if "hydra" in group else choices(group))
+    monkeypatch.setattr("experiment.grid.check_launcher", lambda _: None)
+    words = ("-m", "hydra/launcher=here", *WORDS, f"output_root={tmp_path}", "regularizer=none", "lr=0.1,1e30")
+    assert main([*words]) == 1
+    shown = capsys.readouterr().out
+    assert "1 runs done, 1 not" in shown
+    assert "not finite" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RAY, reason="needs Ray: pip install '.[train,ray]'")
+def test_ray_runs_a_grid_and_takes_up_the_run_of_a_killed_worker(tmp_path: Path) -> None:
+    """A Ray of this machine, two runs at a time; the numbers are those of runs one after the other."""
+    words = ("-m", *WORDS[:3], "epochs=8", "progress=false", "device=cpu", "lr=0.1,1e30,0.05", "seed=1,2")
+    assert main([*words, f"output_root={tmp_path / 'one'}"]) == 1
+    command = [sys.executable, "train.py", *words, f"output_root={tmp_path / 'ray'}", "hydra/launcher=ray"]
+    parent = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not (begun := [*(tmp_path / "ray").glob("fake-*/*/seed-*/metrics.jsonl")]):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    psutil.Process(RunFolder(begun[0].parent).status()["pid"]).kill()
+    shown = parent.communicate(timeout=280)[0].decode()
+    assert parent.returncode == 1, shown
+    assert "4 runs done, 2 not" in shown
+    assert shown.count("\n") < 20, shown  # quiet
+    ours, theirs = (sorted((tmp_path / name).glob("fake-*/*/seed-*")) for name in ("ray", "one"))
+    assert len(ours) == len(theirs) == 6
+    for a, b in zip(map(RunFolder, ours), map(RunFolder, theirs), strict=True):
+        assert a.status()["status"] == b.status()["status"]
+        if b.status()["status"] == "DONE":
+            assert_identical(a, b)
+
+
+@pytest.mark.parametrize(
+    ("processes", "words", "culprit"),
+    [
+        (3, ["data=fake"], "batch_size=32: cannot be shared equally by 3 processes"),
+        (32, ["data=fake", "recipe.accumulate=2"], "recipe.accumulate=2: a process has 1"),
+        (2, ["data=folder", "data.root=/nowhere/at/all"], "data.root=/nowhere/at/all"),
+        (2, ["data=fake", "epchs=1"], "'epochs'"),
+        (2, ["-m", "seed=1,2", "jobs=2"], "jobs=2"),
+    ],
+)
+def test_what_restarts_would_not_help_is_refused_before_them(processes: int, words: list[str], culprit: str) -> None:
+    with pytest.raises(UserError, match=culprit):
+        precheck(words, processes)
+
+
+def test_what_ranks_can_do_passes_the_check() -> None:
+    for words in (["data=fake"], ["-m", "data=fake", "seed=1,2"], ["--help"], ["--cfg", "job", "jobs=1"]):
+        precheck(words, 2)
+
+
+def test_a_mistake_is_not_tried_again() -> None:
+    result = subprocess.run(
+        ["scripts/launch", "3", "data=fake"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -66,7 +165,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_script_starts_every_node_the_same_way(cluster: dict[str, str], tmp_path: Path) -> None:
-    program(tmp_path / "bin", "python", f'echo "$@" > {tmp_path}/started; exit 3')
+    program(tmp_path / "bin", "python", f'{CHECKED}; echo "$@" > {tmp_path}/started; exit 3')
     script = str(ROOT / "scripts" / "slurm" / "train.sbatch")
     result = subprocess.run([script, "seed=1", "lr=0.1"], cwd=ROOT, env={**cluster, "PYTHON": "python"}, check=False)
     assert result.returncode == 3
@@ -77,7 +176,7 @@ def test_the_script_starts_every_node_the_same_way(cluster: dict[str, str], tmp_
 
 
 def test_a_job_whose_time_is_over_is_queued_again(cluster: dict[str, str], tmp_path: Path) -> None:
-    program(tmp_path / "bin", "python", 'kill -USR1 "$PPID"; sleep 1; exit 143')
+    program(tmp_path / "bin", "python", f'{CHECKED}; kill -USR1 "$PPID"; sleep 1; exit 143')
     script = str(ROOT / "scripts" / "slurm" / "train.sbatch")
     result = subprocess.run([script], cwd=ROOT, env={**cluster, "PYTHON": "python"}, check=False)
     assert result.returncode == 143
@@ -86,8 +185,6 @@ def test_a_job_whose_time_is_over_is_queued_again(cluster: dict[str, str], tmp_p
 
 @pytest.mark.slow
 def test_the_script_trains(cluster: dict[str, str], tmp_path: Path) -> None:
-    import sys
-
     script = str(ROOT / "scripts" / "slurm" / "train.sbatch")
     words = [script, *WORDS, f"output_root={tmp_path}", "device=cpu"]
     environment = {**cluster, "PYTHON": sys.executable, "PORT": "29511", "OMP_NUM_THREADS": "1"}
