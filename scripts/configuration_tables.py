@@ -20,7 +20,7 @@ SECTIONS: dict[str, tuple[str, type]] = {
     "loss": ("regularizer.NAME.loss.", schema.LossConfig),
     "run": ("", schema.RunOptions),
 }
-ESCAPED = str.maketrans({"|": "\\|"})
+ESCAPED = str.maketrans({"|": "\\|", "*": "\\*", "<": "&lt;"})
 
 
 def text_of(name: str) -> str:
@@ -72,9 +72,9 @@ def shown(value: Any) -> str:
 
 def knobs_table() -> str:
     """The short names of what is varied most, and where each one stands."""
-    rows = [row("", schema.LayerConfig, knob, "null: the regularizer's") for knob in schema.LAYER_KNOBS]
-    rows.append(row("", schema.LossConfig, "label_smoothing", "null: the regularizer's"))
-    rows += [row("", schema.RecipeConfig, knob, "null: the recipe's") for knob in schema.RECIPE_KNOBS]
+    rows = [row("", schema.LayerConfig, knob, "the regularizer's") for knob in schema.LAYER_KNOBS]
+    rows.append(row("", schema.LossConfig, "label_smoothing", "the regularizer's"))
+    rows += [row("", schema.RecipeConfig, knob, "the recipe's") for knob in schema.RECIPE_KNOBS]
     return table(rows)
 
 

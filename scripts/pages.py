@@ -61,6 +61,7 @@ def text_of(name: str, page: Path) -> str:
         "measured": lambda: measured_values.text_of(rest, RESULTS),
         "configuration": lambda: configuration_tables.text_of(rest),
         "command": lambda: command(rest),
+        "first_run": lambda: first_run(rest),
     }
     if kind not in makers:
         raise ValueError(f"{page}: nothing fills the place '{name}'")
@@ -78,6 +79,13 @@ def picture(place: str, to_root: str) -> str:
     path, _, title = place.rpartition("/")
     path = f"docs/results/{path}"
     return f"![{title.replace('_', ' ')}]({to_root}{path})" if (ROOT / path).exists() else ""
+
+
+def first_run(data: str) -> str:
+    """What the shortest command on a data set gave, as `keep_first_runs.py` keeps it."""
+    file = RESULTS / "first_runs.json"
+    run = json.loads(file.read_text()).get(data) if file.exists() else None
+    return f"{run['label'].removesuffix(' (%)')} {run['value']:.1f} %" if run else NOT_RUN
 
 
 def command(name: str) -> str:

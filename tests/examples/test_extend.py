@@ -28,7 +28,7 @@ for line in sys.stdin:
 
 def blocks(kind: str) -> list[tuple[str, str]]:
     """(path, text) of every block of this kind that names a file."""
-    return re.findall(rf"```{kind} (\S+)\n(.*?)```", PAGE, re.DOTALL)
+    return re.findall(rf"`([\w/.]+)`, (?:new|changed):\n\n```{kind}\n(.*?)```", PAGE, re.DOTALL)
 
 
 def changed(text: str, diff: str) -> str:
