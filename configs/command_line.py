@@ -1,4 +1,4 @@
-"""The words of the command line, looked at before Hydra sees them.
+"""The arguments of the command line, checked before Hydra sees them.
 
 Three things Hydra would do are not wanted here: it accepts `+typo=1`; it calls what a `hydra.callbacks...._target_`
 names before our code runs; and beside `seed=1,2,3` it blames the commas for a misspelt name.
@@ -25,18 +25,18 @@ from configs.schema import LAYER_KNOBS, Config, RunOptions
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 SHOWS = ("job", "hydra", "all")  # what --cfg shows
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
-HYDRA_WORDS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
+HYDRA_KEYS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
 RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan", "jobs", "num_cpus", "num_gpus"}
 
 
-def check_arguments(words: list[str]) -> None:
+def check_arguments(arguments: list[str]) -> None:
     """Refuse what no run could come of: unknown keys, groups, names and flags, and keys that reach into Hydra.
 
     Raises:
-        UserError: one line that names the word, and the nearest valid one.
+        UserError: one line that names the argument, and the nearest valid one.
     """
     keys = all_keys(Config)
-    flags, overrides = split_flags(words)
+    flags, overrides = split_flags(arguments)
     for flag in flags:
         if flag not in FLAGS and not flag.startswith("--cfg="):
             raise UserError(f"{flag}: not a flag of this program{nearest(flag, FLAGS)}; see --help")
@@ -46,36 +46,40 @@ def check_arguments(words: list[str]) -> None:
             raise UserError(f"{flag}: write --cfg job")
     if "--resolve" in flags and not shows:
         raise UserError("--resolve: only beside --cfg job")
-    for word in overrides:
-        _check_override(word, keys)
-    twice = [key for key, n in Counter(word.partition("=")[0].lstrip("+") for word in overrides).items() if n > 1]
+    for argument in overrides:
+        _check_override(argument, keys)
+    twice = [
+        key for key, n in Counter(argument.partition("=")[0].lstrip("+") for argument in overrides).items() if n > 1
+    ]
     if twice:
         raise UserError(f"{twice[0]}: given twice; several values are a grid: -m {twice[0]}=A,B")
-    if not is_sweep(words) and any(word.startswith(("hydra/launcher", "hydra.launcher")) for word in overrides):
+    if not is_sweep(arguments) and any(
+        argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in overrides
+    ):
         raise UserError("hydra/launcher: a launcher starts the runs of a grid; it needs -m or +sweep=NAME")
     _check_sweep(overrides)
 
 
-def split_flags(words: list[str]) -> tuple[list[str], list[str]]:
-    """Flags and overrides, each in their order; a flag and its value in one word (`--cfg=job`)."""
+def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Flags and overrides, each in their order; a flag and its value in one argument (`--cfg=job`)."""
     flags: list[str] = []
     overrides: list[str] = []
-    for word in words:
-        if flags and flags[-1] in ("-c", "--cfg") and not word.startswith("-"):
-            flags[-1] = f"--cfg={word}"
-        elif word.startswith("-"):
-            flags.append(word)
+    for argument in arguments:
+        if flags and flags[-1] in ("-c", "--cfg") and not argument.startswith("-"):
+            flags[-1] = f"--cfg={argument}"
+        elif argument.startswith("-"):
+            flags.append(argument)
         else:
-            overrides.append(word)
+            overrides.append(argument)
     return flags, overrides
 
 
-def _check_sweep(words: list[str]) -> None:
+def _check_sweep(arguments: list[str]) -> None:
     """What tells the rows of a sweep apart is not set from outside: it would hold for every row, whatever its name.
 
     The numbers that a figure is drawn over may be others: `+sweep=fig3_keep_prob keep_prob=0.8,0.9`.
     """
-    given = [word.lstrip("+~").partition("=") for word in words if "=" in word]
+    given = [argument.lstrip("+~").partition("=") for argument in arguments if "=" in argument]
     names = [value for key, _, value in given if key == "sweep"]
     if not names:
         return
@@ -88,28 +92,30 @@ def _check_sweep(words: list[str]) -> None:
             raise UserError(f"{key}={value}: +sweep={names[0]} sets this itself, run by run; leave it out")
 
 
-def _check_override(word: str, keys: list[str]) -> None:
-    if "=" not in word and not word.startswith("~"):
-        raise UserError(f"{word}: expected KEY=VALUE")
-    key, _, value = word.partition("=")
+def _check_override(argument: str, keys: list[str]) -> None:
+    if "=" not in argument and not argument.startswith("~"):
+        raise UserError(f"{argument}: expected KEY=VALUE")
+    key, _, value = argument.partition("=")
     sign = re.match(r"[+~]*", key)
     key, plus = key.lstrip("+~"), sign[0] if sign else ""
     if key.startswith("hydra"):
-        if not HYDRA_WORDS.fullmatch(key) or "_target_" in word:
+        if not HYDRA_KEYS.fullmatch(key) or "_target_" in argument:
             raise UserError(f"{key}: Hydra's own settings are fixed here")
         if key == "hydra/launcher":
             _check_names(key, value)
         return
-    _check_spelling(word, key, value)
+    _check_spelling(argument, key, value)
     if value in ("", "???") and not plus.startswith("~"):
-        raise UserError(f"{word}: give {key} a value, or leave it out")
+        raise UserError(f"{argument}: give {key} a value, or leave it out")
     if "${" in value:
-        raise UserError(f"{word}: a reference to another key is not for the command line; write the value")
-    if "_target_" in word:
-        raise UserError(f"{word}: nothing is called by its dotted path here; choose a regularizer or a model by name")
+        raise UserError(f"{argument}: a reference to another key is not for the command line; write the value")
+    if "_target_" in argument:
+        raise UserError(
+            f"{argument}: nothing is called by its dotted path here; choose a regularizer or a model by name"
+        )
     if key in GROUPS:
         if plus not in (("+", "++") if key == "sweep" else ("",)):
-            raise UserError(f"{word}: write {'+' if key == 'sweep' else ''}{key}=NAME")
+            raise UserError(f"{argument}: write {'+' if key == 'sweep' else ''}{key}=NAME")
         _check_names(key, value)
         return
     free = key.startswith(("regularizer.", "model.options."))  # keys of the chosen names, checked by the schema
@@ -118,7 +124,7 @@ def _check_override(word: str, keys: list[str]) -> None:
         hint = nearest(key, [*keys, *GROUPS]) or (f" (did you mean '{tails[key]}'?)" if key in tails else "")
         raise UserError(f"unknown key '{key}'{hint}")
     if plus and key in keys:
-        raise UserError(f"{word}: write {key}={value}, without {plus}")
+        raise UserError(f"{argument}: write {key}={value}, without {plus}")
 
 
 def _check_names(group: str, value: str) -> None:
@@ -133,34 +139,34 @@ def _check_names(group: str, value: str) -> None:
             raise UserError(f"{group}={name}: unknown{nearest(name, known)}; choose one of {', '.join(known) or '-'}")
 
 
-def _check_spelling(word: str, key: str, value: str) -> None:
+def _check_spelling(argument: str, key: str, value: str) -> None:
     """What Hydra's grammar cannot read, said in the user's terms."""
     if value.startswith("("):
-        raise UserError(f"{word}: a list is written {key}=[{value.strip('()')}]")
+        raise UserError(f"{argument}: a list is written {key}=[{value.strip('()')}]")
     odd = next((character for character in value if not character.isascii()), None)
     if odd is not None and "'" not in value and '"' not in value:
         if odd in "\u2212\u2013\u2014":
-            raise UserError(f"{word}: '{odd}' is no minus sign; write {key}={value.replace(odd, '-')}")
-        raise UserError(f"{word}: a value with '{odd}' stands in quotes: \"{key}='{value}'\"")
+            raise UserError(f"{argument}: '{odd}' is no minus sign; write {key}={value.replace(odd, '-')}")
+        raise UserError(f"{argument}: a value with '{odd}' stands in quotes: \"{key}='{value}'\"")
 
 
-def is_sweep(words: list[str]) -> bool:
-    """Whether these words start many runs: `-m`, or a sweep file."""
-    return any(word in ("-m", "--multirun") or word.lstrip("+").startswith("sweep=") for word in words)
+def is_sweep(arguments: list[str]) -> bool:
+    """Whether these arguments start many runs: `-m`, or a sweep file."""
+    return any(argument in ("-m", "--multirun") or argument.lstrip("+").startswith("sweep=") for argument in arguments)
 
 
-def asks_for_prices(words: list[str]) -> bool:
-    """Whether these words ask what runs would cost, and not for the runs; a value that is neither is refused later."""
-    values = [word.partition("=")[2].lower() for word in words if word.startswith("estimate=")]
+def asks_for_prices(arguments: list[str]) -> bool:
+    """Whether these arguments ask what runs would cost, and not for the runs; an invalid value is refused later."""
+    values = [argument.partition("=")[2].lower() for argument in arguments if argument.startswith("estimate=")]
     return bool(values) and values[-1] not in ("false", "no", "off", "0", "null")
 
 
-def sweep_name(words: list[str]) -> str:
+def sweep_name(arguments: list[str]) -> str:
     """The folder of a sweep: its name, its data set, and what else was chosen but the seeds; a hash of it for a grid.
 
     So that runs of different scale, which no table may mix, have different folders.
     """
-    given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+    given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
     data = given.get("data", _data_of(given.get("sweep"))).replace(",", "+")
     aside = RUN_ONLY | {"seed", "data.root", "data.download"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}

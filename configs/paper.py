@@ -43,7 +43,7 @@ class ClaimConfig:
     """A claim that the rows of a sweep speak to: rows that are alike but for one column are a cell.
 
     Args:
-        says: the claim, in words, such as "block 7 beats block 1".
+        says: the claim as a sentence, such as "block 7 beats block 1".
         column: a column of the report's runs.csv.
         better, worse: the values of that column whose difference is taken, as runs.csv spells them.
         where: columns and values of the rows it is about; empty for all.
@@ -61,7 +61,7 @@ class StudyConfig:
     """What a sweep declares before its first run, for its report; no part of any run.
 
     Args:
-        headline: which number is the result, in words.
+        headline: which number is the result, as a phrase.
         margin: differences within +- this many points are of no interest ("equivalent").
         keep_prob: the candidates that each method's keep_prob is chosen from, on val.
         pilot_seed: the seed of the runs that choose; they enter no row.
