@@ -48,6 +48,8 @@ def metric_label(metric: str, summary: Mapping[str, Any]) -> str:
 
 def knob_text(name: str, value: Any) -> str:
     """A value of a regularizer in a label, such as `block 7` or `groups 3+4`."""
+    if name == "groups" and list(value) == ["head"]:
+        return "head"
     if name == "groups":
         return f"group{'s' if len(value) > 1 else ''} {'+'.join(map(str, value))}"
     if name == "skip":

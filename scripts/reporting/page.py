@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Line, Report
 from scripts.reporting.dots import Scale, dots
 from scripts.reporting.names import colour_of
@@ -83,6 +84,9 @@ def page(report: Report, folder: Path) -> str:
         parts += ["<h2>What was asked</h2>", plain_table(heads, rows)]
         parts.append('<p class="note">A cell is a pair of rows that are alike but for what the claim is about; the '
                      "difference is averaged over the cells, seed by seed.</p>")  # fmt: skip
+    classes = class_table(sweep)
+    if classes:
+        parts += ["<h2>Each class</h2>", plain_table(*classes)]
     parts.append("<h2>Pictures</h2>")
     parts += [figure(folder / name, caption) for caption, name in report.figures]
     if sweep.study.limitations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Answer, Line, Report, best_on_val, difference
 from scripts.reporting.names import metric_label
 from scripts.reporting.setting import deviations
@@ -167,6 +168,9 @@ def report_text(report: Report) -> str:
     parts = [f"# {sweep.name}", setting_text(sweep)]
     parts += ["## Results", markdown_table(*without_empty(RESULTS, results)), legend(sweep, lines)]
     parts += ["## Each row in detail", markdown_table(*without_empty(DETAILS, details))]
+    classes = class_table(sweep)
+    if classes:
+        parts += ["## Each class", markdown_table(*classes)]
     if sweep.lost:
         lost = [(what, status, reason.replace("|", "/")[:120]) for what, status, reason in sweep.lost]
         parts += ["## Not in the numbers", markdown_table(["job", "status", "reason"], lost, left=3)]

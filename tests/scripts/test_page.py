@@ -194,6 +194,30 @@ def test_a_report_speaks_of_the_metric_of_its_task(tmp_path: Path) -> None:
     assert "+2.00" in (folder / "report.html").read_text()
 
 
+def with_classes(root: Path, name: str, seed: int, values: dict[str, float | None]) -> Path:
+    plan = plan_of(f"regularizer={name}", f"seed={seed}")
+    path = write_run(root, plan, 80.0, epochs=1)
+    record = json.loads((path / "summary.json").read_text())
+    rows = [[key, value, 10] for key, value in values.items()]
+    record["tables"] = [{"name": "classes", "header": ["class", "IoU (%)", "pixels"], "rows": rows}]
+    (path / "summary.json").write_text(json.dumps(record))
+    return note(root, plan, path)
+
+
+def test_each_class_over_the_seeds(tmp_path: Path) -> None:
+    for seed, iou in ((1, 60.0), (2, 62.0)):
+        with_classes(tmp_path, "none", seed, {"road": iou, "pole": None})
+        folder = with_classes(tmp_path, "dropblock", seed, {"road": iou + 1, "pole": 7.0 if seed == 1 else None})
+    assert main([str(folder)]) == 0
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    assert "| road | 61.00 ± 1.41 | 62.00 ± 1.41 |" in text
+    assert "| pole |  | 7.00 |" in text
+    assert "61.00 ± 1.41" in page[page.index("Each class") :]
+    with_classes(tmp_path, "dropout", 1, {"another": 1.0})  # rows of other classes have no common table
+    assert main([str(folder)]) == 0
+    assert "Each class" not in (folder / "report.md").read_text()
+
+
 def test_dots_stay_on_their_scale() -> None:
     differences = [Difference((0.1, 5.0), (1, 2)), Difference((-0.2, 0.3), (1, 2)), None]
     scale = Scale.of(differences, 0.5)
