@@ -94,7 +94,7 @@ def _drop_block(
     if not training:
         return x
     seed = fresh_seed(x.device) if seed is None else seed.to(x.device)
-    return drop_block_counted(x, keep_prob=scalar(keep_prob, x.device), block_size=block_size, seed=seed)[0]
+    return checked_drop(x, scalar(keep_prob, x.device), block_size, seed)[0]
 
 
 def drop_block_counted(x: Tensor, *, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,6 +106,11 @@ def drop_block_counted(x: Tensor, *, keep_prob: Tensor, block_size: int, seed: T
     """
     check_maps("DropBlock", x, 1, 2, 3)
     effective_block(block_size)
+    return checked_drop(x, keep_prob, block_size, seed)
+
+
+def checked_drop(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:
+    """`drop_block_counted` for callers that have checked `x` and `block_size`."""
     if wanted():
         return drop_in_graph(x, keep_prob, block_size, seed)
     return drop(backend_for(x), x, keep_prob, block_size, seed)

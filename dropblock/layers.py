@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dropblock.arguments import BLOCK_SIZE, check_maps, refuse_positional, share_to_keep
-from dropblock.functional import Rate, drop_block_counted, fresh_seed
+from dropblock.functional import Rate, checked_drop, fresh_seed
 from dropblock.graph_node import count_node, transformed
 from dropblock.rates import effective_block, expected_drop, seed_rate
 
@@ -69,12 +69,12 @@ class DropLayer(nn.Module):
         if transformed():
             count_node(self.kept_units, self.seen_units, kept, x.numel())
         elif not in_backward():
-            self.kept_units += kept
-            self.seen_units += x.numel()
+            self.kept_units.add_(kept)  # not `+=`, which assigns the attribute anew: three times the cost
+            self.seen_units.add_(x.numel())
         return y
 
     def seed_of(self, x: Tensor) -> Tensor:
-        """The seed of the next mask. A head meets a map of each level in one pass, and their masks are independent."""
+        """The seed of the next mask. A head meets several maps in one pass: each size of map has a mask of its own."""
         if not self.seeded:
             return fresh_seed(x.device)
         if self.group == "head":  # from the size, not from a count of calls: a checkpointed pass is run twice
@@ -148,7 +148,7 @@ class _DropBlock(DropLayer):
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         check_maps(type(self).__name__, x, self.axes)
-        return drop_block_counted(x, keep_prob=self.keep_prob, block_size=self.block_size, seed=seed)
+        return checked_drop(x, self.keep_prob, self.block_size, seed)
 
     def block(self, *size: int) -> tuple[int, ...]:
         return effective_block(self.block_size, *size)

@@ -11,6 +11,7 @@ import math
 import operator
 from collections import Counter
 from functools import lru_cache
+from typing import NamedTuple
 
 
 def effective_block(block_size: int, *size: int) -> tuple[int, ...]:
@@ -44,6 +45,32 @@ def valid_seeds(size: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...
     return tuple([side - b + 1 for side, b in zip(size, block, strict=True)])
 
 
+class Geometry(NamedTuple):
+    """What follows from the sizes of a block and of a map alone.
+
+    block: clamped to the map, along each axis.
+    valid: the positions where a block can start, along each axis.
+    strides: units from one to the next along each axis, where maps are stored one after the other.
+    area, units, seeds: units of a block and of a map, and valid positions.
+    """
+
+    block: tuple[int, ...]
+    valid: tuple[int, ...]
+    strides: tuple[int, ...]
+    area: int
+    units: int
+    seeds: int
+
+
+@lru_cache(maxsize=1024, typed=True)  # typed: 7.0 is an error even where 7 is known
+def geometry(block_size: int, *size: int) -> Geometry:
+    """The geometry of a map; args and errors as for `effective_block`. Remembered: a layer asks at every call."""
+    block = effective_block(block_size, *size)
+    valid = valid_seeds(size, block)
+    strides = tuple([math.prod(size[axis + 1 :]) for axis in range(len(size))])
+    return Geometry(block, valid, strides, math.prod(block), math.prod(size), math.prod(valid))
+
+
 def seed_rate(keep_prob: float, block_size: int, *size: int) -> float:
     """gamma: the probability that a valid position seeds a block (paper, equation 1), in [0, 1 - keep_prob].
 
@@ -63,8 +90,8 @@ def seed_rate(keep_prob: float, block_size: int, *size: int) -> float:
     """
     if not 0.0 <= keep_prob <= 1.0:
         raise ValueError(f"keep_prob must lie in [0, 1], not {keep_prob}")
-    block = effective_block(block_size, *size)
-    return (1.0 - keep_prob) / math.prod(block) * math.prod(size) / math.prod(valid_seeds(size, block))
+    of = geometry(block_size, *size)
+    return (1.0 - keep_prob) / of.area * of.units / of.seeds
 
 
 def expected_drop(keep_prob: float, block_size: int, *size: int) -> float:

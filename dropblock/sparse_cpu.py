@@ -7,12 +7,11 @@ output is written once as `x * scale`, and after that only the blocks are visite
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dropblock.rates import effective_block, seed_rate, valid_seeds
+from dropblock.rates import Geometry, geometry, seed_rate
 
 PIECE = 1 << 21  # bytes for each thread, about what its second-level cache holds
 
@@ -59,26 +58,25 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     n, c, *size = x.shape
     if x.numel() == 0:
         return torch.zeros((), dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    block = effective_block(block_size, *size)
-    valid, units = valid_seeds(tuple(size), block), math.prod(size)
+    of = geometry(block_size, *size)
     gamma = seed_rate(float(keep_prob), block_size, *size)
-    position = bernoulli_positions(n * c * math.prod(valid), gamma, int(seed))
-    if block == tuple(size):
-        return torch.tensor(x.numel() - len(position) * units), position.long()
+    position = bernoulli_positions(n * c * of.seeds, gamma, int(seed))
+    if of.seeds == 1 or len(position) == 0:
+        return torch.tensor(x.numel() - len(position) * of.units), position.long()
     # Division and floor in float64 are exact below 2^53, and much faster than division of integers. From the last axis
     # to the first: `above` numbers the lines, planes, maps that a seed lies in, and each of those is longer than its
     # valid part by side - seeds.
-    above, corner, stride = position, position.clone(), 1
-    for side, seeds in zip(reversed(size), reversed(valid), strict=True):
+    above = corner = position
+    for axis in reversed(range(len(size))):
+        side, seeds = size[axis], of.valid[axis]
         above = above if seeds == 1 else (above / seeds).floor_()
         if seeds < side:
-            corner.add_(above, alpha=(side - seeds) * stride)
-        stride *= side
+            corner = corner.add(above, alpha=(side - seeds) * of.strides[axis])
     map_ = above
-    dropped = count_units(map_, corner, block, tuple(size))
+    dropped = count_units(map_, corner, of)
     if channels_last(x):
         sample = (map_ / c).floor_()
-        corner = corner.mul_(c).sub_(map_, alpha=units * c - 1).add_(sample, alpha=(units - 1) * c)
+        corner = (corner * c).sub_(map_, alpha=of.units * c - 1).add_(sample, alpha=(of.units - 1) * c)
     return torch.tensor(x.numel() - dropped), corner.long()
 
 
@@ -90,11 +88,11 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     if len(blocks) == 0:
         return x.clone()
     n, c, *size = x.shape
-    block = effective_block(block_size, *size)
+    of = geometry(block_size, *size)
     # Large tensors go piece by piece, so that the blocks of a piece are zeroed while it is in the cache.
     cache = PIECE * torch.get_num_threads()
     samples = n if x.nbytes <= 2 * cache else max(1, n * cache // x.nbytes)
-    apart = c if block == tuple(size) else c * math.prod(size)
+    apart = c if of.seeds == 1 else c * of.units
     ends = [len(blocks)]
     if samples < n:  # blocks stand in the order of the samples
         ends = torch.searchsorted(blocks, torch.arange(samples, n + samples, samples) * apart).tolist()
@@ -103,16 +101,16 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
         piece = y[first : first + samples]
         torch.mul(x[first : first + samples], x.numel() / left, out=piece)
         if begin < end:
-            zero(piece, blocks[begin:end] - first * apart, block)
+            zero(piece, blocks[begin:end] - first * apart if first else blocks[begin:end], of)
         begin = end
     return y
 
 
-def zero(y: Tensor, blocks: Tensor, block: tuple[int, ...]) -> None:
+def zero(y: Tensor, blocks: Tensor, of: Geometry) -> None:
     """Zero blocks in place, given as `draw` gives them."""
     n, c, *size = y.shape
-    if block != tuple(size):
-        windows(y, block, strides(size, c if channels_last(y) else 1)).index_fill_(0, blocks, 0)
+    if of.seeds > 1:
+        windows(y, of, c if channels_last(y) else 1).index_fill_(0, blocks, 0)
     elif not channels_last(y):
         y.view(n * c, -1).index_fill_(0, blocks, 0)
     else:
@@ -132,25 +130,24 @@ def channels_last(x: Tensor) -> bool:
     return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
-def strides(size: Sequence[int], unit: int) -> list[int]:
-    """From one unit to the next along each axis of a map, when neighbours in a line lie `unit` apart."""
-    return [unit * math.prod(size[axis + 1 :]) for axis in range(len(size))]
+def windows(buffer: Tensor, of: Geometry, apart: int = 1) -> Tensor:
+    """All blocks of a buffer as overlapping views: entry i is the block whose corner lies at offset i.
+
+    Neighbours in a line lie `apart` apart.
+    """
+    strides = [apart * stride for stride in of.strides]
+    behind = sum([(b - 1) * stride for b, stride in zip(of.block, strides, strict=True)])
+    return buffer.as_strided((buffer.numel() - behind, *of.block), (1, *strides))
 
 
-def windows(buffer: Tensor, block: tuple[int, ...], strides: Sequence[int]) -> Tensor:
-    """All blocks of a buffer as overlapping views: entry i is the block whose corner lies at offset i."""
-    corners = buffer.numel() - sum((b - 1) * stride for b, stride in zip(block, strides, strict=True))
-    return buffer.as_strided((corners, *block), (1, *strides))
-
-
-def count_units(map_: Tensor, corner: Tensor, block: tuple[int, ...], size: tuple[int, ...]) -> int:
+def count_units(map_: Tensor, corner: Tensor, of: Geometry) -> int:
     """How many units the blocks cover. Blocks overlap only in maps that hold several: those alone are painted.
 
     Args:
         map_, corner: (K,) float64, which map a block lies in and its offset if maps are stored one after the other.
-        block, size: of a block and of a map.
+        of: of the blocks and maps.
     """
-    area, units = math.prod(block), math.prod(size)
+    area, units = of.area, of.units
     second = (map_[1:] == map_[:-1]).nonzero().view(-1) + 1  # blocks whose map is that of the block before
     if len(second) == 0:
         return len(map_) * area
@@ -159,7 +156,7 @@ def count_units(map_: Tensor, corner: Tensor, block: tuple[int, ...], size: tupl
     pairs = corner.unfold(0, 2, 1)[second - 1]  # to paint a block twice does no harm
     offset = pairs.add_(canvas_map.sub(crowded).mul_(units).unsqueeze(1)).long().view(-1)
     canvas = torch.zeros(math.ceil(len(maps) * units / 1024) * 1024, dtype=torch.uint8)
-    windows(canvas, block, strides(size, 1)).index_fill_(0, offset, 1)
+    windows(canvas, of).index_fill_(0, offset, 1)
     # Summed eight bytes at a time as int64 words: 128 ones cannot carry into the next byte.
     painted = int(canvas.view(torch.int64).view(128, -1).sum(0).view(torch.uint8).sum())
     return (len(map_) - len(second) - len(maps)) * area + painted
