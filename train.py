@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import faulthandler
 import sys
-from pathlib import Path
 
 from configs.checking import UserError
-from configs.command_line import asks_for_prices, check_arguments, is_sweep, sweep_name
+from configs.command_line import asks_for_prices, check_arguments, sweep_folder
 from configs.help import help_text
 from engine import cpu
 from engine.console import survive_lost_output
@@ -31,9 +30,7 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         check_arguments(arguments)
-        given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-        root = given.get("output_root", "outputs")
-        sweep = Path(root, "sweeps", sweep_name(arguments)) if is_sweep(arguments) else None
+        sweep = sweep_folder(arguments)
         return price_command(arguments, sweep) if asks_for_prices(arguments) else run_command(arguments, sweep)
     except (UserError, KeyboardInterrupt, OSError) as error:
         return report_error(error)[0]

@@ -24,6 +24,7 @@ from configs.schema import LAYER_KNOBS, Config, RunOptions
 
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 SHOWS = ("job", "hydra", "all")  # what --cfg shows
+LAUNCHER = ("hydra/launcher", "hydra.launcher")
 # What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
 HYDRA_KEYS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
 RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan", "jobs", "num_cpus", "num_gpus"}
@@ -46,22 +47,19 @@ def check_arguments(arguments: list[str]) -> None:
             raise UserError(f"{flag}: write --cfg job")
     if "--resolve" in flags and not shows:
         raise UserError("--resolve: only beside --cfg job")
-    for argument in overrides:
-        _check_override(argument, keys)
-    twice = [
-        key for key, n in Counter(argument.partition("=")[0].lstrip("+") for argument in overrides).items() if n > 1
-    ]
+    for override in overrides:
+        _check_override(override, keys)
+    given = Counter(override.partition("=")[0].lstrip("+") for override in overrides)
+    twice = [key for key, count in given.items() if count > 1]
     if twice:
         raise UserError(f"{twice[0]}: given twice; several values are a grid: -m {twice[0]}=A,B")
-    if not is_sweep(arguments) and any(
-        argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in overrides
-    ):
+    if not is_sweep(arguments) and any(key.startswith(LAUNCHER) for key in given):
         raise UserError("hydra/launcher: a launcher starts the runs of a grid; it needs -m or +sweep=NAME")
     _check_sweep(overrides)
 
 
 def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Flags and overrides, each in their order; a flag and its value in one argument (`--cfg=job`)."""
+    """Flags and overrides, each in their order; a flag and its value as one (`--cfg=job`)."""
     flags: list[str] = []
     overrides: list[str] = []
     for argument in arguments:
@@ -156,9 +154,19 @@ def is_sweep(arguments: list[str]) -> bool:
 
 
 def asks_for_prices(arguments: list[str]) -> bool:
-    """Whether these arguments ask what runs would cost, and not for the runs; an invalid value is refused later."""
+    """Whether these arguments ask what runs would cost instead of running them; an invalid value is refused later."""
     values = [argument.partition("=")[2].lower() for argument in arguments if argument.startswith("estimate=")]
     return bool(values) and values[-1] not in ("false", "no", "off", "0", "null")
+
+
+def sweep_folder(arguments: list[str]) -> Path | None:
+    """The directory of the sweep that these arguments start; None for a single run."""
+    if not is_sweep(arguments):
+        return None
+    roots = [argument.partition("=")[2] for argument in arguments if argument.startswith("output_root=")]
+    root = roots[-1] if roots else Config().output_root
+    quoted = len(root) > 1 and root[0] == root[-1] and root[0] in "'\""
+    return Path(root[1:-1] if quoted else root, "sweeps", sweep_name(arguments))
 
 
 def sweep_name(arguments: list[str]) -> str:

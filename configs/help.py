@@ -68,8 +68,8 @@ def _shown(value: Any) -> str:
 
 
 def _wrapped(text: str, width: int = 104, indent: int = 15) -> str:
-    lines, words = [""], text.split(" ")
-    for word in words:
+    lines = [""]
+    for word in text.split(" "):
         if len(lines[-1]) + len(word) >= width - indent:
             lines.append("")
         lines[-1] += f"{word} "

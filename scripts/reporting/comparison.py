@@ -148,7 +148,7 @@ def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
     free = {claim.column, "experiment"}
     if claim.column in ("experiment", "regularizer"):
         free |= {"regularizer", *KNOBS}
-    rows = [(columns_of(row), row) for row in sweep.rows]
+    rows = [(of, row) for row in sweep.rows for of in spellings(row)]
     asked = [(of, row) for of, row in rows if all(of.get(key) == value for key, value in claim.where.items())]
     found = []
     for better, row in asked:
@@ -157,6 +157,12 @@ def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
             if alike and better.get(claim.column) == claim.better and worse.get(claim.column) == claim.worse:
                 found.append((row, other))
     return found
+
+
+def spellings(row: Row) -> list[dict[str, str]]:
+    """The columns of a row; once for each block size that is the same computation."""
+    columns = columns_of(row)
+    return [columns, *({**columns, "block_size": str(block)} for block in row.same)]
 
 
 def answers(sweep: Sweep) -> list[Answer]:

@@ -48,8 +48,10 @@ def read_sweep(folder: Path) -> Sweep:
         raise UserError(f"{folder}: none of its {len(names)} runs is finished")
     study = study_of(asked.sweep)
     chosen_by = [run for run in [*found, *pilots_beside(folder, study)] if run.seed == study.pilot_seed]
-    reported = [run for run in found if run.seed != study.pilot_seed] or found
-    sweep = Sweep(folder.resolve().name, rows_of(reported), lost, study, rows_of(chosen_by))
+    rows = rows_of([run for run in found if run.seed != study.pilot_seed] or found)
+    settings = [row.setting for row in rows]  # the pilots of another data set choose nothing here
+    pilots = rows_of([run for run in chosen_by if Row([run]).setting in settings])
+    sweep = Sweep(folder.resolve().name, rows, lost, study, pilots)
     sweep.lost += [(what, "NOT RUN", "") for what in not_run(asked, jobs, sweep)]
     return sweep
 
@@ -58,17 +60,21 @@ def read_runs(folders: Sequence[Path]) -> Sweep:
     """Runs that no sweep lists, as one: rows by configuration, compared with that of the first.
 
     Raises:
-        UserError: if one of them is not finished.
+        UserError: if one of them is not finished, or two are one configuration with one seed.
     """
-    runs = []
+    runs: list[Run] = []
+    seen: dict[tuple[str, int], Path] = {}
     for folder in dict.fromkeys(path.resolve() for path in folders):
         record = RunFolder(folder)
         summary = record.summary()
         if not summary:
             raise UserError(f"{folder}: no finished run, there is no summary.json in it")
         runs.append(Run(record, {"experiment": summary["plan"].get("experiment")}, summary))
+        other = seen.setdefault((runs[-1].configuration, runs[-1].seed), folder)
+        if other != folder:
+            raise UserError(f"{folder}: the same configuration and seed as {other}; there is nothing to compare")
     rows = rows_of(runs)
-    first = next(row for row in rows if runs[0] in row.runs)
+    first = next(row for row in rows if computation(row) == computation(Row(runs[:1])))
     return Sweep("comparison", rows, [], compared_to=first)
 
 
@@ -85,7 +91,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         )
     rows: dict[tuple[str | None, str], Row] = {}
     for run in runs:
-        key = (run.entry.get("experiment"), run.folder.path.parent.name)
+        key = (run.entry.get("experiment"), run.configuration)
         rows.setdefault(key, Row()).runs.append(run)
     for row in rows.values():
         row.runs.sort(key=lambda run: run.seed)
@@ -103,7 +109,8 @@ def computation(row: Row) -> str:
     """What the runs of a row compute: rows with the same differ in a block size that every feature map clamps alike."""
     sites = row.runs[0].folder.read("sites.json")
     if not sites or row.knob("block_size") is None:
-        return repr((row.experiment, row.runs[0].folder.path.parent.name))
+        return repr((row.experiment, row.runs[0].configuration))
+    sites = [{key: value for key, value in site.items() if key != "clamped"} for site in sites]
     tried = {key: value for key, value in row.tried.items() if key != "block_size"}
     return repr((row.experiment, row.plan["regularizer"], tried, sorted(row.setting.items(), key=str), sites))
 

@@ -66,13 +66,17 @@ class Difference(Spread):
 
     @property
     def p_value(self) -> float | None:
-        """Two-sided, of the paired t test; None for a single pair."""
+        """Two-sided, of the paired t test; None for a single pair, and for equal differences.
+
+        Two seeds on a test set of 360 images easily differ from the baseline by the same number of images: that is no
+        certainty. Differences of 0 are: the rows compute the same.
+        """
         from scipy.special import stdtr
 
         if self.error is None:
             return None
-        if self.error == 0:
-            return 1.0 if self.mean == 0 else 0.0
+        if self.error < 1e-9:
+            return 1.0 if abs(self.mean) < 1e-9 else None
         return float(2 * stdtr(len(self.values) - 1, -abs(self.mean) / self.error))
 
     @property

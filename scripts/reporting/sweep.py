@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.paper import StudyConfig, paper_from
+from configs.plan import plan_from
 from engine.records import RunFolder
 from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, knob_text, label_of, metric_label
 from scripts.reporting.statistics import Spread
@@ -29,6 +30,11 @@ class Run:
     @property
     def seed(self) -> int:
         return self.plan["seed"]
+
+    @property
+    def configuration(self) -> str:
+        """What all seeds of a configuration share, wherever their directories are."""
+        return plan_from(self.plan).hash()
 
     @property
     def environments(self) -> list[dict[str, Any]]:

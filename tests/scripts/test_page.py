@@ -6,20 +6,23 @@ import csv
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from configs.checking import UserError
 from configs.paper import ClaimConfig, StudyConfig
 from scripts import compare
 from scripts.report import main
 from scripts.reporting.comparison import answers, lines_of
 from scripts.reporting.dots import WIDTH, Scale, dots
-from scripts.reporting.reading import read_sweep, study_of
+from scripts.reporting.reading import read_runs, read_sweep, study_of
 from scripts.reporting.statistics import Difference
 from scripts.reporting.sweep import Sweep
+from scripts.reporting.text import choice_of_keep_prob
 from tests.scripts.made_up_sweep import note, plan_of, write_run
 
 VALUES = {"none": (80.0, 80.4, 80.2, 79.9), "dropblock": (81.1, 81.3, 81.3, 80.8), "dropout": (79.0, 81.5, 80.3, 80.1)}
@@ -102,12 +105,19 @@ def test_what_one_computation_gives_is_one_row(tmp_path: Path) -> None:
         for seed in (1, 2):
             plan = plan_of("regularizer=dropblock", "groups=[4]", f"block_size={block}", f"seed={seed}")
             run = write_run(tmp_path, plan, 80.0 + (block == 3))
-            site = {"group": 4, "map_size": [16, 4, 4], "block": [min(block, 4)] * 2}
+            site = {"group": 4, "map_sizes": [[16, 4, 4]], "block": [min(block, 4)] * 2, "clamped": block > 4}
             (run / "sites.json").write_text(json.dumps([site]))
             folder = note(tmp_path, plan, run)
     sweep = read_sweep(folder)
     assert [(row.knob("block_size"), row.same, row.seeds) for row in sweep.rows] == [(3, [], [1, 2]), (4, [7], [1, 2])]
     assert "block 4 (= 7)" in sweep.label(sweep.rows[1])
+    claim = ClaimConfig("block 7 beats block 3", "block_size", "7", "3")  # of the runs that block 4 stands for
+    assert answers(replace(sweep, study=StudyConfig(claims=[claim])))[0].cells == (-1.0,)
+    # Compared without a sweep, in the other order: the first is still what the others are compared with.
+    runs = [row.runs[0].folder.path for row in sweep.rows]
+    seven = next(tmp_path.glob("place/*b7*/seed-1"))
+    compared = read_runs([seven, *runs])
+    assert compared.compared_to is compared.rows[1]
 
 
 def claims(tmp_path: Path) -> Sweep:
@@ -166,6 +176,38 @@ def test_runs_are_compared_without_a_sweep(folder: Path, tmp_path: Path, capsys:
     assert (tmp_path / "report.html").exists()
     assert compare.main([str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_runs_differ_by_configuration_not_by_place(tmp_path: Path) -> None:
+    """As `run_dir=` leaves them: side by side in one directory."""
+    places = []
+    for place, name in (("one", "none"), ("two", "dropblock"), ("three", "dropblock")):
+        run = write_run(tmp_path, plan_of(f"regularizer={name}"), 80.0, epochs=1)
+        places.append(shutil.copytree(run, tmp_path / "chosen" / place))
+    assert len(read_runs(places[:2]).rows) == 2
+    with pytest.raises(UserError, match=r"chosen/three: the same configuration and seed as \S+chosen/two"):
+        read_runs(places)
+
+
+def test_the_pilots_of_another_setting_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Best on val: keep_prob 0.9 on these data, 0.8 on others; test would prefer 0.8 everywhere."""
+    for data, best in (("digits", 0.9), ("fashion_mnist", 0.8)):
+        for keep_prob in (0.8, 0.9):
+            plan = plan_of("regularizer=dropblock", f"keep_prob={keep_prob}", f"data={data}", "seed=100")
+            run = write_run(tmp_path, plan, 80.0, epochs=1)
+            record = json.loads((run / "summary.json").read_text())
+            record["last"] |= {"val/top1": 90.0 if keep_prob == best else 70.0, "test/top1": 80.0 - 10 * keep_prob}
+            (run / "summary.json").write_text(json.dumps(record))
+            note(tmp_path, plan, run).rename(tmp_path / "sweeps" / f"pilot-{data}-{keep_prob}")
+    study = StudyConfig(keep_prob=[0.8, 0.9], pilot_seed=100, pilot_sweep="pilot")
+    monkeypatch.setattr("scripts.reporting.reading.study_of", lambda _: study)
+    sweep = read_sweep(a_sweep(tmp_path, "data=digits"))
+    assert [(row.knob("keep_prob"), row.seeds) for row in sweep.pilots] == [(0.8, [100]), (0.9, [100])]
+    assert 100 not in {run.seed for run in sweep.runs}
+    row = next(row for row in sweep.rows if row.plan["regularizer"] == ["dropblock"])
+    assert choice_of_keep_prob(sweep, row) == "0.9, on val from 0.8, 0.9 (seed 100)"
+    sweep.pilots[0].runs[0].summary["last"]["val/top1"] = 95.0
+    assert choice_of_keep_prob(sweep, row).endswith("; val prefers 0.8")
 
 
 def test_runs_of_different_tasks_have_no_common_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

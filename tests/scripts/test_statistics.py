@@ -53,6 +53,12 @@ def test_a_single_pair_has_no_interval_and_no_deviation() -> None:
     assert verdict(one, None, 0.5) == "not resolved"
 
 
+def test_equal_differences_are_no_certainty_but_equal_rows_are_equal() -> None:
+    assert Difference((5 / 18, 5 / 18 + 1e-15, 5 / 18), (1, 2, 3)).p_value is None
+    same = Difference((0.0, 0.0), (1, 2))
+    assert (same.p_value, verdict(same, same.p_value, 0.5)) == (1.0, "equivalent")
+
+
 def test_holm_steps_down_and_never_falls() -> None:
     assert holm([0.01, 0.04, 0.03, None]) == pytest.approx([0.03, 0.06, 0.06, None])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])

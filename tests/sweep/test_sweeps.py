@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.checking import UserError, check, load_yaml
-from configs.command_line import check_arguments, is_sweep, sweep_name
-from configs.compose import config_of, plan_of
+from configs.command_line import check_arguments, is_sweep, sweep_folder, sweep_name
+from configs.compose import compose_jobs, config_of, plan_of
 from configs.plan import CONFIGS, Plan, choices
 from configs.resolve import resolve
 from configs.schema import Config
@@ -209,6 +209,21 @@ def test_the_folder_of_a_sweep_tells_its_scale() -> None:
     assert sweep_name([*words, "data.root=/somewhere", "hydra/launcher=basic"]) == sweep_name(words)
     assert sweep_name(["+sweep=table1", "seed=1"]) == "table1-digits"
     assert sweep_name(["+sweep=table1_small", "data.root=/somewhere"]) == "table1_small-folder"  # as the sweep says
+
+
+def test_an_output_root_in_quotes_is_that_of_the_sweep_its_jobs_and_their_workers(tmp_path: Path) -> None:
+    root = tmp_path / "out ü"
+    arguments = ["-m", "seed=1,2", f"output_root='{root}'"]
+    check_arguments(arguments)
+    sweep = sweep_folder(arguments)
+    assert sweep is not None
+    assert sweep.parent == root / "sweeps"
+    configs: list[DictConfig] = []
+    jobs: list[list[str]] = []
+    compose_jobs(arguments, sweep, lambda config, job, _: (configs.append(config), jobs.append(job))[0])
+    configs += [config_of(*job) for job in jobs]  # as a worker of jobs=N does
+    assert [config.output_root for config in configs] == [str(root)] * 4
+    assert (sweep / "multirun.yaml").exists()
 
 
 def hparams_rows(run: Path) -> list[dict[str, object]]:
