@@ -41,12 +41,12 @@ def run_job(
     try:
         if sweep is not None:
             print(f"\n=== run {number + 1}: {' '.join(overrides)}", flush=True)
-        plan, remarks = resolve_composed(config, grid=sweep is not None)
+        plan, notes = resolve_composed(config, grid=sweep is not None)
         if sweep is not None and plan.runtime.run_dir:
             raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
         run, shown = plan.run_dir(), {"experiment": plan.experiment, "paper": asdict(plan.paper)}
-        for remark in remarks:
-            print(f"note: {remark}")
+        for note in notes:
+            print(f"note: {note}")
         if config.plan:
             from experiment.preview import preview
 
