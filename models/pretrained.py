@@ -87,7 +87,7 @@ def named_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], show: int = 3) -> list[str]:
-    """In words: which keys are missing, which are too many, which have another shape; the first few of each."""
+    """Which keys are missing, which are too many, which have another shape; the first few of each."""
 
     def listed(kind: str, keys: list[str]) -> list[str]:
         more = f" and {len(keys) - show} more" if len(keys) > show else ""
