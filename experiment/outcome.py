@@ -20,6 +20,7 @@ class Outcome:
     refused: str = ""  # why it has no run folder
     ends_all: bool = False  # no other job may follow in this process
     done: bool = False  # the run is, though a signal came
+    reason: str = ""  # why it failed or stopped, in one line
 
     @property
     def status(self) -> str:

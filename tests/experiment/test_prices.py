@@ -103,6 +103,14 @@ def test_a_sweep_is_priced(train: Train, tmp_path: Path, capsys: pytest.CaptureF
     assert list(tmp_path.iterdir()) == []
 
 
+def test_runs_at_a_time_are_priced(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("-m", "seed=1,2,3,4", "jobs=2", "estimate=true") == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    (row,) = [" ".join(cells) for cells in rows if cells[0].strip() == "jobs=2"]
+    assert "2 runs at a time here" in row
+    assert "threads each" in row
+
+
 def test_more_steps_may_be_timed_than_the_run_has(train: Train) -> None:
     assert train("lr_schedule=halving", "epochs=1", "batch_size=144", "estimate=true") == 0
 

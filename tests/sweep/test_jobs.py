@@ -17,7 +17,8 @@ import pytest
 from configs.checking import UserError
 from engine.records import RunFolder
 from experiment.display import Display, last_entries
-from experiment.jobs import Job, count_of, environment_of
+from experiment.jobs import Job
+from experiment.shares import count_of, environment_of
 from tests.comparison import assert_identical
 from tests.conftest import ROOT, SMALL_RUN
 
@@ -153,11 +154,11 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("experiment.display.time.monotonic", lambda: clock[0])
-    jobs = [Job(i, [], tmp_path / "none-abc" / f"seed-{i}", epochs=10) for i in range(5)]
+    jobs = [Job(i, ["data=fake", f"seed={i}"], tmp_path / "none-abc" / f"seed-{i}", epochs=10) for i in range(5)]
     for job in jobs:
         job.run.mkdir(parents=True)  # type: ignore[union-attr]
     lines: list[str] = []
-    with Display(5, 2, lines.append) as display:
+    with Display(jobs, 2, lines.append) as display:
         display.show(jobs[:2], jobs[2:])
         for job in jobs[:2]:
             (job.run / "metrics.jsonl").write_text('{"step": 9, "epoch": 5.0, "train/loss": 1}\n{"step": 10, "ep')  # type: ignore[operator]
@@ -165,5 +166,10 @@ def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.Mon
         display.show(jobs[:2], jobs[2:])
         assert lines[-1] == "0 done, 2 running, 3 waiting of 5; about 6 min 40 s left"  # (2 x 100 + 3 x 200) / 2
         display.event(jobs[0], "DONE")
-        assert lines[-1] == "[1/5] none-abc/seed-0: DONE"
+        assert lines[-1] == "[1/5]  seed=0  DONE in 1 min 40 s"
+        display.event(jobs[1], "FAILED", "the loss is not finite")
+        assert lines[-1] == "[2/5]  seed=1  FAILED in 1 min 40 s  the loss is not finite"
+        clock[0] = 200.0
+        display.show(jobs[2:4], jobs[4:])
+        assert lines[-1].startswith("1 done, 1 failed, 2 running, 1 waiting of 5")
     assert last_entries(tmp_path / "nowhere") == {}
