@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from engine import checkpoint, summary
 from engine.console import metric_text
-from engine.distributed import Ranks, running_statistics, share_statistics
-from engine.evaluation import autocast, evaluate
+from engine.distributed import Ranks, running_statistics
+from engine.evaluation import evaluate
 from engine.guard import Guard, refuse_metrics
 from engine.loggers import MetricsWriter, Progress
-from engine.optim import LearningRate, set_lr
+from engine.optim import LearningRate
+from engine.pictures import FixedSamples
 from engine.records import RunFolder
-from engine.seeding import mix, seed_device
 from engine.settings import LoopSettings
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
+from engine.step import Layers, OptimizerStep
 from engine.tasks import Task
-
-# Streams of seeds: what our layers draw from, and what the random layers of a network itself do.
-MASKS, OTHERS = 1, 2
-TIMES_DRAWN = 8
-
-
-class Layers(Protocol):
-    """What the loop does with the installed layers (`dropblock.LayerControl`)."""
-
-    def set_progress(self, progress: float) -> None: ...
-    def set_seeds(self, seed_of: Callable[[int], int]) -> None: ...
-    def take_counts(self) -> dict[str, tuple[int, int]]: ...
-    def keep_probs(self, progress: Sequence[float]) -> dict[str, float]: ...
-    def expected_drop(self, progress: Sequence[float]) -> dict[str, float]: ...
 
 
 @dataclass
@@ -75,8 +60,12 @@ class Fit:
 
     def __post_init__(self) -> None:
         self._statistics = running_statistics(self.state.model)
-        self._drawn: Any = None  # the samples that pictures show
         self._guard = Guard(self.state, self._statistics, self.ranks, self.device, self.folder, self.identity)
+        self._step = OptimizerStep(
+            *(self.task, self.state, self.network, self.layers, self.lr, self.settings, self.ranks, self.device),
+            *(self._guard, self._statistics),
+        )
+        self._pictures = FixedSamples(self.task, self.settings, self.ranks, self.device)
 
     @property
     def total_steps(self) -> int:
@@ -130,58 +119,8 @@ class Fit:
             self.state.bad_images |= part
 
     def step(self, batch: Any, progress: float) -> None:
-        """One optimizer step on a batch.
-
-        Args:
-            batch: of the task, on the device.
-            progress: share of training that is done, in [0, 1]: keep_prob follows from it.
-        """
-        state, settings, rank = self.state, self.settings, self.ranks.rank
-        if batch.size < settings.accumulate:
-            raise ValueError(
-                f"recipe.accumulate={settings.accumulate}: the {batch.size} samples that a rank has of a batch make no "
-                "so many micro-batches"
-            )
-        if not state.model.training:  # asked first: the walk over all modules takes half a millisecond
-            self.network.train()
-        set_lr(state.optimizer, self.lr.at(state.step))
-        self.layers.set_progress(progress)
-        micro_batches = [batch] if settings.accumulate == 1 else batch.split(settings.accumulate)
-        for i, micro in enumerate(micro_batches):
-            # Masks are a function of where in the run they are used: a resumed run draws the same ones.
-            self.layers.set_seeds(partial(mix, settings.seed, MASKS, rank, state.step, i))
-            seed_device(mix(settings.seed, OTHERS, rank, state.step, i), self.device)
-            with self._without_reduction(i + 1 < len(micro_batches)), autocast(self.device, settings.precision):
-                loss, sums = self.task.loss(self.network, micro)
-                # Micro-batches may differ by a sample; each counts by its size.
-                share = micro.size / batch.size
-            self._guard.loss(loss, micro, i)
-            state.scaler.scale(loss * share).backward()
-            state.window.add(sums, micro.size)
-        self._move_weights(batch)
-        share_statistics(self._statistics, self.ranks)
-        if state.ema is not None:
-            state.ema.update_parameters(state.model)
-        state.step += 1
-
-    def _move_weights(self, batch: Any) -> None:
-        """Check and clip the gradients, and step."""
-        optimizer, scaler = self.state.optimizer, self.state.scaler  # which does nothing but in float16
-        scaler.unscale_(optimizer)
-        self._guard.gradients(batch)
-        if self.settings.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.state.model.parameters(), self.settings.grad_clip)
-        scale = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        self._guard.scaled_step(scale)
-
-    def _without_reduction(self, more_to_come: bool) -> Any:
-        """Gradients travel between ranks once per optimizer step, with the last micro-batch."""
-        if more_to_come and isinstance(self.network, nn.parallel.DistributedDataParallel):
-            return self.network.no_sync()
-        return torch.enable_grad()
+        """One optimizer step: see `OptimizerStep`."""
+        self._step(batch, progress)
 
     def _stop_if_asked(self) -> None:
         """Write and raise Stopped if a signal has come, to whichever rank."""
@@ -256,22 +195,8 @@ class Fit:
                 values |= {f"{split}/{name}": value for name, value in done.metrics.items()}
         self.state.tables = [asdict(table) for table in done.tables]
         refuse_metrics(values)
-        self._draw(network)
+        self._pictures.draw(self.writer, self.data.test, network, self.state)
         return values
-
-    @torch.no_grad()
-    def _draw(self, network: nn.Module) -> None:
-        """At about `TIMES_DRAWN` evaluations of a run, what the network makes of the same few test samples."""
-        epoch, epochs = self.state.epochs_done + 1, self.settings.epochs
-        every = max(1, epochs // TIMES_DRAWN // self.settings.eval_every) * self.settings.eval_every
-        if not self.task.num_pictures or not self.ranks.is_main or (epoch % every and epoch != epochs):
-            return
-        if self._drawn is None:
-            batch = next(self.data.test.epoch(0))
-            few = batch.split(-(-batch.size // self.task.num_pictures))[0]
-            self._drawn = type(few)(**{name: part.clone() for name, part in few.plain().items()})
-        with autocast(self.device, self.settings.precision):
-            self.writer.add_images(self.state.step, "test/pictures", self.task.pictures(network, self._drawn))
 
     def _between_evaluations(self) -> None:
         self._clock = time.perf_counter()  # evaluation is no training time

@@ -14,6 +14,8 @@ from engine import loop
 from engine.checkpoint import load
 from engine.guard import MAX_SKIPS_IN_A_ROW, Guard, NonFinite, all_finite, refuse_metrics
 from engine.records import RunFolder
+from engine.seeding import mix
+from engine.step import MASKS, OptimizerStep
 from engine.tasks.classification import Classification, ClassificationEvaluator
 
 Train = Callable[..., int]
@@ -73,7 +75,7 @@ def test_what_is_kept_leads_to_the_same_loss_again(train: Train, tmp_path: Path)
     fit, layers = build_fit(plan, data, run, torch.device("cpu"), Ranks(), StopRequest())
     fit.state.load_state_dict(kept)
     layers.set_progress(kept["step"] / (2 * len(data.train)))
-    layers.set_seeds(lambda i: loop.mix(plan.seed, loop.MASKS, kept["rank"], kept["step"], kept["micro"], i))
+    layers.set_seeds(lambda i: mix(plan.seed, MASKS, kept["rank"], kept["step"], kept["micro"], i))
     fit.network.train()
     batch = next(iter(data.train.epoch(0, kept["step"])))
     assert torch.equal(batch.images, kept["batch"]["images"])
@@ -84,14 +86,14 @@ def test_what_is_kept_leads_to_the_same_loss_again(train: Train, tmp_path: Path)
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    move = loop.Fit._move_weights
+    move = OptimizerStep._move_weights
 
-    def patched(fit: loop.Fit, batch: Any) -> None:
-        if fit.state.step == 4:
-            next(fit.state.model.parameters()).grad[0, 0, 0, 0] = float("inf")  # type: ignore[index]
-        move(fit, batch)
+    def patched(one: OptimizerStep, batch: Any) -> None:
+        if one.state.step == 4:
+            next(one.state.model.parameters()).grad[0, 0, 0, 0] = float("inf")  # type: ignore[index]
+        move(one, batch)
 
-    monkeypatch.setattr(loop.Fit, "_move_weights", patched)
+    monkeypatch.setattr(OptimizerStep, "_move_weights", patched)
     assert train(*WORDS) == 1
     assert "a gradient is not finite at step 4" in capsys.readouterr().err
     assert all_finite(load(run_in(tmp_path).checkpoints / "last.pt")["model"].values())
