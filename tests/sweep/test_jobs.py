@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,14 +22,15 @@ from experiment.shares import count_of, environment_of
 from experiment.sweep import read_runs, summary_text
 from tests.comparison import assert_identical
 from tests.conftest import ROOT, SMALL_RUN
+from tests.last_of_each import last_of_each
 
 # Two runs that end well and one that does not.
-WORDS = ("-m", *SMALL_RUN, "epochs=6", "lr=0.1,1e30,0.05")
+WORDS = last_of_each("-m", *SMALL_RUN, "epochs=6", "lr=0.1,1e30,0.05")
 
 
-def start(root: Path, *more: str, words: tuple[str, ...] = WORDS) -> subprocess.Popen[str]:
+def start(root: Path, *more: str, words: Sequence[str] = WORDS) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "train.py", *words, f"output_root={root}", *more],
+        [sys.executable, "train.py", *last_of_each(*words, f"output_root={root}", *more)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -102,7 +103,7 @@ def test_eight_runs_survive_kills_of_workers_and_of_the_tree(tmp_path: Path) -> 
     from train import main
 
     more, draw = ("epochs=12", "lr=0.1", "regularizer=dropblock,none", "seed=1,2,3,4"), random.Random(1)
-    assert main([*WORDS[:-1], *more, f"output_root={tmp_path / 'one'}"]) == 0
+    assert main(last_of_each(*WORDS[:-1], *more, f"output_root={tmp_path / 'one'}")) == 0
     for turn in range(12):
         parent = start(tmp_path / "many", *more, "jobs=2", words=WORDS[:-1])
         time.sleep(draw.uniform(3, 12))
