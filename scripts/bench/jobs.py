@@ -1,4 +1,4 @@
-"""A small Table 1 with jobs=N beside one run after the other, and a single run beside itself; wall clock of the command."""
+"""A small Table 1 with jobs=N beside one run after the other, and a single run beside itself; wall clock."""
 
 from __future__ import annotations
 
@@ -51,13 +51,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         for what, job in commands
     ]
-    facts = {
-        "rounds": arguments.rounds,
-        "epochs": arguments.epochs,
-        "table": list(TABLE),
-        "cores": cpu.cores_of_a_rank(),
-    }
-    return {"kind": "jobs", **facts, "before": before, "after": surroundings("cpu"), "rows": rows}
+    facts = {"rounds": arguments.rounds, "epochs": arguments.epochs, "cores": cpu.cores_of_a_rank()}
+    return {"kind": "jobs", "table": list(TABLE), **facts, "before": before, "after": surroundings("cpu"), "rows": rows}
 
 
 def timed(words: tuple[str, ...]) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""Prices: the arithmetic, and the answer through the user's door, which leaves nothing behind."""
+"""Prices: the arithmetic, and the answer through the entry script, which leaves nothing behind."""
 
 from __future__ import annotations
 
