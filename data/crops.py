@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 def random_box(height: int, width: int, draws: NDArray[np.float64]) -> Box:
     """A box of random area and aspect that fits into the image; after ten misfits the largest central one that may be.
 
-    The law of torchvision's RandomResizedCrop, from draws that are handed in.
+    The distribution of torchvision's RandomResizedCrop, from draws that are handed in.
 
     Args:
         height, width: of the image.

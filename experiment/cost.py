@@ -136,7 +136,7 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
     """Time the parts of a run: making batches, steps on one of them, a forward pass.
 
     Args:
-        fit: with its own loader, perhaps of smaller batches; its state is spoilt.
+        fit: with its own loader, perhaps of smaller batches; its state is invalid afterwards.
         batch_size: of the plan; all times are scaled to it.
         seconds: to spend on each part.
 
@@ -224,7 +224,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        with suppress(OSError):  # else the peak of the whole process is told
+        with suppress(OSError):  # else the peak of the whole process is reported
             Path("/proc/self/clear_refs").write_text("5")
 
 

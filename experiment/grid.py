@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from configs.checking import UserError
 from configs.compose import compose_jobs
 from configs.resolve import resolve_composed
 from engine import cpu
-from experiment.jobs import Job, count_of, run_jobs
+from experiment.jobs import Job, run_jobs
 from experiment.launchers import check_launcher, launcher_of
 from experiment.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, report_error
+from experiment.shares import at_a_time
 
 
 def run_job(
@@ -39,12 +41,12 @@ def run_job(
     try:
         if sweep is not None:
             print(f"\n=== run {number + 1}: {' '.join(overrides)}", flush=True)
-        plan, remarks = resolve_composed(config, grid=sweep is not None)
+        plan, notes = resolve_composed(config, grid=sweep is not None)
         if sweep is not None and plan.runtime.run_dir:
             raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
         run, shown = plan.run_dir(), {"experiment": plan.experiment, "paper": asdict(plan.paper)}
-        for remark in remarks:
-            print(f"note: {remark}")
+        for note in notes:
+            print(f"note: {note}")
         if config.plan:
             from experiment.preview import preview
 
@@ -62,7 +64,9 @@ def run_job(
         # Ranks that do not all know of a failure would wait for each other in different jobs.
         alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
         done = getattr(error, "done", False)
-        outcome = Outcome(code, refused="" if run else reason, ends_all=alone or code in STOPPED_CODES, done=done)
+        outcome = Outcome(
+            code, refused="" if run else reason, ends_all=alone or code in STOPPED_CODES, done=done, reason=reason[:200]
+        )
     if sweep is not None and run is not None and os.environ.get("RANK", "0") == "0":
         from experiment.sweep import note_run
 
@@ -72,8 +76,8 @@ def run_job(
 
 def run_command(arguments: list[str], sweep: Path | None) -> int:
     """Carry out every job of a command; returns its exit code."""
-    check_launcher(arguments)
     workers = _workers(arguments, sweep)
+    check_launcher(arguments)
     if sweep is not None and workers > 1:
         return _run_pool(arguments, sweep, workers)
     started, here, launcher = time.time(), os.getpid(), launcher_of(arguments)
@@ -115,16 +119,15 @@ def _workers(arguments: list[str], sweep: Path | None) -> int:
     Raises:
         UserError: for jobs= where it would have no effect or cannot be combined.
     """
-    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("jobs=")]
-    workers = count_of(values[-1]) if values else 1
+    workers = at_a_time(arguments)
     if workers > 1:
         if sweep is None:
-            raise UserError(f"jobs={values[-1]}: a single run is one job; -m or +sweep= start many")
+            raise UserError(f"jobs={workers}: a single run is one job; -m or +sweep= start many")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError(f"jobs={values[-1]}: runs on one process each; omit torchrun")
+            raise UserError(f"jobs={workers}: runs on one process each; omit torchrun")
         if any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in arguments):
-            raise UserError(f"jobs={values[-1]}: a launcher has a queue of its own; omit one of the two")
-    return workers
+            raise UserError(f"jobs={workers}: a launcher has a queue of its own; omit one of the two")
+    return 1 if "plan=true" in arguments else workers  # nothing runs
 
 
 def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
@@ -134,20 +137,24 @@ def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
     again: list[Job] = []  # jobs whose run an earlier one does
     outcomes: list[Outcome] = []
     on_gpu = True
+    notes: Counter[str] = Counter()
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         nonlocal on_gpu
         try:
-            plan, _ = resolve_composed(config, grid=True)
+            plan, remarks = resolve_composed(config, grid=True)
             if plan.runtime.run_dir:
                 raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
         except UserError as error:
             outcomes.append(Outcome(report_error(error)[0], refused=str(error)))
             return
+        notes.update(remarks)
         job = Job(number, overrides, plan.run_dir(), plan.recipe.epochs)
         on_gpu = on_gpu and plan.runtime.device != "cpu"
         (again if any(job.run == other.run for other in jobs) else jobs).append(job)
 
     compose_jobs(arguments, sweep, each)
+    for note, count in notes.items():
+        print(f"note: {note}{'' if count == 1 else f' ({count} runs)'}")
     outcomes += run_jobs(jobs + again, workers, sweep, started, on_gpu)
     return _close(sweep, started, outcomes)

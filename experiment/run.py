@@ -121,7 +121,7 @@ def _train(
 
 
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
-    """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
+    """Everything a run needs, built from its plan, standing where an earlier start left it."""
     data = open_data(plan, device, ranks)
     found = checkpoint.load_latest(folder.checkpoints)
     ours = {

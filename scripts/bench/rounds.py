@@ -24,8 +24,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_patience(parser: argparse.ArgumentParser, of: str) -> None:
-    told = f"for so long, of {of}, repeat rounds that other processes disturbed"
-    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help=told)
+    meaning = f"for so long, of {of}, repeat rounds that other processes disturbed"
+    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help=meaning)
 
 
 def interleaved(

@@ -107,10 +107,10 @@ def family(row: Row) -> str:
 
 
 def shared_words(names: Sequence[str]) -> tuple[str, list[str]]:
-    """The words that all names begin with, and what is left of each."""
+    """The parts that all names begin with, and what is left of each."""
     parts = [name.split(", ") for name in names]
-    shared = list(takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False)))
-    return ", ".join(words[0] for words in shared), [", ".join(words[len(shared) :]) or words[0] for words in parts]
+    shared = list(takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
+    return ", ".join(part[0] for part in shared), [", ".join(part[len(shared) :]) or part[0] for part in parts]
 
 
 def block_name(sweep: Sweep, size: int) -> str:

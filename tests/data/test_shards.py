@@ -41,10 +41,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(source: Path, target: Path, kind: str = "jpeg", **more: int) -> list[int]:
-    told: list[int] = []
+    counted: list[int] = []
     how = Preparation(SIDE, kind, per_shard=4, **more)
-    prepare.prepare("imagenet", open_folders("imagenet", source, False), target, how, 0, told.append)
-    return told
+    prepare.prepare("imagenet", open_folders("imagenet", source, False), target, how, 0, counted.append)
+    return counted
 
 
 def open_data(root: Path, **more: object) -> Data:
@@ -167,7 +167,7 @@ def test_damage_is_noticed_and_mended(source: Path, tmp_path: Path) -> None:
     prepare.check(tmp_path, lambda _: None)
 
 
-def test_what_is_prepared_and_what_is_not_are_told_apart(source: Path, tmp_path: Path) -> None:
+def test_what_is_prepared_and_what_is_not_are_distinguished(source: Path, tmp_path: Path) -> None:
     write(source, tmp_path, "raw")
     with pytest.raises(ValueError, match=r"data.prepared=true"):
         open_data(tmp_path)

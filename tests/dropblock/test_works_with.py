@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call, grad, stack_module_state, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import dropblock
@@ -115,6 +115,20 @@ def test_grad_and_vjp() -> None:
     assert torch.equal(pull(torch.ones_like(y))[0] != 0, y != 0)
     twice = grad(lambda t: grad(lambda u: seeded(u).square().sum())(t).sum())(X)
     torch.testing.assert_close(twice, torch.where(seeded(X) != 0, 2 * (seeded(X) / X) ** 2, 0.0))
+
+
+def test_forward_mode() -> None:
+    tangent = torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
+    y, moved = jvp(seeded, (X,), (tangent,))
+    assert torch.equal(y, seeded(X))
+    assert torch.equal(moved, seeded(tangent))  # linear in x
+    few = X[:1, :1]
+    assert torch.equal(jacfwd(seeded)(few), jacrev(seeded)(few))
+    twice = hessian(lambda t: seeded(t).square().sum())(few)
+    assert torch.equal(twice.view(81, 81).diag() != 0, seeded(few).flatten() != 0)
+    net = small()
+    jvp(net, (X,), (tangent,))
+    assert int(net[1].seen_units) == 2 * 4 * 7 * 7
 
 
 def test_vmap_with_one_mask_or_with_many() -> None:

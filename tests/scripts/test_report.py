@@ -294,9 +294,9 @@ def test_a_folder_that_is_no_sweep_gets_one_line(
 ) -> None:
     make(tmp_path / "x")
     assert main([str(tmp_path / "x")]) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert "no sweep" in told[0]
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    assert "no sweep" in printed[0]
 
 
 def test_a_sweep_without_a_finished_run_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Each table and figure of the paper in one line: what it runs, at the smallest scale, through the user's door."""
+"""Each table and figure of the paper in one line: what it runs, at the smallest scale, through the entry script."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_a_sweep_from_its_line_to_its_report(
     assert "tested with block" in (folder / "report.md").read_text()
 
 
-def test_a_failing_job_is_told_and_the_others_go_on(
+def test_a_failing_job_is_reported_and_the_others_go_on(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("+sweep=fig5_inference", "epochs=1", "lr=1e30,0.1") == 1
@@ -295,6 +295,6 @@ def test_a_failing_job_is_told_and_the_others_go_on(
 )
 def test_another_experiment_does_not_borrow_the_papers_number(words: list[str], kept: float | None) -> None:
     config = config_of("experiment=table1/dropblock", *words)
-    plan, remarks = resolve(check(config, Config))
+    plan, notes = resolve(check(config, Config))
     assert (plan.paper.metrics.get("top1") or [None])[0] == kept
-    assert any("whose numbers are left out" in remark for remark in remarks) == (kept is None)
+    assert any("whose numbers are left out" in note for note in notes) == (kept is None)
