@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import io
 import pickle
 import re
 import warnings
@@ -180,8 +179,9 @@ def test_export() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
 def test_onnx_in_evaluation_is_the_plain_network() -> None:
-    program = torch.onnx.export(small().eval(), (X,), io.BytesIO(), dynamo=True)
-    assert "drop" not in str(program).lower()
+    program = torch.onnx.export(small().eval(), (X,), dynamo=True)
+    assert program is not None
+    assert [node.op_type for node in program.model.graph] == ["Conv", "Relu"]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
