@@ -27,8 +27,8 @@ def main(log: Path) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         command = Command(Path(job["sweep"]), job["began"], log=True)
-        in_use = "wait" if job["wait"] else "later"
-        outcome = run_job(command, config_of(*job["overrides"]), job["overrides"], job["number"], in_use)
+        config = config_of(*job["overrides"])
+        outcome = run_job(command, config, job["overrides"], job["number"], "wait" if job["wait"] else "later")
         answers.write(json.dumps(asdict(outcome)) + "\n")
         answers.flush()
         if outcome.ends_all:
