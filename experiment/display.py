@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -76,7 +77,7 @@ class Display:
                 self.lengths.append(time.monotonic() - began)
             if began is not None:
                 what += f" in {duration(time.monotonic() - began)}"
-        if job.run and what.startswith("DONE"):
+        if what.startswith("DONE"):
             more = self._headline(last_entries(job.run))
         self._clear()
         count = f"[{self.ended.total()}/{self.total}]"
@@ -98,7 +99,7 @@ class Display:
         lines = [self._running(job) for job in running] + [self._summary(running, waiting)]
         if self.terminal:
             self._clear()
-            width = os.get_terminal_size().columns if self.terminal else 120
+            width = shutil.get_terminal_size().columns
             for line in lines:
                 self.write(line[: width - 1])
             self.height = len(lines)
@@ -107,7 +108,7 @@ class Display:
             self._line(lines[-1])
 
     def _running(self, job: Job) -> str:
-        values = last_entries(job.run) if job.run else {}
+        values = last_entries(job.run)
         parts = [f"epoch {round(values.get('epoch', 0), 1):g}/{job.epochs}"]
         if "train/loss" in values:
             parts.append(f"loss {values['train/loss']:.3f}")
@@ -127,7 +128,7 @@ class Display:
         )
 
     def _share(self, job: Job) -> float:
-        return float(last_entries(job.run).get("epoch", 0.0)) / job.epochs if job.run else 0.0
+        return float(last_entries(job.run).get("epoch", 0.0)) / job.epochs
 
     def _time_left(self, running: Sequence[Job], waiting: Sequence[Job]) -> float | None:
         """From the runs that ended, or the pace of those that run; None before anything can be said."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
 from configs.checking import UserError
-from configs.compose import compose_jobs
+from configs.command_line import LAUNCHER, asks_for
+from configs.compose import compose_jobs, compose_without_trace
 from configs.resolve import resolve_composed
 from engine import cpu
 from experiment.jobs import Job, run_jobs
@@ -21,43 +22,53 @@ from experiment.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, repor
 from experiment.shares import at_a_time
 
 
+@dataclass(frozen=True)
+class Command:
+    """What the jobs of a command share.
+
+    Args:
+        sweep: its directory; None for a single run.
+        began: when it was given (`time.time`).
+        log: what a run prints goes to log.txt in its directory.
+    """
+
+    sweep: Path | None
+    began: float
+    log: bool = False
+
+
 def run_job(
+    command: Command,
     config: DictConfig,
     overrides: list[str],
-    sweep: Path | None,
-    number: int,
-    began: float,
-    later: bool,
-    wait: bool = False,
-    log: bool = False,
+    number: int = 0,
+    in_use: Literal["fail", "later", "wait"] = "fail",
 ) -> Outcome:
-    """One run of this command, which began at that time, or one of many; never raises, so that a grid goes on.
+    """One run of a command; never raises, so that a grid goes on.
 
-    A run that another process has is looked at again `later`, or waited for, or reported as not done. With `log` what
-    the run prints goes to its log.txt.
+    Args:
+        command: what the job is one of.
+        config, overrides: its configuration, and the command line that it was composed of.
+        number: its place in the command.
+        in_use: what to do if another process has the run: report it as not done, answer that it is to be looked at
+            again, or wait for it.
     """
+    sweep = command.sweep
     run, reason, outcome = None, "", Outcome()
     shown: dict[str, Any] = {}
     try:
         if sweep is not None:
             print(f"\n=== run {number + 1}: {' '.join(overrides)}", flush=True)
         plan, notes = resolve_composed(config, grid=sweep is not None)
-        if sweep is not None and plan.runtime.run_dir:
-            raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
         run, shown = plan.run_dir(), {"experiment": plan.experiment, "paper": asdict(plan.paper)}
         for note in notes:
             print(f"note: {note}")
-        if config.plan:
-            from experiment.preview import preview
-
-            print(preview(plan))
-            return outcome
         from experiment.run import run_plan
 
-        summary = run_plan(plan, overrides, began, wait, log)
+        summary = run_plan(plan, overrides, command.began, in_use == "wait", command.log)
         shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
     except BaseException as error:
-        if later and getattr(error, "in_use", False):
+        if in_use == "later" and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
             return Outcome(in_use=True)
         code, reason = report_error(error, config.get("fresh") is True)
@@ -78,29 +89,53 @@ def run_command(arguments: list[str], sweep: Path | None) -> int:
     """Carry out every job of a command; returns its exit code."""
     workers = _workers(arguments, sweep)
     check_launcher(arguments)
+    if asks_for("plan", arguments):
+        return _show(arguments, sweep is not None)
     if sweep is not None and workers > 1:
         return _run_pool(arguments, sweep, workers)
-    started, here, launcher = time.time(), os.getpid(), launcher_of(arguments)
+    here = os.getpid()
+    # Logs of ray itself are hard to find.
+    command = Command(sweep, time.time(), log=launcher_of(arguments) == "ray")
     outcomes: list[Outcome] = []
     later: list[tuple[DictConfig, list[str], int]] = []
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         if os.getpid() != here:  # of a launcher; what becomes of the job is read from the folder of the sweep
             cpu.configure_process()
-            log = launcher == "ray"  # whose own logs are hard to find
-            refused = run_job(config, overrides, sweep, number, started, later=False, log=log).refused
+            refused = run_job(command, config, overrides, number).refused
             if refused:
                 raise UserError(refused)
         elif not any(outcome.ends_all for outcome in outcomes):
-            outcomes.append(run_job(config, overrides, sweep, number, started, later=sweep is not None))
+            outcomes.append(run_job(command, config, overrides, number, "fail" if sweep is None else "later"))
             if outcomes[-1].in_use:
                 later.append((config, overrides, number))
 
     compose_jobs(arguments, sweep, each)
     for config, overrides, number in later:  # done by now, or waited for, or taken over if the other process died
         if not any(outcome.ends_all for outcome in outcomes):
-            outcomes.append(run_job(config, overrides, sweep, number, started, later=False, wait=True))
-    return exit_code(outcomes, False) if sweep is None else _close(sweep, started, outcomes)
+            outcomes.append(run_job(command, config, overrides, number, "wait"))
+    return exit_code(outcomes, False) if sweep is None else _close(sweep, command.began, outcomes)
+
+
+def _show(arguments: list[str], grid: bool) -> int:
+    """Print what every job of a command would run; returns the exit code. Writes nothing."""
+    codes: list[int] = []
+
+    def each(config: DictConfig, overrides: list[str], number: int) -> None:
+        try:
+            if grid:
+                print(f"\n=== run {number + 1}: {' '.join(overrides)}", flush=True)
+            plan, notes = resolve_composed(config, grid)
+            for note in notes:
+                print(f"note: {note}")
+            from experiment.preview import preview
+
+            print(preview(plan))
+        except Exception as error:
+            codes.append(report_error(error)[0])
+
+    compose_without_trace(arguments, grid, each)
+    return max(codes, default=0)
 
 
 def _close(sweep: Path, started: float, outcomes: list[Outcome]) -> int:
@@ -125,9 +160,11 @@ def _workers(arguments: list[str], sweep: Path | None) -> int:
             raise UserError(f"jobs={workers}: a single run is one job; -m or +sweep= start many")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(f"jobs={workers}: runs on one process each; omit torchrun")
-        if any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in arguments):
+        if any(argument.startswith(LAUNCHER) for argument in arguments):
             raise UserError(f"jobs={workers}: a launcher has a queue of its own; omit one of the two")
-    return 1 if "plan=true" in arguments else workers  # nothing runs
+        if any(argument.startswith("device=cuda:") for argument in arguments):
+            raise UserError(f"jobs={workers}: gives each run a GPU of its own; write device=cuda, without a number")
+    return workers
 
 
 def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
@@ -142,14 +179,12 @@ def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         nonlocal on_gpu
         try:
-            plan, remarks = resolve_composed(config, grid=True)
-            if plan.runtime.run_dir:
-                raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
+            plan, found = resolve_composed(config, grid=True)
         except UserError as error:
             outcomes.append(Outcome(report_error(error)[0], refused=str(error)))
             return
-        notes.update(remarks)
-        job = Job(number, overrides, plan.run_dir(), plan.recipe.epochs)
+        notes.update(found)
+        job = Job(number, overrides, plan.run_dir(), plan.recipe.epochs, plan.experiment)
         on_gpu = on_gpu and plan.runtime.device != "cpu"
         (again if any(job.run == other.run for other in jobs) else jobs).append(job)
 

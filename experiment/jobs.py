@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.records import FAILED
 from experiment.display import Display
 from experiment.outcome import Outcome
 from experiment.shares import environment_of, gpus
+from experiment.sweep import note_run
 
 STARTS = 3  # of one job, before a worker that dies with it is taken for the job's fault
 POLL_SECONDS = 0.5
@@ -35,16 +37,18 @@ class Job:
     Args:
         number: its place in the command.
         overrides: its own command line.
-        run: its directory; None for a job that has none, as its configuration is refused.
+        run: its directory.
         epochs: its length.
+        experiment: its name, if it has one.
         starts: how often a worker was given it.
         wait: another process had it; wait for that one to end.
     """
 
     number: int
     overrides: list[str]
-    run: Path | None = None
+    run: Path
     epochs: int = 1
+    experiment: str | None = None
     starts: int = 0
     wait: bool = False
 
@@ -167,7 +171,9 @@ class Pool:
             self.waiting.insert(0, job)
             self._start(worker.place)
         else:
-            display.event(job, "FAILED", f"{job.starts} workers ended with it, the last with {code}")
+            reason = f"{job.starts} workers ended with it, the last with {code}"
+            display.event(job, "FAILED", reason)
+            note_run(self.sweep, job.run, FAILED, job.overrides, reason, experiment=job.experiment)
             self.outcomes.append(Outcome(1))
             self._start(worker.place)
 

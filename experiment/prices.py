@@ -6,7 +6,6 @@ Imports no torch before the jobs are resolved: a typo is refused without it.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from configs.checking import UserError
-from configs.compose import compose_jobs
+from configs.compose import compose_without_trace
 from configs.plan import Plan
 from configs.resolve import resolve_composed
 from engine.console import duration, table
@@ -59,11 +58,11 @@ def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
     if sweep is not None and workers > 1:  # timed with the share of the cores that each will have
         os.environ.setdefault("OMP_NUM_THREADS", threads_of(workers))
     jobs: list[Job] = []
-    # In this process, whatever launcher the runs will have; Hydra makes the directory of a sweep, prices leave none.
-    here = [word for word in arguments if not word.startswith(("hydra/launcher", "hydra.launcher"))]
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) if sweep else None
-        compose_jobs(here, place, lambda config, overrides, _: jobs.append(_job(config, overrides, sweep is not None)))
+    compose_without_trace(
+        arguments,
+        sweep is not None,
+        lambda config, overrides, _: jobs.append(_job(config, overrides, sweep is not None)),
+    )
     if sweep is None and jobs and jobs[0].refused:
         raise UserError(jobs[0].refused)
     answer, complete = price(jobs, lambda line: print(line, flush=True), workers if sweep is not None else 1)
@@ -74,8 +73,6 @@ def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
 def _job(config: DictConfig, overrides: list[str], grid: bool) -> Job:
     try:
         plan, notes = resolve_composed(config, grid)
-        if grid and plan.runtime.run_dir:
-            raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
     except UserError as error:
         return Job(overrides, refused=str(error))
     return Job(overrides, plan, notes)

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", type=Path, help="the folder with train/ and val/")
     parser.add_argument("target", type=Path, help="where the shards go")
     parser.add_argument("--short-side", type=int, default=256, help="pixels (default %(default)s)")
-    parser.add_argument("--kind", choices=KINDS, default="jpeg", help="raw: ten times the room, no decoding")
+    parser.add_argument("--kind", choices=KINDS, default="jpeg", help="raw: ten times the space, no decoding")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG files (default %(default)s)")
     parser.add_argument("--per-shard", type=int, default=8192, help="images in a file (default %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default %(default)s)")

@@ -69,7 +69,7 @@ def over_keep_prob(sweep: Sweep, out: Path) -> None:
         if beside:
             ours.set_title("here", loc="left")
             panels[0].set_title("paper", loc="left")
-            panels[0].set_xlabel(f"keep_prob\n{paper_setting_text(sweep)}, peak")
+            panels[0].set_xlabel(f"keep_prob\n{paper_setting_text(sweep)}")
             base = sweep.baseline.paper_number()[0] if sweep.baseline else None
             if base is not None:
                 baseline_line(panels[0], base)

@@ -27,8 +27,7 @@ from tests.engine.test_task_conformance import CASES, CPU, Case, fit, network
 def moved_by_a_step(place: Path, grad_clip: float | None, accumulate: int) -> torch.Tensor:
     """How far plain gradient descent goes in one step at a learning rate of 1."""
     run = fit(CASES["classification"](), place, accumulate)
-    run.settings = replace(run.settings, grad_clip=grad_clip)
-    run.lr = LearningRate(1.0, "constant", 6, 3)
+    run = replace(run, settings=replace(run.settings, grad_clip=grad_clip), lr=LearningRate(1.0, "constant", 6, 3))
     for group in run.state.optimizer.param_groups:
         group |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     before = [p.detach().clone() for p in run.state.model.parameters()]
@@ -49,8 +48,8 @@ def test_evaluations_every_second_epoch_and_after_the_last_also_across_a_restart
 ) -> None:
     def run_in(name: str) -> Fit:
         run = fit(CASES["classification"](), tmp_path / name)
-        run.settings, run.lr = replace(run.settings, epochs=5, eval_every=2), replace(run.lr, total_steps=15)
-        return run
+        settings, lr = replace(run.settings, epochs=5, eval_every=2), replace(run.lr, total_steps=15)
+        return replace(run, settings=settings, lr=lr)
 
     whole, step = run_in("whole"), Fit.step
     whole.run()
@@ -96,11 +95,10 @@ def compiled_fit(case: Case, place: Path, compiled: bool) -> Fit:
     """
     run = fit(case, place)
     spec = LayerSpec("dropblock", keep_prob=0.7, groups=[4], schedule="constant", options={"block_size": 2})
-    run.layers = LayerControl.install(run.state.model, [spec], torch.zeros(1, 3, 32, 32))
+    layers = LayerControl.install(run.state.model, [spec], torch.zeros(1, 3, 32, 32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-        run.network = wrap(run.state.model, Ranks(), CPU, compiled)
-    return run
+        return replace(run, layers=layers, network=wrap(run.state.model, Ranks(), CPU, compiled))
 
 
 @pytest.mark.parametrize("name", list(CASES))

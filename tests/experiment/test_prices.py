@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.command_line import asks_for_prices
+from configs.command_line import asks_for
 from experiment.cost import Cost, _time_loading, cost_class
 from experiment.prices import finish
 
@@ -59,7 +59,7 @@ def test_whole_runs_on_several_devices() -> None:
     [(["estimate=true"], True), (["seed=1", "estimate=True"], True), (["estimate=false"], False), (["seed=1"], False)],
 )
 def test_who_asks_for_prices(words: list[str], expected: bool) -> None:
-    assert asks_for_prices(words) is expected
+    assert asks_for("estimate", words) is expected
 
 
 def test_a_single_run_is_priced_and_leaves_nothing(

@@ -136,8 +136,17 @@ def test_the_detectors_benchmark_from_measurement_to_table(monkeypatch: pytest.M
 
     monkeypatch.setattr(detector, "our_loss", tiny)
     monkeypatch.setattr(detector, "their_loss", tiny)
-    options = {"device": "cpu", "batch": 2, "side": 128, "dtype": "float32", "rounds": 2, "patience": 0.0}
+    options = {
+        "device": "cpu",
+        "batch": 2,
+        "side": 128,
+        "dtype": "float32",
+        "rounds": 2,
+        "patience": 0.0,
+        "clock": "processor",
+    }
     result = detector.measure(argparse.Namespace(**options))
+    assert result["clock"] == "processor"
     assert [row["bytes"] > 0 for row in result["rows"]] == [True] * 3
     assert f"| {detector.WITH_DROPBLOCK} |" in detector.markdown(result)
 

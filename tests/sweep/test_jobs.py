@@ -17,8 +17,9 @@ import pytest
 from configs.checking import UserError
 from engine.records import RunFolder
 from experiment.display import Display, last_entries
-from experiment.jobs import Job
+from experiment.jobs import Job, run_jobs
 from experiment.shares import count_of, environment_of
+from experiment.sweep import read_runs, summary_text
 from tests.comparison import assert_identical
 from tests.conftest import ROOT, SMALL_RUN
 from tests.last_of_each import last_of_each
@@ -130,6 +131,7 @@ def test_eight_runs_survive_kills_of_workers_and_of_the_tree(tmp_path: Path) -> 
         (("-m", "seed=1,2", "jobs=0"), "jobs=0"),
         (("-m", "seed=1,2", "jobs=many"), "jobs=many"),
         (("-m", "seed=1,2", "jobs=2", "hydra/launcher=slurm"), "jobs=2"),
+        (("-m", "seed=1,2", "jobs=2", "device=cuda:1"), "device=cuda,"),
     ],
 )
 def test_jobs_that_cannot_be_are_refused(
@@ -137,6 +139,27 @@ def test_jobs_that_cannot_be_are_refused(
 ) -> None:
     assert train(*words) == 2
     assert culprit in capsys.readouterr().err
+
+
+def test_a_job_that_no_worker_survives_is_in_the_summary(tmp_path: Path) -> None:
+    lines: list[str] = []
+    job = Job(0, ["no_such_key=1"], tmp_path / "fake-resnet18" / "none" / "seed-1", experiment="table1/baseline")
+    outcomes = run_jobs([job], 1, tmp_path, 0.0, False, lines.append)
+    assert [outcome.status for outcome in outcomes] == ["FAILED"]
+    assert "3 workers ended with it" in lines[-1]
+    (noted,) = read_runs(tmp_path)
+    assert (noted["status"], noted["experiment"]) == ("FAILED", "table1/baseline")
+    assert "3 workers ended with it" in summary_text([noted], tmp_path)
+
+
+def test_the_plans_of_a_grid_are_shown_and_nothing_is_written(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("-m", "seed=1,2", "plan=true", "jobs=2") == 0
+    assert capsys.readouterr().out.count("run directory: ") == 2
+    assert train("-m", "seed=1,2", f"run_dir={tmp_path / 'one'}", "plan=true") == 2
+    assert "would share this directory" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

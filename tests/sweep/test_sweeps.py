@@ -220,7 +220,12 @@ def test_an_output_root_in_quotes_is_that_of_the_sweep_its_jobs_and_their_worker
     assert sweep.parent == root / "sweeps"
     configs: list[DictConfig] = []
     jobs: list[list[str]] = []
-    compose_jobs(arguments, sweep, lambda config, job, _: (configs.append(config), jobs.append(job))[0])
+
+    def each(config: DictConfig, overrides: list[str], _: int) -> None:
+        configs.append(config)
+        jobs.append(overrides)
+
+    compose_jobs(arguments, sweep, each)
     configs += [config_of(*job) for job in jobs]  # as a worker of jobs=N does
     assert [config.output_root for config in configs] == [str(root)] * 4
     assert (sweep / "multirun.yaml").exists()
