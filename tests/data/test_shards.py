@@ -74,11 +74,11 @@ def test_what_is_written_is_what_is_read(source: Path, tmp_path: Path, kind: str
 def test_raw_pixels_are_the_reduced_image(source: Path, tmp_path: Path) -> None:
     write(source, tmp_path, "raw")
     file = shards.open_prepared("imagenet", tmp_path).train
-    pixels = shards.with_nothing(file.read(0))
+    pixels = shards.raw_pixels(file.read(0))
     original = Image.open(source / "train" / file.names[0].decode())
     expected = np.asarray(original.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC))
     assert np.abs(pixels.astype(int) - expected).max() <= 2  # the two kernels round differently
-    assert np.array_equal(shards.with_nothing(file.read(0), lambda h, w: (3, 5, 10, 20)), pixels[3:13, 5:25])
+    assert np.array_equal(shards.raw_pixels(file.read(0), lambda h, w: (3, 5, 10, 20)), pixels[3:13, 5:25])
 
 
 @pytest.mark.parametrize("kind", shards.KINDS)
