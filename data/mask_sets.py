@@ -18,9 +18,9 @@ from data.scenes import Composition, compose
 from data.segmentation import IMAGENET_STATISTICS, open_segmentation
 from data.splits import TEST, stratified
 
-SCENES = {"train": 5000, "val": 300, "test": 500}
+SCENES = {"train": 10_000, "val": 300, "test": 500}
 # Larger digits and fewer fragments than for boxes: a stroke is some positions of the logits wide.
-COMPOSITION = Composition(fewest=2, most=5, smallest=0.4, fragments=2)
+COMPOSITION = Composition(fewest=2, most=5, smallest=0.45, fragments=2)
 SPLITS = ("train", "val", "test")
 MASKS = (".png", ".bmp")
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
@@ -46,6 +46,8 @@ def open_digit_masks(name: str, source: Source, cut: Cut, augment: Augment, read
     size = reading.size(65)
     splits: dict[str, Pairs] = {}
     for split, count in SCENES.items():
+        if split == "train" and cut.train_subset is not None:
+            count = min(count, cut.train_subset)
         scenes = compose(split, count, size, COMPOSITION)
         splits[split] = MaskArrays(scenes.images, scenes.masks)
     notes = (f"{name}: scenes composed of scikit-learn's handwritten digits, made up, for trials",)
