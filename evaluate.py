@@ -10,7 +10,7 @@
     json=FILE           write the result as JSON
     device, workers, data_root, download: as in train.py
 
-Loss, top-1, top-5 and the accuracy of every class. Exit codes as in train.py.
+Prints the metrics of the network's task, and those of every class. Exit codes as in train.py.
 """
 
 from __future__ import annotations
@@ -69,16 +69,19 @@ def result_text(result: dict[str, Any]) -> str:
     parts += [table(finer["header"], table_rows(finer["rows"])) for finer in result["tables"]]
     if result["under_drop"]:
         drops = [
-            (row["block_size"], f"{row['keep_prob']:g}", metric_text(headline, row[headline]), f"{row['loss']:.4f}")
+            (row["block_size"], f"{row['keep_prob']:g}", *headline_and_loss(row, headline))
             for row in result["under_drop"]
         ]
         parts.append(table(("block_size", "keep_prob", f"{headline} under drop", "loss"), drops))
     if result["columns"]:
-        alone = [
-            (row["column"], metric_text(headline, row[headline]), f"{row['loss']:.4f}") for row in result["columns"]
-        ]
+        alone = [(row["column"], *headline_and_loss(row, headline)) for row in result["columns"]]
         parts.append(table(("column alone", headline, "loss"), alone))
     return "\n\n".join(parts)
+
+
+def headline_and_loss(row: dict[str, Any], headline: str) -> tuple[str, str]:
+    """Of one evaluation; detection is evaluated without a loss."""
+    return metric_text(headline, row[headline]), f"{row['loss']:.4f}" if "loss" in row else "-"
 
 
 def main(arguments: list[str]) -> int:

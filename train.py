@@ -13,7 +13,7 @@ import faulthandler
 import sys
 
 from configs.checking import UserError
-from configs.command_line import asks_for_prices, check_arguments, sweep_folder
+from configs.command_line import asks_for, check_arguments, sweep_folder
 from configs.help import help_text
 from engine import cpu
 from engine.console import survive_lost_output
@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> int:
     try:
         check_arguments(arguments)
         sweep = sweep_folder(arguments)
-        return price_command(arguments, sweep) if asks_for_prices(arguments) else run_command(arguments, sweep)
+        if asks_for("estimate", arguments):
+            return price_command(arguments, sweep)
+        return run_command(arguments, sweep)
     except (UserError, KeyboardInterrupt, OSError) as error:
         return report_error(error)[0]
 

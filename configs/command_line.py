@@ -153,9 +153,9 @@ def is_sweep(arguments: list[str]) -> bool:
     return any(argument in ("-m", "--multirun") or argument.lstrip("+").startswith("sweep=") for argument in arguments)
 
 
-def asks_for_prices(arguments: list[str]) -> bool:
-    """Whether these arguments ask what runs would cost instead of running them; an invalid value is refused later."""
-    values = [argument.partition("=")[2].lower() for argument in arguments if argument.startswith("estimate=")]
+def asks_for(key: str, arguments: list[str]) -> bool:
+    """Whether these arguments set `plan` or `estimate`; an invalid value is refused later."""
+    values = [argument.partition("=")[2].lower() for argument in arguments if argument.startswith(f"{key}=")]
     return bool(values) and values[-1] not in ("false", "no", "off", "0", "null")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.checking import UserError
-from configs.command_line import check_arguments, split_flags
+from configs.command_line import LAUNCHER, check_arguments, split_flags
 from configs.plan import CONFIGS, Plan
 from configs.registered import NODES
 from configs.resolve import resolve_composed
@@ -89,6 +90,15 @@ def compose_jobs(
         return
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(one_line(str(error), rest)) from error
+
+
+def compose_without_trace(
+    arguments: Sequence[str], grid: bool, each: Callable[[DictConfig, list[str], int], None]
+) -> None:
+    """`compose_jobs` in this process, whatever the launcher, in a directory that is removed; takes the same."""
+    here = [argument for argument in arguments if not argument.startswith(LAUNCHER)]
+    with tempfile.TemporaryDirectory() as folder:
+        compose_jobs(here, Path(folder) if grid else None, each)
 
 
 def store_defaults() -> None:

@@ -43,6 +43,8 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     Raises:
         UserError: one line that names the key.
     """
+    if grid and config.run_dir:
+        raise UserError(f"run_dir={config.run_dir}: all runs of a grid would share this directory; omit it")
     check_chosen(config)
     _require_weights(config)
     tried, notes = _tried(config, grid)

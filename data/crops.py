@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-AREA, ASPECT, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # as in the authors' released code
-BOX_DRAWS = 4 * ATTEMPTS
+AREA, ASPECT, TRIALS = (0.08, 1.0), (3 / 4, 4 / 3), 10  # as in the authors' released code
+BOX_DRAWS = 4 * TRIALS
 EVAL_FRACTION = 224 / 256  # of the short side that the centre crop keeps, released code
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -17,14 +17,14 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 def random_box(height: int, width: int, draws: NDArray[np.float64]) -> Box:
     """A box of random area and aspect that fits into the image; after ten misfits the largest central one that may be.
 
-    The law of torchvision's RandomResizedCrop, from draws that are handed in.
+    The distribution of torchvision's RandomResizedCrop, from draws that are handed in.
 
     Args:
         height, width: of the image.
-        draws: (40,) uniforms in [0, 1): area, aspect, top and left of each attempt.
+        draws: (40,) uniforms in [0, 1): area, aspect, top and left of each trial.
     """
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
-    for area_draw, aspect_draw, top_draw, left_draw in draws.reshape(ATTEMPTS, 4).tolist():
+    for area_draw, aspect_draw, top_draw, left_draw in draws.reshape(TRIALS, 4).tolist():
         area = height * width * (AREA[0] + area_draw * (AREA[1] - AREA[0]))
         aspect = math.exp(low + aspect_draw * (high - low))
         box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))

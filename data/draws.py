@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 # What a draw is for: the first part of its key, so that no two uses share their numbers.
 ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE = range(6)
 # The draws of a training image, each always in its place, so that no augmentation moves the draws of another. From BOX
-# on: the attempts at a random box of a photograph.
+# on: the trials of a random box of a photograph.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)
 # Of an image with a mask or boxes, which has no random box.
 SCALE, BRIGHTNESS, CONTRAST, SATURATION = range(BOX, BOX + 4)

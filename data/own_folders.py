@@ -5,7 +5,7 @@ Small images (up to `IN_MEMORY` pixels a side) are decoded once and kept as uint
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.augment import Normalize
 from data.class_folders import IMAGENET_STATISTICS, require_photograph_augmentation
-from data.decoded_split import decode_all
+from data.decoded_split import Decoded, decode_all
 from data.fingerprint import fingerprint
 from data.folders import ENDINGS, Files, class_names, few, list_files, require_same
 from data.images import ImageLoader
@@ -123,10 +123,6 @@ def _in_memory(
         loader.bad_images.update(decoded[split].bad)
         return loader
 
-    changed, total = sum(part.resized for part in decoded.values()), sum(len(part.files) for part in decoded.values())
-    resize = f"{name}: {changed:,} of {total:,} images came in another size; short side to {size}, centre cropped"
-    left_out = sum(len(part.bad) for part in decoded.values())
-    skipped = f"{name}: {left_out:,} files that cannot be read are left out"
     return Data(
         name=name,
         task="classification",
@@ -139,8 +135,22 @@ def _in_memory(
             *(name, classes),
             *(value for s, part in decoded.items() for value in (s, part.files.names, part.files.labels, part.images)),
         ),
-        notes=(*([resize] if changed else []), *([skipped] if left_out else [])),
+        notes=_decoded_notes(name, size, list(decoded.values())),
     )
+
+
+def _decoded_notes(name: str, size: int, parts: Sequence[Decoded]) -> tuple[str, ...]:
+    """How many images were changed and left out, where any were."""
+    changed, total = sum(part.resized for part in parts), sum(len(part.files) for part in parts)
+    left_out = sum(len(part.bad) for part in parts)
+    notes = []
+    if changed:
+        notes.append(
+            f"{name}: {changed:,} of {total:,} images came in another size; short side to {size}, centre cropped"
+        )
+    if left_out:
+        notes.append(f"{name}: {left_out:,} files that cannot be read are left out")
+    return tuple(notes)
 
 
 def _per_batch(

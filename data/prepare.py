@@ -164,7 +164,7 @@ def _prepared(job: tuple[Preparation, str]) -> bytes:
         return how(Path(path).read_bytes())
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: not a readable image ({reason}); mend or remove it") from error
+        raise ValueError(f"{path}: not a readable image ({reason}); repair or remove it") from error
 
 
 def _write_json(path: Path, value: Any) -> None:

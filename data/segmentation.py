@@ -47,17 +47,13 @@ def open_segmentation(
     """
     augment.refuse(f"is for classification, not for {name}", *NOT_HERE)
     parts, bad = _kept_in_memory(cut.parts(splits), reading)
-    if statistics is None:
-        statistics = _statistics(parts["train"])
-    normalize = Normalize(*statistics, size, loading.device)
+    normalize = Normalize(*(statistics or _statistics(parts["train"])), size, loading.device)
 
     def loader(split: str, batches: Batches) -> MaskLoader:
         loader = MaskLoader(parts[split], size, batches, normalize, augment, reading, loading)
         loader.bad_images.update(bad.get(split, {}))
         return loader
 
-    left_out = sum(len(found) for found in bad.values())
-    skipped = f"{name}: {left_out:,} images that cannot be used are left out"
     return Data(
         name=name,
         task="segmentation",
@@ -67,7 +63,7 @@ def open_segmentation(
         classes=classes,
         image_shape=(3, size, size),
         fingerprint=fingerprint(name, classes, *(part for pairs in parts.values() for part in _identity(pairs))),
-        notes=(*notes, *cut.notes, *([skipped] if left_out else []), *_size_notes(name, parts["test"], size)),
+        notes=(*notes, *cut.notes, *_skip_notes(name, bad), *_size_notes(name, parts["test"], size)),
     )
 
 
@@ -102,6 +98,12 @@ def _identity(pairs: Pairs) -> list[np.ndarray]:
         np.array([path.split(b"/")[-1] for path in paths.tolist()], np.bytes_) for paths in (pairs.images, pairs.masks)
     ]
     return [*names, pairs.sizes()]
+
+
+def _skip_notes(name: str, bad: dict[str, dict[str, str]]) -> tuple[str, ...]:
+    """How many images were left out, where any were."""
+    left_out = sum(len(found) for found in bad.values())
+    return (f"{name}: {left_out:,} images that cannot be used are left out",) if left_out else ()
 
 
 def _size_notes(name: str, test: Pairs, size: int) -> tuple[str, ...]:

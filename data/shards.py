@@ -68,7 +68,7 @@ def _mapped(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
-def with_nothing(content: Content, part: Part = whole) -> Pixels:
+def raw_pixels(content: Content, part: Part = whole) -> Pixels:
     """(H, W, 3) pixels of a part of a raw image, as a view."""
     height, width = HEADER.unpack_from(content)
     pixels = np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(height, width, 3)
@@ -118,7 +118,7 @@ def open_prepared(name: str, root: Path) -> Folders:
         tuple(manifest["classes"]),
         (*manifest["notes"], note),
         version=f"prepared, {side} pixels, {kind}",
-        decode=with_nothing if raw else None,
+        decode=raw_pixels if raw else None,
     )
 
 

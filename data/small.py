@@ -17,7 +17,7 @@ from data.splits import TEST, stratified
 
 @dataclass(frozen=True)
 class Request:
-    """What a reader of a data set is told: where to look, how large the images shall be (None: as they come)."""
+    """What a reader of a data set is given: where to look, how large the images shall be (None: as they come)."""
 
     root: Path | None = None
     image_size: int | None = None

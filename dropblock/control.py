@@ -53,7 +53,7 @@ class LayerControl:
 
         Args:
             model: a network that declares sites and knows its `last_group`, on the device of `example`.
-            specs: none for a network without layers. Two of one name are told apart by a number: "dropblock2".
+            specs: none for a network without layers. Two of one name are numbered: "dropblock2".
             example: see `LayerControl`.
 
         Raises:

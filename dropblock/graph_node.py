@@ -1,7 +1,8 @@
 """The operator as one node: what torch.compile, torch.export, torch.jit.trace and the transforms of torch.func see.
 
 Same masks, same values as `operator.drop`. What lies between forward and backward is the seed and never the mask,
-whose size depends on the draw. Both nodes have rules for gradients and for torch.vmap.
+whose size depends on the draw. Both nodes have rules for gradients, in reverse and (by torch.func) in forward mode, and
+for torch.vmap.
 """
 
 from __future__ import annotations
@@ -95,10 +96,15 @@ class _Drop(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
         _remember_drop(ctx, inputs, output)
+        ctx.save_for_forward(*output[2:], output[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         return _gradient(_Again.apply, ctx, gradient), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return _gradient(_Again.apply, ctx, tangent), None, None, None  # linear in x: its tangent meets the same mask
 
 
 class _Again(torch.autograd.Function):
@@ -106,11 +112,19 @@ class _Again(torch.autograd.Function):
 
     generate_vmap_rule = True
     forward = staticmethod(again_node)
-    setup_context = staticmethod(_remember_again)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _remember_again(ctx, inputs, output)
+        ctx.save_for_forward(inputs[1], inputs[3], inputs[4])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return _gradient(_Again.apply, ctx, gradient), None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return _gradient(_Again.apply, ctx, tangent)
 
 
 def _slices(info: Any, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:

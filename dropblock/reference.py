@@ -22,8 +22,8 @@ def keep_mask(seeds: Tensor, block: tuple[int, ...]) -> Tensor:
 
     Args:
         seeds: (N, C, *valid) bool with valid = side - b + 1 along each axis, True where a block starts. A seed marks
-            the corner of its block nearest the origin, so every seed of this shape has room for a whole block, for odd
-            and even blocks alike.
+            the corner of its block nearest the origin, so at every seed of this shape a whole block fits, for odd and
+            even blocks alike.
         block: b along each axis.
 
     Returns:

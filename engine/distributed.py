@@ -137,7 +137,7 @@ def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
         ValueError: on a CPU, where torch has no such layer.
     """
     if device.type != "cuda":
-        raise ValueError("recipe.sync_batchnorm=true: torch has it for GPUs alone; leave it away on a CPU")
+        raise ValueError("recipe.sync_batchnorm=true: torch has it for GPUs alone; omit it on a CPU")
     return with_hooks(nn.SyncBatchNorm.convert_sync_batchnorm, model)
 
 

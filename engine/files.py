@@ -38,14 +38,14 @@ def write_aside(path: Path, parts: Sequence[bytes | memoryview], keep_as: str | 
 
 
 def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSError:
-    """The error of a write with what a user needs to know: which file, why, and the room there is for it."""
+    """The error of a write with what a user needs to know: which file, why, and how much space is left for it."""
     try:
         free = os.statvfs(path.parent)
-        room = f"; {free.f_bavail * free.f_frsize / 1e6:.1f} MB free"
+        space = f"; {free.f_bavail * free.f_frsize / 1e6:.1f} MB free"
     except OSError:
-        room = ""
+        space = ""
     wanted = "" if needed is None else f"; {needed / 1e6:.1f} MB needed"
-    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{room})")
+    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{space})")
 
 
 def _link_over(path: Path, name: Path) -> None:

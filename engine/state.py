@@ -86,13 +86,15 @@ class TrainState:
         self.bad_images: dict[str, str] = {}  # path and reason of the images that were left out
 
     def _average(self, decay: float, warmup: bool) -> Callable[..., None]:
-        """What moves the averages: a step of the exponential moving average."""
-        if not warmup:
-            return get_ema_multi_avg_fn(decay)
+        """What moves the averages: a step of the exponential moving average, for tensors of one type."""
 
         def move(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+            if not averages[0].is_floating_point():  # counters and seeds: a mean of them is of no use
+                torch._foreach_copy_(averages, values)
+                return
             steps = self.step + 1  # not `count`: reading it would wait for the device
-            get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, values, count)
+            now = min(decay, (1 + steps) / (10 + steps)) if warmup else decay
+            get_ema_multi_avg_fn(now)(averages, values, count)
 
         return move
 

@@ -136,7 +136,7 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
     """Time the parts of a run: making batches, steps on one of them, a forward pass.
 
     Args:
-        fit: with its own loader, perhaps of smaller batches; its state is spoilt.
+        fit: with its own loader, perhaps of smaller batches; its state is invalid afterwards.
         batch_size: of the plan; all times are scaled to it.
         seconds: to spend on each part.
 
@@ -146,12 +146,13 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
     reset_peak(fit.device)
     batch, loading = _time_loading(fit.data.train, seconds / 2, fit.device)
     step = _time(lambda: fit.step(batch, HALF_WAY), seconds, fit.device)
-    # The state of a step belongs to a checkpoint: momentum, averages.
-    last = _size({**fit.state.state_dict(), **fit.identity})
-    best = _size({"model": fit.state.evaluated.state_dict(), **fit.identity}) if fit.data.val else 0
     network, evaluator = fit.state.evaluated.eval(), fit.task.evaluator(fit.data.test)
     with torch.no_grad(), autocast(fit.device, fit.settings.precision):
         forward = _time(lambda: evaluator.update(network, batch), seconds / 4, fit.device)
+    memory = peak(fit.device)
+    # After a step, whose state belongs to a checkpoint: momentum, averages.
+    last = _size({**fit.state.state_dict(), **fit.identity})
+    best = _size({"model": fit.state.evaluated.state_dict(), **fit.identity}) if fit.data.val else 0
     timed, train_images = batch.size, fit.data.train.num_samples
     if batch_size > train_images:
         raise ValueError(f"batch_size {batch_size} is larger than the {train_images} training samples")
@@ -166,7 +167,7 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
         eval_images=fit.data.test.num_samples + (fit.data.val.num_samples if fit.data.val else 0),
         batch=batch_size,
         timed_batch=timed,
-        memory=peak(fit.device),
+        memory=memory,
         last=last,
         best=best,
     )
@@ -223,8 +224,8 @@ def reset_peak(device: torch.device) -> None:
     """Let the largest use of memory be counted from here on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        with suppress(OSError):  # else the peak of the whole process is told
+    else:
+        with suppress(OSError):  # Linux alone; elsewhere the peak is that of the whole process
             Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -232,25 +233,11 @@ def peak(device: torch.device) -> int:
     """The largest use of memory in bytes: of the device, or of this process without its loader workers."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-class _Counter(io.BytesIO):
-    """A file that only counts."""
-
-    written = 0
-
-    def write(self, data: Any) -> int:
-        size = len(memoryview(data).cast("B"))
-        self.written += size
-        return size
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _size(payload: dict[str, Any]) -> int:
-    counter = _Counter()
-    torch.save(payload, counter)
-    return counter.written
+    """Bytes of a checkpoint."""
+    file = io.BytesIO()
+    torch.save(payload, file)
+    return file.tell()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,14 +45,16 @@ class Display:
     """One block of lines on a terminal, redrawn in place; in a file or a pipe a line for each event.
 
     Args:
-        total: jobs of the sweep.
+        jobs: of the sweep.
         workers: at a time.
         write: prints a line where nothing is redrawn.
     """
 
-    def __init__(self, total: int, workers: int, write: Callable[[str], None] = print) -> None:
-        self.total, self.workers, self.write = total, workers, write
-        self.done = 0
+    def __init__(self, jobs: Sequence[Job], workers: int, write: Callable[[str], None] = print) -> None:
+        self.total, self.workers, self.write = len(jobs), workers, write
+        self.names = names_of(jobs)
+        self.width = max(map(len, self.names.values()), default=0)
+        self.ended: Counter[str] = Counter()  # how many, by status
         self.began: dict[int, float] = {}  # when a job was first seen running, and how far it was then
         self.from_share: dict[int, float] = {}
         self.lengths: list[float] = []  # seconds of the whole runs that ended here
@@ -64,16 +68,20 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._clear()
 
-    def event(self, job: Job, what: str) -> None:
-        """A job has ended, or something happened to it: a line that stays."""
+    def event(self, job: Job, what: str, more: str = "") -> None:
+        """A job has ended with a status, or something else happened to it: a line that stays, perhaps with a reason."""
         if what in ("DONE", "FAILED", "STOPPED"):
-            self.done += what == "DONE"
+            self.ended[what] += 1
             began = self.began.pop(job.number, None)
             if what == "DONE" and began is not None and not self.from_share.get(job.number):
                 self.lengths.append(time.monotonic() - began)
+            if began is not None:
+                what += f" in {duration(time.monotonic() - began)}"
+        if what.startswith("DONE"):
+            more = self._headline(last_entries(job.run))
         self._clear()
-        headline = self._headline(last_entries(job.run)) if job.run and what == "DONE" else ""
-        self._line(f"[{self.done}/{self.total}] {name_of(job)}: {' '.join(filter(None, (what, headline)))}")
+        count = f"[{self.ended.total()}/{self.total}]"
+        self._line("  ".join(filter(None, (count, self._name(job), what, more))))
 
     def show(self, running: Sequence[Job], waiting: Sequence[Job]) -> None:
         """The state of now, at most once a second on a terminal and once a minute elsewhere."""
@@ -83,7 +91,7 @@ class Display:
                 self.began[job.number] = now
                 self.from_share[job.number] = self._share(job)
                 if not self.terminal:
-                    self._line(f"started: {name_of(job)}")
+                    self._line(f"started  {self._name(job)}")
         first = self.shown_at is None
         if self.shown_at is not None and now - self.shown_at < (REDRAW_SECONDS if self.terminal else LINE_SECONDS):
             return
@@ -91,7 +99,7 @@ class Display:
         lines = [self._running(job) for job in running] + [self._summary(running, waiting)]
         if self.terminal:
             self._clear()
-            width = os.get_terminal_size().columns if self.terminal else 120
+            width = shutil.get_terminal_size().columns
             for line in lines:
                 self.write(line[: width - 1])
             self.height = len(lines)
@@ -100,11 +108,11 @@ class Display:
             self._line(lines[-1])
 
     def _running(self, job: Job) -> str:
-        values = last_entries(job.run) if job.run else {}
-        parts = [f"epoch {values.get('epoch', 0):.1f}/{job.epochs}"]
+        values = last_entries(job.run)
+        parts = [f"epoch {round(values.get('epoch', 0), 1):g}/{job.epochs}"]
         if "train/loss" in values:
             parts.append(f"loss {values['train/loss']:.3f}")
-        return "  ".join([name_of(job), *parts, self._headline(values)]).rstrip()
+        return "  ".join([self._name(job), *parts, self._headline(values)]).rstrip()
 
     def _headline(self, values: dict[str, Any]) -> str:
         """The first metric of the latest evaluation on test that is no loss."""
@@ -113,13 +121,14 @@ class Display:
 
     def _summary(self, running: Sequence[Job], waiting: Sequence[Job]) -> str:
         left = self._time_left(running, waiting)
+        failed = f", {self.ended['FAILED']} failed" if self.ended["FAILED"] else ""
         return (
-            f"{self.done} done, {len(running)} running, {len(waiting)} waiting of {self.total}"
+            f"{self.ended['DONE']} done{failed}, {len(running)} running, {len(waiting)} waiting of {self.total}"
             f"{'' if left is None else f'; about {duration(left)} left'}"
         )
 
     def _share(self, job: Job) -> float:
-        return float(last_entries(job.run).get("epoch", 0.0)) / job.epochs if job.run else 0.0
+        return float(last_entries(job.run).get("epoch", 0.0)) / job.epochs
 
     def _time_left(self, running: Sequence[Job], waiting: Sequence[Job]) -> float | None:
         """From the runs that ended, or the pace of those that run; None before anything can be said."""
@@ -150,7 +159,11 @@ class Display:
             sys.stdout.write(f"\x1b[{self.height}A\x1b[J")
         self.height = 0
 
+    def _name(self, job: Job) -> str:
+        return self.names.get(job.number, "").ljust(self.width)
 
-def name_of(job: Job) -> str:
-    """Variant and seed, as in the run's directory."""
-    return "/".join(job.run.parts[-2:]) if job.run else f"run {job.number + 1}"
+
+def names_of(jobs: Sequence[Job]) -> dict[int, str]:
+    """What sets each job apart from the others, by its number: those of its overrides that are not in all of them."""
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return {job.number: " ".join(word.lstrip("+") for word in job.overrides if word not in common) for job in jobs}

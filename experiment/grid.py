@@ -4,65 +4,80 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
 from configs.checking import UserError
-from configs.compose import compose_jobs
+from configs.command_line import LAUNCHER, asks_for
+from configs.compose import compose_jobs, compose_without_trace
 from configs.resolve import resolve_composed
 from engine import cpu
-from experiment.jobs import Job, count_of, run_jobs
+from experiment.jobs import Job, run_jobs
 from experiment.launchers import check_launcher, launcher_of
 from experiment.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, report_error
+from experiment.shares import at_a_time
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the jobs of a command share.
+
+    Args:
+        sweep: its directory; None for a single run.
+        began: when it was given (`time.time`).
+        log: what a run prints goes to log.txt in its directory.
+    """
+
+    sweep: Path | None
+    began: float
+    log: bool = False
 
 
 def run_job(
+    command: Command,
     config: DictConfig,
     overrides: list[str],
-    sweep: Path | None,
-    number: int,
-    began: float,
-    later: bool,
-    wait: bool = False,
-    log: bool = False,
+    number: int = 0,
+    in_use: Literal["fail", "later", "wait"] = "fail",
 ) -> Outcome:
-    """One run of this command, which began at that time, or one of many; never raises, so that a grid goes on.
+    """One run of a command; never raises, so that a grid goes on.
 
-    A run that another process has is looked at again `later`, or waited for, or reported as not done. With `log` what
-    the run prints goes to its log.txt.
+    Args:
+        command: what the job is one of.
+        config, overrides: its configuration, and the command line that it was composed of.
+        number: its place in the command.
+        in_use: what to do if another process has the run: report it as not done, answer that it is to be looked at
+            again, or wait for it.
     """
+    sweep = command.sweep
     run, reason, outcome = None, "", Outcome()
     shown: dict[str, Any] = {}
     try:
         if sweep is not None:
             print(f"\n=== run {number + 1}: {' '.join(overrides)}", flush=True)
-        plan, remarks = resolve_composed(config, grid=sweep is not None)
-        if sweep is not None and plan.runtime.run_dir:
-            raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
+        plan, notes = resolve_composed(config, grid=sweep is not None)
         run, shown = plan.run_dir(), {"experiment": plan.experiment, "paper": asdict(plan.paper)}
-        for remark in remarks:
-            print(f"note: {remark}")
-        if config.plan:
-            from experiment.preview import preview
-
-            print(preview(plan))
-            return outcome
+        for note in notes:
+            print(f"note: {note}")
         from experiment.run import run_plan
 
-        summary = run_plan(plan, overrides, began, wait, log)
+        summary = run_plan(plan, overrides, command.began, in_use == "wait", command.log)
         shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
     except BaseException as error:
-        if later and getattr(error, "in_use", False):
+        if in_use == "later" and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
             return Outcome(in_use=True)
         code, reason = report_error(error, config.get("fresh") is True)
         # Ranks that do not all know of a failure would wait for each other in different jobs.
         alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
         done = getattr(error, "done", False)
-        outcome = Outcome(code, refused="" if run else reason, ends_all=alone or code in STOPPED_CODES, done=done)
+        outcome = Outcome(
+            code, refused="" if run else reason, ends_all=alone or code in STOPPED_CODES, done=done, reason=reason[:200]
+        )
     if sweep is not None and run is not None and os.environ.get("RANK", "0") == "0":
         from experiment.sweep import note_run
 
@@ -72,31 +87,55 @@ def run_job(
 
 def run_command(arguments: list[str], sweep: Path | None) -> int:
     """Carry out every job of a command; returns its exit code."""
-    check_launcher(arguments)
     workers = _workers(arguments, sweep)
+    check_launcher(arguments)
+    if asks_for("plan", arguments):
+        return _show(arguments, sweep is not None)
     if sweep is not None and workers > 1:
         return _run_pool(arguments, sweep, workers)
-    started, here, launcher = time.time(), os.getpid(), launcher_of(arguments)
+    here = os.getpid()
+    # Logs of ray itself are hard to find.
+    command = Command(sweep, time.time(), log=launcher_of(arguments) == "ray")
     outcomes: list[Outcome] = []
     later: list[tuple[DictConfig, list[str], int]] = []
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         if os.getpid() != here:  # of a launcher; what becomes of the job is read from the folder of the sweep
             cpu.configure_process()
-            log = launcher == "ray"  # whose own logs are hard to find
-            refused = run_job(config, overrides, sweep, number, started, later=False, log=log).refused
+            refused = run_job(command, config, overrides, number).refused
             if refused:
                 raise UserError(refused)
         elif not any(outcome.ends_all for outcome in outcomes):
-            outcomes.append(run_job(config, overrides, sweep, number, started, later=sweep is not None))
+            outcomes.append(run_job(command, config, overrides, number, "fail" if sweep is None else "later"))
             if outcomes[-1].in_use:
                 later.append((config, overrides, number))
 
     compose_jobs(arguments, sweep, each)
     for config, overrides, number in later:  # done by now, or waited for, or taken over if the other process died
         if not any(outcome.ends_all for outcome in outcomes):
-            outcomes.append(run_job(config, overrides, sweep, number, started, later=False, wait=True))
-    return exit_code(outcomes, False) if sweep is None else _close(sweep, started, outcomes)
+            outcomes.append(run_job(command, config, overrides, number, "wait"))
+    return exit_code(outcomes, False) if sweep is None else _close(sweep, command.began, outcomes)
+
+
+def _show(arguments: list[str], grid: bool) -> int:
+    """Print what every job of a command would run; returns the exit code. Writes nothing."""
+    codes: list[int] = []
+
+    def each(config: DictConfig, overrides: list[str], number: int) -> None:
+        try:
+            if grid:
+                print(f"\n=== run {number + 1}: {' '.join(overrides)}", flush=True)
+            plan, notes = resolve_composed(config, grid)
+            for note in notes:
+                print(f"note: {note}")
+            from experiment.preview import preview
+
+            print(preview(plan))
+        except Exception as error:
+            codes.append(report_error(error)[0])
+
+    compose_without_trace(arguments, grid, each)
+    return max(codes, default=0)
 
 
 def _close(sweep: Path, started: float, outcomes: list[Outcome]) -> int:
@@ -115,15 +154,16 @@ def _workers(arguments: list[str], sweep: Path | None) -> int:
     Raises:
         UserError: for jobs= where it would have no effect or cannot be combined.
     """
-    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("jobs=")]
-    workers = count_of(values[-1]) if values else 1
+    workers = at_a_time(arguments)
     if workers > 1:
         if sweep is None:
-            raise UserError(f"jobs={values[-1]}: a single run is one job; -m or +sweep= start many")
+            raise UserError(f"jobs={workers}: a single run is one job; -m or +sweep= start many")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError(f"jobs={values[-1]}: runs on one process each; omit torchrun")
-        if any(argument.startswith(("hydra/launcher", "hydra.launcher")) for argument in arguments):
-            raise UserError(f"jobs={values[-1]}: a launcher has a queue of its own; omit one of the two")
+            raise UserError(f"jobs={workers}: runs on one process each; omit torchrun")
+        if any(argument.startswith(LAUNCHER) for argument in arguments):
+            raise UserError(f"jobs={workers}: a launcher has a queue of its own; omit one of the two")
+        if any(argument.startswith("device=cuda:") for argument in arguments):
+            raise UserError(f"jobs={workers}: gives each run a GPU of its own; write device=cuda, without a number")
     return workers
 
 
@@ -134,20 +174,22 @@ def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
     again: list[Job] = []  # jobs whose run an earlier one does
     outcomes: list[Outcome] = []
     on_gpu = True
+    notes: Counter[str] = Counter()
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         nonlocal on_gpu
         try:
-            plan, _ = resolve_composed(config, grid=True)
-            if plan.runtime.run_dir:
-                raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
+            plan, found = resolve_composed(config, grid=True)
         except UserError as error:
             outcomes.append(Outcome(report_error(error)[0], refused=str(error)))
             return
-        job = Job(number, overrides, plan.run_dir(), plan.recipe.epochs)
+        notes.update(found)
+        job = Job(number, overrides, plan.run_dir(), plan.recipe.epochs, plan.experiment)
         on_gpu = on_gpu and plan.runtime.device != "cpu"
         (again if any(job.run == other.run for other in jobs) else jobs).append(job)
 
     compose_jobs(arguments, sweep, each)
+    for note, count in notes.items():
+        print(f"note: {note}{'' if count == 1 else f' ({count} runs)'}")
     outcomes += run_jobs(jobs + again, workers, sweep, started, on_gpu)
     return _close(sweep, started, outcomes)

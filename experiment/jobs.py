@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import selectors
 import signal
 import subprocess
@@ -20,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.checking import UserError
-from engine import cpu
+from engine.records import FAILED
 from experiment.display import Display
 from experiment.outcome import Outcome
+from experiment.shares import environment_of, gpus
+from experiment.sweep import note_run
 
-ROOT = Path(__file__).resolve().parents[1]
 STARTS = 3  # of one job, before a worker that dies with it is taken for the job's fault
 POLL_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -38,16 +37,18 @@ class Job:
     Args:
         number: its place in the command.
         overrides: its own command line.
-        run: its directory; None for a job that has none, as its configuration is refused.
+        run: its directory.
         epochs: its length.
+        experiment: its name, if it has one.
         starts: how often a worker was given it.
         wait: another process had it; wait for that one to end.
     """
 
     number: int
     overrides: list[str]
-    run: Path | None = None
+    run: Path
     epochs: int = 1
+    experiment: str | None = None
     starts: int = 0
     wait: bool = False
 
@@ -67,44 +68,6 @@ class Worker:
         with suppress(OSError):  # it is gone; its end is noticed at its standard output
             self.process.stdin.write(json.dumps({**values, "sweep": str(sweep), "began": began}) + "\n")
             self.process.stdin.flush()
-
-
-def count_of(value: str) -> int:
-    """How many workers `jobs=VALUE` means: `auto` is one a GPU, or one a core where there is none.
-
-    Raises:
-        UserError: for what is neither `auto` nor a whole number of at least 1.
-    """
-    if value == "auto":
-        return len(gpus()) or cpu.cores_of_a_rank()
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"jobs={value}: a whole number of at least 1, or auto")
-    return int(value)
-
-
-def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; asked without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name and name != "-1"]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(i) for i, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
-
-
-def environment_of(place: int, workers: int, devices: Sequence[str]) -> dict[str, str]:
-    """The environment of a worker: its threads and, where there are GPUs, the one it has to itself."""
-    values = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    share = str(max(1, cpu.cores_of_a_rank() // workers))
-    values.setdefault("OMP_NUM_THREADS", share)
-    values.setdefault("MKL_NUM_THREADS", share)
-    if workers > 1:
-        values.setdefault(cpu.WAITING, "PASSIVE")  # a thread that spins would take the core of another worker
-    if devices:
-        values["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
-    return values
 
 
 def _die_with_parent() -> None:
@@ -191,7 +154,7 @@ class Pool:
         else:
             self.outcomes.append(outcome)
             self.ended |= outcome.ends_all
-            display.event(job, outcome.status)
+            display.event(job, outcome.status, outcome.reason)
         self._next(worker)
 
     def _lost(self, worker: Worker, job: Job | None, display: Display) -> None:
@@ -208,7 +171,9 @@ class Pool:
             self.waiting.insert(0, job)
             self._start(worker.place)
         else:
-            display.event(job, f"FAILED: {job.starts} workers ended with it, the last with {code}")
+            reason = f"{job.starts} workers ended with it, the last with {code}"
+            display.event(job, "FAILED", reason)
+            note_run(self.sweep, job.run, FAILED, job.overrides, reason, experiment=job.experiment)
             self.outcomes.append(Outcome(1))
             self._start(worker.place)
 
@@ -254,5 +219,6 @@ def run_jobs(
         write: prints a line.
     """
     pool = Pool(jobs, workers, sweep, began, gpus() if on_gpu else [])
-    with Display(len(jobs), pool.size, write) as display:
+    write(f"{len(jobs)} runs, {pool.size} at a time; what each prints is in log.txt of its directory")
+    with Display(jobs, pool.size, write) as display:
         return pool.run(display)

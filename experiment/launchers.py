@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 
 from configs.checking import UserError
-from experiment.jobs import gpus
+from experiment.shares import gpus
 
 # Of each launcher: the plugin, and the extra of pyproject.toml that installs it.
 PLUGINS = {

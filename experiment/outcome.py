@@ -1,4 +1,4 @@
-"""How a command ends: what became of each of its jobs, and what is told of an error. Imports no torch."""
+"""How a command ends: what became of each of its jobs, and how an error is reported. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Outcome:
     refused: str = ""  # why it has no run folder
     ends_all: bool = False  # no other job may follow in this process
     done: bool = False  # the run is, though a signal came
+    reason: str = ""  # why it failed or stopped, in one line
 
     @property
     def status(self) -> str:
@@ -56,7 +57,7 @@ def report_error(error: BaseException, fresh: bool = False) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         code, line = 130, "interrupted before the first step"
     elif code is None:
-        # The rooms raise these for what a user can mend; the traceback is in the run's error.txt.
+        # The packages raise these for what a user can fix; the traceback is in the run's error.txt.
         code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
         if code == 1 and not isinstance(error, OSError):
             traceback.print_exception(error)

@@ -6,7 +6,6 @@ Imports no torch before the jobs are resolved: a typo is refused without it.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from configs.checking import UserError
-from configs.compose import compose_jobs
+from configs.compose import compose_without_trace
 from configs.plan import Plan
 from configs.resolve import resolve_composed
 from engine.console import duration, table
+from experiment.shares import at_a_time, gpus, threads_of
 
 if TYPE_CHECKING:
     from engine.records import RunFolder
@@ -54,15 +54,18 @@ def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
     """Print what every job of a command would cost; returns the exit code."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("estimate=true: prices a run on one device; omit torchrun")
+    workers = at_a_time(arguments)
+    if sweep is not None and workers > 1:  # timed with the share of the cores that each will have
+        os.environ.setdefault("OMP_NUM_THREADS", threads_of(workers))
     jobs: list[Job] = []
-    # In this process, whatever launcher the runs will have; Hydra makes the directory of a sweep, prices leave none.
-    here = [word for word in arguments if not word.startswith(("hydra/launcher", "hydra.launcher"))]
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) if sweep else None
-        compose_jobs(here, place, lambda config, overrides, _: jobs.append(_job(config, overrides, sweep is not None)))
+    compose_without_trace(
+        arguments,
+        sweep is not None,
+        lambda config, overrides, _: jobs.append(_job(config, overrides, sweep is not None)),
+    )
     if sweep is None and jobs and jobs[0].refused:
         raise UserError(jobs[0].refused)
-    answer, complete = price(jobs, lambda line: print(line, flush=True))
+    answer, complete = price(jobs, lambda line: print(line, flush=True), workers if sweep is not None else 1)
     print(f"\n{answer}\n\nnothing was trained; omit estimate=true to start")
     return 0 if complete else 2
 
@@ -70,19 +73,18 @@ def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
 def _job(config: DictConfig, overrides: list[str], grid: bool) -> Job:
     try:
         plan, notes = resolve_composed(config, grid)
-        if grid and plan.runtime.run_dir:
-            raise UserError("run_dir: all runs of a grid would share this folder; leave it out")
     except UserError as error:
         return Job(overrides, refused=str(error))
     return Job(overrides, plan, notes)
 
 
-def price(jobs: Sequence[Job], tell: Callable[[str], None]) -> tuple[str, bool]:
+def price(jobs: Sequence[Job], tell: Callable[[str], None], workers: int = 1) -> tuple[str, bool]:
     """Time every kind of run among the jobs and add up.
 
     Args:
         jobs: what the command asks for, in order.
         tell: shows a line of progress.
+        workers: runs at a time on this machine.
 
     Returns:
         the answer, and whether every job could be priced.
@@ -111,7 +113,7 @@ def price(jobs: Sequence[Job], tell: Callable[[str], None]) -> tuple[str, bool]:
         _priced(plan, numbers[kind], costs[kind]) for plan in plans.values() if (kind := cost_class(plan)) in costs
     ]
     rows = {numbers[kind]: (kinds[kind], cost) for kind, cost in costs.items()}
-    parts = [_kinds(rows), _runs(priced), _sums(priced, rows)] if priced else []
+    parts = [_kinds(rows), _runs(priced), _sums(priced, rows, workers)] if priced else []
     meetings = Counter(str(plan.run_dir()) for plan in wanted)
     notes = [f"{count} jobs meet in {place} and run once" for place, count in meetings.items() if count > 1]
     notes += [f"already done: {run.folder.path}" for run in priced if run.status == "DONE"]
@@ -168,12 +170,17 @@ def _runs(priced: list[Priced]) -> str:
     return table(("kind", "status", "done", "time left", "run"), rows)
 
 
-def _sums(priced: list[Priced], kinds: dict[int, tuple[Plan, Cost]]) -> str:
+def _sums(priced: list[Priced], kinds: dict[int, tuple[Plan, Cost]], workers: int) -> str:
     left = [run for run in priced if run.status != "DONE"]
     seconds = [run.seconds for run in left]
     disk = sum(kinds[run.kind][1].disk for run in left)
     memory = max(cost.memory for _, cost in kinds.values())
     rows = [("all together", duration(sum(seconds)), f"{len(left)} of {len(priced)} runs are not done")]
+    if workers > 1:
+        devices = len(gpus()) if any(plan.runtime.device != "cpu" for plan, _ in kinds.values()) else 0
+        places = min(workers, devices) if devices else workers
+        of = f"{places} runs at a time here, {'a GPU' if devices else f'{threads_of(workers)} threads'} each"
+        rows.append((f"jobs={workers}", duration(finish(seconds, places)), of))
     rows += [
         (f"on {n} device{'s' if n > 1 else ''}", duration(finish(seconds, n)), "whole runs, one a device (arithmetic)")
         for n in DEVICES

@@ -60,7 +60,8 @@ def run_plan(
             refuse_another(folder.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
         summary = folder.summary()
         done = folder.status().get("status") == DONE and bool(summary)
-        ranks.barrier()  # every rank has read the status before the main rank writes a new one
+        # What the main rank read: another may see an older state of a shared disk. None writes before all have read.
+        summary, done = ranks.gather((summary, done))[0]
         if not done:
             with output_to(folder.path / "log.txt") if log else nullcontext():
                 return _train(plan, overrides, folder, device, ranks)
@@ -121,7 +122,7 @@ def _train(
 
 
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
-    """Everything a run needs, built from its plan, standing where an earlier attempt left it."""
+    """Everything a run needs, built from its plan, standing where an earlier start left it."""
     data = open_data(plan, device, ranks)
     found = checkpoint.load_latest(folder.checkpoints)
     ours = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from configs.compose import config_of
 from engine import cpu
-from experiment.grid import run_job
+from experiment.grid import Command, run_job
 
 
 def main(log: Path) -> None:
@@ -26,16 +26,9 @@ def main(log: Path) -> None:
     cpu.configure_process(alone=False)
     for line in sys.stdin:
         job = json.loads(line)
-        outcome = run_job(
-            config_of(*job["overrides"]),
-            job["overrides"],
-            Path(job["sweep"]),
-            job["number"],
-            job["began"],
-            later=not job["wait"],
-            wait=job["wait"],
-            log=True,
-        )
+        command = Command(Path(job["sweep"]), job["began"], log=True)
+        config = config_of(*job["overrides"])
+        outcome = run_job(command, config, job["overrides"], job["number"], "wait" if job["wait"] else "later")
         answers.write(json.dumps(asdict(outcome)) + "\n")
         answers.flush()
         if outcome.ends_all:

@@ -87,9 +87,9 @@ def named_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], show: int = 3) -> list[str]:
-    """In words: which keys are missing, which are too many, which have another shape; the first few of each."""
+    """Which keys are missing, which are too many, which have another shape; the first few of each."""
 
-    def told(kind: str, keys: list[str]) -> list[str]:
+    def listed(kind: str, keys: list[str]) -> list[str]:
         more = f" and {len(keys) - show} more" if len(keys) > show else ""
         return [f"{kind} {', '.join(keys[:show])}{more}"] if keys else []
 
@@ -100,4 +100,4 @@ def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
         for key, value in expected.items()
         if key in weights and weights[key].shape != value.shape
     ]
-    return told("missing", missing) + told("unexpected", unexpected) + told("wrong shape", reshaped)
+    return listed("missing", missing) + listed("unexpected", unexpected) + listed("wrong shape", reshaped)

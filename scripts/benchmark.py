@@ -1,7 +1,8 @@
-"""Measure: python scripts/benchmark.py op|step|loop|loader|startup [--device cpu|cuda] [--json FILE] [--markdown FILE]
+"""Measure: python scripts/benchmark.py op|step|loop|loader|startup|jobs [--device cpu|cuda] [--json F] [--markdown F]
 
 op: the operator beside torchvision, timm, nn.Dropout and the memory limit. step: a ResNet-50 training step with it.
 loop: the training loop beside the barest one. loader: input pipelines beside torchvision's. startup: the command line.
+jobs: a small table with jobs=N beside jobs=1; for an otherwise idle machine.
 Prints a markdown table; reports ratios only from rounds in which all contestants took part.
 """
 
@@ -14,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench import loader, loop, op, startup, step
+from scripts.bench import jobs, loader, loop, op, startup, step
 from scripts.bench.rounds import MALLOC
 from scripts.entry import parser_of
 
-SUBJECTS = {"op": op, "step": step, "loop": loop, "loader": loader, "startup": startup}
+SUBJECTS = {"op": op, "step": step, "loop": loop, "loader": loader, "startup": startup, "jobs": jobs}
 
 
 def main() -> None:

@@ -92,14 +92,14 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
 
 
 @guarded
-def main(words: list[str]) -> int:
-    """Words in, exit code out: 0, or 2 with one line."""
+def main(arguments: list[str]) -> int:
+    """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     parser.add_argument("runs", type=folder, nargs="+", metavar="RUN", help="a run directory")
     parser.add_argument("--images", type=int, default=8, help="how many, each of another class")
     parser.add_argument("--data-root", help="where the data are")
     parser.add_argument("--out", type=Path, help="another file than cam.png in the directory of the last RUN")
-    given = parser.parse_args(words)
+    given = parser.parse_args(arguments)
     out = given.out or given.runs[-1] / "cam.png"
     draw(given.runs, given.data_root, given.images, out)
     print(f"written to {out}")

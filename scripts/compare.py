@@ -21,12 +21,12 @@ def runs_in(place: Path) -> list[Path]:
 
 
 @guarded
-def main(words: list[str]) -> int:
-    """Words in, exit code out: 0, or 2 with one line."""
+def main(arguments: list[str]) -> int:
+    """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     parser.add_argument("runs", type=folder, nargs="+", metavar="RUN", help="a run, or a folder of its seeds")
     parser.add_argument("--out", type=Path, help="write a whole report here")
-    given = parser.parse_args(words)
+    given = parser.parse_args(arguments)
     from scripts.report import write_report
     from scripts.reporting.comparison import Report, lines_of
     from scripts.reporting.reading import read_runs

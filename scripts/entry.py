@@ -23,13 +23,13 @@ def guarded(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
     """A program that returns 2 and prints one line for a mistake of the user, instead of a traceback.
 
     Args:
-        main: takes the words of the command line, returns the exit code; raises ValueError (which a UserError is) or
+        main: takes the arguments, returns the exit code; raises ValueError (which a UserError is) or
             OSError for what the user can correct.
     """
 
-    def run(words: list[str]) -> int:
+    def run(arguments: list[str]) -> int:
         try:
-            return main(words)
+            return main(arguments)
         except (ValueError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2

@@ -65,18 +65,18 @@ def provenance(source: NetworkSource) -> dict[str, str]:
     return {"source": source.run, "which": source.which, "commit": str(summary.get("environment", {}).get("commit"))}
 
 
-def main(words: list[str]) -> int:
-    """The process: words in, exit code out."""
-    if {"-h", "--help"} & set(words):
+def main(arguments: list[str]) -> int:
+    """The process: arguments in, exit code out."""
+    if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
     try:
-        card, words = "--card" in words, [word for word in words if word != "--card"]
-        targets = [word for word in words if word.endswith(".safetensors") and "=" not in word]
+        card, arguments = "--card" in arguments, [argument for argument in arguments if argument != "--card"]
+        targets = [argument for argument in arguments if argument.endswith(".safetensors") and "=" not in argument]
         if len(targets) != 1:
             raise UserError("name one file to write, ending in .safetensors; see --help")
         target = Path(targets[0])
-        source = read_values([word for word in words if word != targets[0]], NetworkSource)
+        source = read_values([argument for argument in arguments if argument != targets[0]], NetworkSource)
         source.check()
         text = export(source, target, card)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, of checkpoint {text['checkpoint']}")

@@ -34,12 +34,12 @@ def measured(run: RunFolder) -> set[tuple[int, float]]:
 def measure(run: RunFolder, blocks: list[int], more: list[str]) -> int:
     """Evaluate one run in a process of its own; the result joins earlier ones, whole or not at all."""
     aside, earlier = run.path / "under_drop.json.tmp", run.read("under_drop.json") or {}
-    words = [
+    overrides = [
         f"run={run.path}",
         f"keep_prob=[{','.join(map(str, KEEP_PROBS))}]",
         f"block_size=[{','.join(map(str, blocks))}]",
     ]
-    code = subprocess.run([sys.executable, str(EVALUATE), *words, f"json={aside}", *more]).returncode
+    code = subprocess.run([sys.executable, str(EVALUATE), *overrides, f"json={aside}", *more]).returncode
     if code == 0:
         result = json.loads(aside.read_text())
         kept = [point for point in earlier.get("under_drop", []) if point["block_size"] not in blocks]
@@ -49,13 +49,13 @@ def measure(run: RunFolder, blocks: list[int], more: list[str]) -> int:
 
 
 @guarded
-def main(words: list[str]) -> int:
-    """Words in, exit code out: 0, 1 if an evaluation failed, 2 with one line."""
+def main(arguments: list[str]) -> int:
+    """Arguments in, exit code out: 0, 1 if an evaluation failed, 2 with one line."""
     parser = parser_of(__doc__)
     parser.add_argument("sweep", type=folder, help="the folder of a sweep")
     parser.add_argument("--block-size", type=int, nargs="+", default=[1, 7], metavar="B")
     parser.add_argument("more", nargs="*", help="KEY=VALUE for evaluate.py, such as device=cpu or data_root=...")
-    given = parser.parse_intermixed_args(words)
+    given = parser.parse_intermixed_args(arguments)
     runs = read_sweep(given.sweep).runs
     failed = 0
     for i, run in enumerate(runs, start=1):

@@ -123,12 +123,12 @@ def draw(image: Tensor, maps: Tensor, keep_prob: float, out: Path) -> None:
         for row, channel in enumerate(shown, start=1):
             show(grid[row, i], maps[0, channel], kept[0, channel])
     height, width = maps.shape[2:]
-    told = (
+    caption = (
         f"Maps of {height}x{width} units at the end of group {GROUP} of an untrained ResNet-50. Every layer has "
         f"keep_prob {keep_prob:g} and the first seed that drops something shown here.\n"
         "Grey: dropped. Top row: the mask of the channel below it. Photograph: vultilion, CC BY 2.0."
     )
-    figure.text(0.045, 0.012, told, fontsize=9, color=INK)
+    figure.text(0.045, 0.012, caption, fontsize=9, color=INK)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     plt.close(figure)
@@ -148,12 +148,12 @@ def title(axes: Axes, name: str, below: str) -> None:
 
 
 @guarded
-def main(words: list[str]) -> int:
-    """Words in, exit code out: 0, or 2 with one line."""
+def main(arguments: list[str]) -> int:
+    """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, default=Path("masks.png"))
     parser.add_argument("--keep-prob", type=float, default=0.75, help="between 0 and 1, both excluded (0.75)")
-    given = parser.parse_args(words)
+    given = parser.parse_args(arguments)
     if not 0 < given.keep_prob < 1:
         raise ValueError(f"--keep-prob {given.keep_prob}: must lie between 0 and 1")
     torch.manual_seed(0)

@@ -95,9 +95,9 @@ def command(name: str) -> str:
 
     if name == "evaluate":
         return f"`python evaluate.py run={plan_of().run_dir()}`"
-    words = {"grid": ["data=folder", "data.root=my_images", "regularizer=none,dropout,dropblock", "seed=1,2,3"]}
-    line = f"python train.py -m {' '.join(words[name])}"
-    return f"```\n{line}\npython scripts/report.py outputs/sweeps/{sweep_name(words[name])}\n```"
+    overrides = {"grid": ["data=folder", "data.root=my_images", "regularizer=none,dropout,dropblock", "seed=1,2,3"]}
+    line = f"python train.py -m {' '.join(overrides[name])}"
+    return f"```\n{line}\npython scripts/report.py outputs/sweeps/{sweep_name(overrides[name])}\n```"
 
 
 def short(report: str) -> str:

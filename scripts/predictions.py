@@ -195,12 +195,12 @@ def titled(plan: Plan, payload: dict[str, Any], split: str) -> str:
 
 
 @guarded
-def main(words: list[str]) -> int:
-    """The process: words in, exit code out."""
-    if not words or {"-h", "--help"} & set(words):
+def main(arguments: list[str]) -> int:
+    """The process: arguments in, exit code out."""
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    request = read_values(words, Request)
+    request = read_values(arguments, Request)
     request.check()
     one_of("split", request.split, ("test", "val"))
     if request.images < 1:

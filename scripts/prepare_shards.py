@@ -32,19 +32,19 @@ def progress(name: str, images: int) -> tqdm[NoReturn]:
 
 
 @guarded
-def main(words: list[str]) -> int:
-    """Words in, exit code out: 0, or 2 with one line."""
+def main(arguments: list[str]) -> int:
+    """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     parser.add_argument("name", choices=sorted(OFFICIAL))
     parser.add_argument("source", type=Path, help="the folder with train/ and val/")
     parser.add_argument("target", type=Path, help="where the shards go")
     parser.add_argument("--short-side", type=int, default=256, help="pixels (default %(default)s)")
-    parser.add_argument("--kind", choices=KINDS, default="jpeg", help="raw: ten times the room, no decoding")
+    parser.add_argument("--kind", choices=KINDS, default="jpeg", help="raw: ten times the space, no decoding")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG files (default %(default)s)")
     parser.add_argument("--per-shard", type=int, default=8192, help="images in a file (default %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default %(default)s)")
     parser.add_argument("--check", action="store_true", help="only compare the checksums of what is there")
-    asked = parser.parse_args(words)
+    asked = parser.parse_args(arguments)
     if not asked.check:
         how = Preparation(asked.short_side, asked.kind, asked.quality, asked.per_shard)
         found = open_folders(asked.name, asked.source, download=False)

@@ -45,12 +45,12 @@ def write_report(sweep: Sweep, out: Path, with_page: bool = True) -> Path:
 
 
 @guarded
-def main(words: list[str]) -> int:
-    """Words in, exit code out: 0, or 2 with one line."""
+def main(arguments: list[str]) -> int:
+    """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     parser.add_argument("sweep", type=folder, help="the folder of a sweep")
     parser.add_argument("--out", type=Path, help="another folder for the report")
-    given = parser.parse_args(words)
+    given = parser.parse_args(arguments)
     from scripts.reporting.mean_curves import write_mean_curves
     from scripts.reporting.reading import read_sweep
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-# The smallest training through the user's door: a tenth of a second of steps.
+# The smallest training through the entry script: a tenth of a second of steps.
 SMALL_RUN = ("data=fake", "model=resnet18", "model.width=4", "epochs=2", "progress=false", "log_every=3", "device=cpu")
 
 

@@ -56,6 +56,12 @@ def test_marked_places_are_filled(page: Path) -> None:
     assert pages.filled(before, page) == before, "python scripts/pages.py fills them"
 
 
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
+def test_no_line_of_prose_starts_with_a_comment(page: Path) -> None:
+    """CommonMark takes such a line for HTML and shows what is behind the comment as it is."""
+    assert not re.findall(r"^<!-- (?!end).*?-->[^\n]+$", page.read_text(), re.MULTILINE)
+
+
 def test_a_place_that_nothing_fills_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing fills the place 'nonsense'"):
         pages.filled("a <!-- nonsense -->b<!-- end -->", ROOT / "README.md")

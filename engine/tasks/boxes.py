@@ -105,6 +105,7 @@ def detect(class_logits: Tensor, box_deltas: Tensor, anchors: Tensor, score_thre
     boxes = decode(box_deltas[places].float(), anchors[places])
     if not len(boxes):
         return Detections(boxes, scores, labels)
-    # batched_nms shifts the classes apart by the largest coordinate, which takes coordinates above 0.
-    kept = batched_nms(boxes - boxes.min(), scores, labels, NMS_IOU)[:MOST_DETECTIONS]
+    # batched_nms shifts the classes apart by the largest coordinate. That takes coordinates above 0, and float64: a
+    # young network's boxes are some 10,000 pixels large, and 80 times that has half a pixel of precision in float32.
+    kept = batched_nms((boxes - boxes.min()).double(), scores.double(), labels, NMS_IOU)[:MOST_DETECTIONS]
     return Detections(boxes[kept], scores[kept], labels[kept])

@@ -147,9 +147,11 @@ def measure(
             found.createIndex()
         evaluation = COCOeval(objects, found, "bbox")
         evaluation.params.imgIds = sorted(image_ids)
-        evaluation.params.catIds = [category["id"] for category in truth["categories"]]
+        categories = [category["id"] for category in truth["categories"]]
+        evaluation.params.catIds = categories
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     everything, most = 0, -1  # of the areas and of the numbers of detections
-    return np.asarray(evaluation.stats), evaluation.eval["precision"][:, :, :, everything, most]
+    precision = evaluation.eval["precision"][:, :, :, everything, most]  # categories by rising id, whatever was asked
+    return np.asarray(evaluation.stats), precision[:, :, np.searchsorted(np.sort(categories), categories)]

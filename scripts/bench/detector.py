@@ -91,7 +91,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     batch = scenes(arguments.batch, arguments.side, device)
     losses = {THEIRS: their_loss(batch), OURS: our_loss(batch, False), WITH_DROPBLOCK: our_loss(batch, True)}
     steps = {name: training_step(*parts, arguments.dtype, device) for name, parts in losses.items()}
-    times, shares = interleaved(steps, arguments.rounds, 0.0, device, arguments.patience)
+    times, shares = interleaved(steps, arguments.rounds, 0.0, device, arguments.patience, arguments.clock)
     rows = []
     for name, step in steps.items():
         row: dict[str, Any] = {"name": name, "milliseconds": spread([1000 * seconds for seconds in times[name]])}
@@ -106,6 +106,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "side": arguments.side,
         "dtype": arguments.dtype,
         "rounds": arguments.rounds,
+        "clock": arguments.clock,
         "share_of_others": shares,
         "before": before,
         "after": surroundings(device),
@@ -117,7 +118,8 @@ def markdown(result: dict[str, Any]) -> str:
     """One row a contestant."""
     lines = [
         f"ResNet-50, batch {result['batch']}, {result['side']} px, {CLASSES} classes, {OBJECTS} objects an image, "
-        f"channels_last, {result['dtype']}, {result['rounds']} interleaved rounds; ratios are medians of the rounds "
+        f"channels_last, {result['dtype']}, {result['rounds']} interleaved rounds by {result['clock']} time; "
+        "ratios are medians of the rounds "
         f"[95 % interval of the median]. DropBlock: block {BLOCK}, keep_prob {KEEP_PROB}, groups 3 and 4.",
         "",
         "| training step | ms, median [quartiles] | / torchvision's | / without DropBlock | memory of a step, MB |",

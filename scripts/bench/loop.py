@@ -30,11 +30,10 @@ from engine.records import RunFolder
 from engine.signals import StopRequest
 from engine.tasks.segmentation import IGNORE
 from experiment.build import build_fit, open_data
-from scripts.bench.rounds import add_device, in_turn, spread, surroundings
+from scripts.bench.rounds import CLOCKS, add_clock, add_device, in_turn, spread, surroundings
 
 BARE, OURS = "barest loop", "this"
 LOG_EVERY = 10
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 FAKE = ("data=fake", "recipe=quick")
 # The main job's plan with another network: the main job, an ordinary CIFAR network, the paper's; and segmentation.
 NETWORKS = {
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps of a round (default %(default)s)")
     parser.add_argument("--network", choices=NETWORKS, help="one of them only")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: of a CPU that others use as well")
+    add_clock(parser)
     add_device(parser)
 
 

@@ -120,7 +120,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [short(result), "", f"In its worst cell this is {worst:.1f} times as fast as torchvision."]
     lines += [
         "",
-        "| shape, keep_prob | type, layout | operator | ms, median [quartiles] | x the limit | drop by its law | got |",
+        "| shape, keep_prob | type, layout | operator | ms, median [quartiles] | x the limit | expected drop | got |",
         "|---" * 7 + "|",
     ]
     for row in result["rows"]:

@@ -19,17 +19,30 @@ Times = dict[str, list[float]]
 BUSY = 0.05
 
 
+# `processor` is the time that this process computes, which others on the machine hardly change.
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: of a CPU that others use as well")
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 
 
 def add_patience(parser: argparse.ArgumentParser, of: str) -> None:
-    told = f"for so long, of {of}, repeat rounds that other processes disturbed"
-    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help=told)
+    meaning = f"for so long, of {of}, repeat rounds that other processes disturbed"
+    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help=meaning)
 
 
 def interleaved(
-    contestants: dict[str, Callable[[], object]], rounds: int, least_s: float, device: str, patience_s: float = 0.0
+    contestants: dict[str, Callable[[], object]],
+    rounds: int,
+    least_s: float,
+    device: str,
+    patience_s: float = 0.0,
+    by: str = "wall",
 ) -> tuple[Times, list[float]]:
     """Time every contestant once a round, in an order that rotates.
 
@@ -39,6 +52,7 @@ def interleaved(
         least_s: a measurement repeats its contestant until about this many seconds.
         device: `cpu` or `cuda`; on a GPU the clock stops when the work is done.
         patience_s: for so long a round that other processes disturbed is thrown away and done again.
+        by: one of `CLOCKS`.
 
     Returns:
         seconds per call, by name, one for each round; and the share of the processors that others took, one for each
@@ -53,7 +67,7 @@ def interleaved(
     deadline, number = time.monotonic() + patience_s, 0
     while number <= rounds:
         others, start = seconds_of_others(), time.perf_counter()
-        seconds = {name: clock(contestants[name], repeats[name], device) for name in in_turn(names, number)}
+        seconds = {name: clock(contestants[name], repeats[name], device, by) for name in in_turn(names, number)}
         share = (seconds_of_others() - others) / (time.perf_counter() - start) / (os.cpu_count() or 1)
         if share > BUSY and time.monotonic() < deadline:
             time.sleep(1.0)
@@ -83,16 +97,17 @@ def seconds_of_others() -> float:
     return busy - sum(os.times()[:2])
 
 
-def clock(run: Callable[[], object], repeats: int, device: str) -> float:
-    """Seconds per call over some repeats."""
+def clock(run: Callable[[], object], repeats: int, device: str, by: str = "wall") -> float:
+    """Seconds per call over some repeats, by one of `CLOCKS`."""
+    seconds = CLOCKS[by]
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = seconds()
     for _ in range(repeats):
         run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+    return (seconds() - start) / repeats
 
 
 def ratios(times: Times, name: str, to: str) -> list[float]:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Each command as a new process, in interleaved rounds."""
     before = surroundings("cpu")
-    times, _ = interleaved({name: started(words) for name, words in COMMANDS.items()}, arguments.rounds, 0.0, "cpu")
+    times, _ = interleaved({name: started(command) for name, command in COMMANDS.items()}, arguments.rounds, 0.0, "cpu")
     rows = [
         {"name": name, "seconds": spread(times[name]), "to_imports": spread(ratios(times, name, IMPORTS))}
         for name in COMMANDS
@@ -38,9 +38,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"kind": "startup", "rounds": arguments.rounds, "before": before, "after": after, "rows": rows}
 
 
-def started(words: list[str]) -> Callable[[], object]:
+def started(command: list[str]) -> Callable[[], object]:
     """One call: the process, from its start to its end."""
-    return lambda: subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, check=False)
+    return lambda: subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
 
 
 def markdown(result: dict[str, Any]) -> str:

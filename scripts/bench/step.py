@@ -15,7 +15,16 @@ from dropblock.sites import Site
 from models import build_model
 from scripts.bench import detector
 from scripts.bench.contestants import OURS, contestants, forward_and_backward
-from scripts.bench.rounds import add_device, add_patience, interleaved, interval_of_median, ratios, spread, surroundings
+from scripts.bench.rounds import (
+    add_clock,
+    add_device,
+    add_patience,
+    interleaved,
+    interval_of_median,
+    ratios,
+    spread,
+    surroundings,
+)
 
 BLOCK, KEEP_PROB, GROUPS, SIDE = 7, 0.9, (3, 4), 224
 PLAIN = "plain"
@@ -26,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 through autocast")
     add_device(parser)
+    add_clock(parser)
     add_patience(parser, "the whole")
     parser.add_argument("--detector", action="store_true", help="RetinaNet beside torchvision's instead")
     parser.add_argument("--side", type=int, default=320, help="pixels a side of the detector's images")
@@ -104,7 +114,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     names = [PLAIN, *(list(contestants(KEEP_PROB, BLOCK, device)) if arguments.peers else [OURS])]
     runs = {name: training_step(network(name, device), images, labels, dtype) for name in names}
     runs |= {f"36 calls of {name}": calls_alone(name, arguments.batch, dtype, device) for name in names[1:]}
-    times, shares = interleaved(runs, arguments.rounds, 0.0, device, arguments.patience)
+    times, shares = interleaved(runs, arguments.rounds, 0.0, device, arguments.patience, arguments.clock)
     rows = []
     for name in names:
         row: dict[str, Any] = {"name": name, "milliseconds": spread([1000 * seconds for seconds in times[name]])}
@@ -119,6 +129,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "side": SIDE,
         "dtype": dtype,
         "rounds": arguments.rounds,
+        "clock": arguments.clock,
         "share_of_others": shares,
         "before": before,
         "after": surroundings(device),
@@ -141,7 +152,8 @@ def markdown(result: dict[str, Any]) -> str:
         return detector.markdown(result)
     lines = [
         f"ResNet-50, batch {result['batch']}, {result['side']} px, channels_last, {result['dtype']}, 36 sites, "
-        f"{result['rounds']} interleaved rounds; overhead is the median of the rounds [95 % interval of the median].",
+        f"{result['rounds']} interleaved rounds by {result.get('clock', 'wall')} time; "
+        "overhead is the median of the rounds [95 % interval of the median].",
         "",
         "| operator | step, ms, median [quartiles] | overhead on the plain step | the 36 calls alone / plain step |",
         "|---" * 4 + "|",

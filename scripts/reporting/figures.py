@@ -12,7 +12,7 @@ from scripts.reporting.comparison import best_on_val
 from scripts.reporting.knob_figures import over_block_size, over_keep_prob, under_drop_lines
 from scripts.reporting.mean_curves import common_curve
 from scripts.reporting.names import metric_label
-from scripts.reporting.setting import paper_setting_text
+from scripts.reporting.setting import RUNS_A_ROW, paper_setting_text, task_of
 from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below, setting
 from scripts.reporting.sweep import Row, Sweep
 from scripts.reporting.tables import under_drop
@@ -56,7 +56,8 @@ def paper_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     if base is not None:
         axes.axvline(base, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
     axes.set_title("paper", loc="left")
-    axes.set_xlabel(f"{sweep.metric}\n{paper_setting_text(sweep)}, peak, n = 3")
+    stated = RUNS_A_ROW.get(task_of(sweep))
+    axes.set_xlabel(f"{sweep.metric}\n{paper_setting_text(sweep)}{f', n = {stated}' if stated else ''}")
 
 
 def our_points(axes: Axes, row: Row, height: float) -> None:

@@ -69,7 +69,7 @@ def over_keep_prob(sweep: Sweep, out: Path) -> None:
         if beside:
             ours.set_title("here", loc="left")
             panels[0].set_title("paper", loc="left")
-            panels[0].set_xlabel(f"keep_prob\n{paper_setting_text(sweep)}, peak")
+            panels[0].set_xlabel(f"keep_prob\n{paper_setting_text(sweep)}")
             base = sweep.baseline.paper_number()[0] if sweep.baseline else None
             if base is not None:
                 baseline_line(panels[0], base)
@@ -107,10 +107,10 @@ def family(row: Row) -> str:
 
 
 def shared_words(names: Sequence[str]) -> tuple[str, list[str]]:
-    """The words that all names begin with, and what is left of each."""
+    """The parts that all names begin with, and what is left of each."""
     parts = [name.split(", ") for name in names]
-    shared = list(takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False)))
-    return ", ".join(words[0] for words in shared), [", ".join(words[len(shared) :]) or words[0] for words in parts]
+    shared = list(takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
+    return ", ".join(part[0] for part in shared), [", ".join(part[len(shared) :]) or part[0] for part in parts]
 
 
 def block_name(sweep: Sweep, size: int) -> str:

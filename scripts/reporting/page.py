@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from scripts.reporting.beside_paper import NOTE, paper_table
 from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Line, Report
 from scripts.reporting.dots import Scale, dots
@@ -84,6 +85,9 @@ def page(report: Report, folder: Path) -> str:
         parts += ["<h2>What was asked</h2>", plain_table(heads, rows)]
         parts.append('<p class="note">A cell is a pair of rows that are alike but for what the claim is about; the '
                      "difference is averaged over the cells, seed by seed.</p>")  # fmt: skip
+    paper = paper_table(sweep)
+    if paper:
+        parts += ["<h2>Beside the paper</h2>", plain_table(*paper), f'<p class="note">{NOTE}</p>']
     classes = class_table(sweep)
     if classes:
         parts += ["<h2>Each class</h2>", plain_table(*classes)]

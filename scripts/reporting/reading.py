@@ -147,7 +147,7 @@ def named(entry: dict[str, Any]) -> str:
 
 def in_paper_order(row: Row) -> tuple[Any, ...]:
     """Tables and figures by number, rows and lines by number, then by what is varied."""
-    numbered = [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", row.paper.get("place") or "~")]
+    numbered = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row.paper.get("place") or "~")]
     return numbered, row.knob("keep_prob") or 0, row.knob("block_size") or 0, row.plan["regularizer"]
 
 
@@ -173,11 +173,11 @@ class Job:
 
 
 def asked_for(folder: Path) -> Asked:
-    """Read multirun.yaml, as Hydra leaves it: the sweep's file, and the words that replace what it says."""
+    """Read multirun.yaml, as Hydra leaves it: the sweep's file, and the overrides that replace what it says."""
     try:
         hydra = load_yaml(folder / "multirun.yaml")["hydra"]
-        words = (hydra.get("overrides") or {}).get("task") or []
-        given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+        overrides = (hydra.get("overrides") or {}).get("task") or []
+        given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
         params = dict(hydra["sweeper"].get("params") or {})
     except (UserError, KeyError, TypeError, AttributeError):
         return Asked()
@@ -189,12 +189,12 @@ def asked_for(folder: Path) -> Asked:
 
 
 def job_of(run: RunFolder, entry: dict[str, Any], knob: str | None) -> Job:
-    """A job from what it left: its plan, or the words that it was started with."""
+    """A job from what it left: its plan, or the overrides that it was started with."""
     seed, value = int(run.path.name.removeprefix("seed-") or 0), None
     try:
         value = layer_values(load_yaml(run.path / "plan.yaml").get("layer")).get(knob or "")
     except UserError:
-        given = dict(word.lstrip("+").split("=", 1) for word in entry.get("overrides", []) if "=" in word)
+        given = dict(override.lstrip("+").split("=", 1) for override in entry.get("overrides", []) if "=" in override)
         value = float(given[knob]) if knob in given else None
     return Job(entry.get("experiment"), value, seed, run.path.parent.name)
 

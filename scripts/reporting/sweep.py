@@ -202,7 +202,7 @@ class Sweep:
         return [key for key in self.rows[0].setting if len({str(row.setting.get(key)) for row in self.rows}) > 1]
 
     def label(self, row: Row, without: str = "") -> str:
-        """A row in words: keep_prob and block size, and what else sets it apart from rows with its regularizer."""
+        """A row as a phrase: keep_prob and block size, and what else sets it apart from rows with its regularizer."""
         alike = [other.tried for other in self.rows if other.plan["regularizer"] == row.plan["regularizer"]]
         parts = [label_of(row.plan["regularizer"])]
         for key, value in row.tried.items():

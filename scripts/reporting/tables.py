@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scripts.reporting.beside_paper import NOTE, paper_table
 from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Answer, Line, Report, best_on_val, difference
 from scripts.reporting.names import metric_label
@@ -168,6 +169,9 @@ def report_text(report: Report) -> str:
     parts = [f"# {sweep.name}", setting_text(sweep)]
     parts += ["## Results", markdown_table(*without_empty(RESULTS, results)), legend(sweep, lines)]
     parts += ["## Each row in detail", markdown_table(*without_empty(DETAILS, details))]
+    paper = paper_table(sweep)
+    if paper:
+        parts += ["## Beside the paper", markdown_table(*paper), NOTE]
     classes = class_table(sweep)
     if classes:
         parts += ["## Each class", markdown_table(*classes)]

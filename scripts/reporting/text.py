@@ -44,14 +44,16 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
     comparisons = f"the comparisons of this table ({compared})"
     trained = metric_label(sweep.trained_metric, sweep.runs[0].summary)
     test = "made-up test images" if sweep.made_up else "the test set"
+    gap = ""
+    if any(line.gap is not None for line in lines):
+        gap = f"*Train - test*: {trained} of the training batches of the last epoch, as trained, less test. "
     parts = [
         f"{sweep.metric} on {test}, mean ± sample standard deviation over n seeds (none for n = 1). *Last epoch* is "
         "the headline. *Difference*: to the baseline, within seeds, with its 95 % Student t interval (n - 1 degrees "
         f"of freedom). *Holm p*: of the paired t test, corrected for {comparisons}. "
         f"*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies "
         f"within ±{margin:g} points; else not resolved. *Smallest difference*: what this many seeds with this spread "
-        f"would find in 80 % of such experiments (before the correction). *Train - test*: {trained} of the "
-        "training batches of the last epoch, as trained, less test. "
+        f"would find in 80 % of such experiments (before the correction). {gap}"
         f"*Peak*: the maximum over the {evaluations} evaluations of a run on test, the paper's convention; it "
         "chooses nothing. *Dropped*: share of units in the last group, measured in the last epoch (and expected)."
     ]

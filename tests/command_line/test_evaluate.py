@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.records import RunFolder
-from evaluate import main
+from evaluate import main, result_text
 
 
 @pytest.fixture
@@ -65,3 +65,11 @@ def test_mistakes(words: list[str], culprit: str | None, capsys: pytest.CaptureF
     assert main(words) == (0 if culprit is None else 2)
     captured = capsys.readouterr()
     assert (culprit or "checkpoint=FILE") in captured.err + captured.out
+
+
+def test_a_task_that_is_evaluated_without_a_loss_has_a_text() -> None:
+    """Detection."""
+    result = {"checkpoint": "last.pt", "split": "test", "samples": 4, "tables": [], "columns": []}
+    result |= {"headline": "ap", "metric_labels": {"ap": "AP (%)"}, "ap": 12.5}
+    text = result_text({**result, "under_drop": [{"keep_prob": 0.9, "block_size": 7, "ap": 10.0}]})
+    assert text.splitlines()[-1].split() == ["7", "0.9", "10.00%", "-"]

@@ -1,4 +1,4 @@
-"""AmoebaNet, FractalNet and foreign networks through the user's door."""
+"""AmoebaNet, FractalNet and foreign networks through the entry script."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> No
         (["model=fractalnet20", "model.zero_gamma=true"], "zero_gamma"),
     ],
 )
-def test_what_does_not_fit_is_told(
+def test_what_does_not_fit_is_reported(
     train: Train, capsys: pytest.CaptureFixture[str], words: list[str], culprit: str
 ) -> None:
     assert train(*words) == 2

@@ -1,4 +1,4 @@
-"""The main job through the user's door, in the smallest size."""
+"""The main job through the entry script, in the smallest size."""
 
 from __future__ import annotations
 
@@ -162,10 +162,10 @@ def test_a_mistake_gets_one_line_and_status_2(
     train: Train, capsys: pytest.CaptureFixture[str], words: list[str], culprit: str
 ) -> None:
     assert train(*words) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert told[0].startswith("error: ")
-    assert culprit in told[0]
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("error: ")
+    assert culprit in printed[0]
 
 
 @pytest.mark.parametrize("word", ["regularizer=dropblok", "lr=abc", "+typo=1", "keep_prob=7"])
@@ -176,7 +176,7 @@ def test_a_typo_is_answered_without_importing_torch(word: str) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_the_door_as_a_process(shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_the_entry_script_as_a_process(shell: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     words = ["data=fake", "model=resnet18", "model.width=4", "epochs=1", "-m", f"output_root={tmp_path}"]
     result = shell("train.py", *words, "seed=1,2")
     assert result.returncode == 0, result.stderr

@@ -65,10 +65,10 @@ def test_help_lists_every_key_with_its_choices() -> None:
 @pytest.mark.parametrize(
     ("overrides", "variant"),
     [
-        ((), "dropblock-b7-kp0.9-e14"),
+        ((), "dropblock-b7-kp0.9-e8"),
         (("groups=[4]", "skip=false", "schedule=constant", "epochs=3"), "dropblock-b7-kp0.9-g4-conv-constant-e3"),
-        (("regularizer=none",), "none-e14"),
-        (("groups=[3,4,head]",), "dropblock-b7-kp0.9-g34head-e14"),
+        (("regularizer=none",), "none-e8"),
+        (("groups=[3,4,head]",), "dropblock-b7-kp0.9-g34head-e8"),
     ],
 )
 def test_a_name_says_what_differs(overrides: tuple[str, ...], variant: str) -> None:

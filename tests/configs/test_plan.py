@@ -56,8 +56,8 @@ def test_a_knob_wins() -> None:
 def test_a_knob_that_does_nothing_is_refused_alone_and_reported_in_a_grid() -> None:
     with pytest.raises(UserError, match="block_size=3 does not apply to regularizer=none"):
         plan_of("none", block_size=3)
-    plan, remarks = resolve(compose("none", block_size=3), grid=True)
-    assert remarks == ["block_size=3 does not apply to regularizer=none"]
+    plan, notes = resolve(compose("none", block_size=3), grid=True)
+    assert notes == ["block_size=3 does not apply to regularizer=none"]
     assert plan.run_dir() == plan_of("none").run_dir()
 
 
@@ -200,8 +200,8 @@ def test_a_learning_rate_that_would_be_nonsense_is_refused() -> None:
     with pytest.raises(UserError, match=r"recipe\.decay_epochs="):  # a shorter run keeps the shape of the curve
         plan_of("none", data="imagenet", recipe="imagenet_270", lr_schedule="exponential", epochs=90)
     assert plan_of("none", data="imagenet", recipe="amoebanet").recipe.lr_schedule == "exponential"
-    _, remarks = resolve(compose("none", data="imagenet", recipe="imagenet_270", lr_schedule="cosine"))
-    assert any("recipe.milestones" in remark and "does nothing" in remark for remark in remarks)
+    _, notes = resolve(compose("none", data="imagenet", recipe="imagenet_270", lr_schedule="cosine"))
+    assert any("recipe.milestones" in note and "does nothing" in note for note in notes)
 
 
 def test_a_library_network_has_no_width_or_stem() -> None:

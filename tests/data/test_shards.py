@@ -41,10 +41,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(source: Path, target: Path, kind: str = "jpeg", **more: int) -> list[int]:
-    told: list[int] = []
+    counted: list[int] = []
     how = Preparation(SIDE, kind, per_shard=4, **more)
-    prepare.prepare("imagenet", open_folders("imagenet", source, False), target, how, 0, told.append)
-    return told
+    prepare.prepare("imagenet", open_folders("imagenet", source, False), target, how, 0, counted.append)
+    return counted
 
 
 def open_data(root: Path, **more: object) -> Data:
@@ -74,11 +74,11 @@ def test_what_is_written_is_what_is_read(source: Path, tmp_path: Path, kind: str
 def test_raw_pixels_are_the_reduced_image(source: Path, tmp_path: Path) -> None:
     write(source, tmp_path, "raw")
     file = shards.open_prepared("imagenet", tmp_path).train
-    pixels = shards.with_nothing(file.read(0))
+    pixels = shards.raw_pixels(file.read(0))
     original = Image.open(source / "train" / file.names[0].decode())
     expected = np.asarray(original.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC))
     assert np.abs(pixels.astype(int) - expected).max() <= 2  # the two kernels round differently
-    assert np.array_equal(shards.with_nothing(file.read(0), lambda h, w: (3, 5, 10, 20)), pixels[3:13, 5:25])
+    assert np.array_equal(shards.raw_pixels(file.read(0), lambda h, w: (3, 5, 10, 20)), pixels[3:13, 5:25])
 
 
 @pytest.mark.parametrize("kind", shards.KINDS)
@@ -167,7 +167,7 @@ def test_damage_is_noticed_and_mended(source: Path, tmp_path: Path) -> None:
     prepare.check(tmp_path, lambda _: None)
 
 
-def test_what_is_prepared_and_what_is_not_are_told_apart(source: Path, tmp_path: Path) -> None:
+def test_what_is_prepared_and_what_is_not_are_distinguished(source: Path, tmp_path: Path) -> None:
     write(source, tmp_path, "raw")
     with pytest.raises(ValueError, match=r"data.prepared=true"):
         open_data(tmp_path)

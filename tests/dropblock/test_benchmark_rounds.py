@@ -37,6 +37,14 @@ def test_every_contestant_runs_in_every_round() -> None:
     assert calls[-8:] == ["a", "b", "b", "a", "a", "b", "b", "a"]  # after two calls each to choose the repeats
 
 
+def test_the_processors_clock_does_not_count_waiting() -> None:
+    runs = {"waits": lambda: time.sleep(0.02)}
+    by = {
+        name: interleaved(runs, rounds=1, least_s=0.0, device="cpu", by=name)[0]["waits"][0] for name in rounds.CLOCKS
+    }
+    assert by["processor"] < 0.01 <= by["wall"]
+
+
 def test_a_disturbed_round_is_done_again_while_patience_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = iter([0.0, 0.0, 0.0, 1e6, 0.0, 0.0])  # before and after: a round ahead, a disturbed one, a quiet one
     monkeypatch.setattr(rounds, "seconds_of_others", lambda: next(readings))

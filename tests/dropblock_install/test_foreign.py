@@ -261,7 +261,7 @@ def test_compiled_network_drops_the_same_units() -> None:
     assert 0 < sum(counts[0]) < sum(layer.seen_units.item() for layer in installed_layers(model))
 
 
-def test_mistakes_are_told_in_one_line() -> None:
+def test_mistakes_are_reported_in_one_line() -> None:
     model = network("resnet")
     with pytest.raises(ValueError, match=r"no module of ResNet matches 'layer9.\*.conv2'; near it: .*layer\d.\*.conv2"):
         declare_sites(model, [Place("layer9.*.conv2", "before")])

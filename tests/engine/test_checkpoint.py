@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, and damage is told, not loaded."""
+"""A checkpoint is whole or not there, and damage is reported, not loaded."""
 
 from __future__ import annotations
 

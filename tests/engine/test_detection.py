@@ -207,6 +207,14 @@ def test_the_best_of_overlapping_detections_stays_in_each_class() -> None:
     assert (many.scores.diff() <= 0).all()
 
 
+def test_one_huge_box_does_not_blur_the_overlap_of_small_ones_in_the_last_class() -> None:
+    small = [[10.0, 10.0, 14.0, 14.0], [11.3, 10.0, 15.3, 14.0]]  # IoU 0.51; 0.45 if rounded to half pixels
+    anchors = torch.tensor([*small, [0.0, 0.0, 80_000.0, 80_000.0]])
+    logits = torch.full((3, 80), -20.0)
+    logits[0, 79], logits[1, 79], logits[2, 0] = 2.0, 1.0, 0.0
+    assert detect(logits, torch.zeros(3, 4), anchors, 0.05).labels.tolist() == [79, 0]
+
+
 # ---- evaluation -------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +269,16 @@ def test_perfect_detections_are_worth_a_hundred(capsys: pytest.CaptureFixture[st
     assert evaluator.tables()[0].rows == [("cat", best, best, 1), ("dog", best, best, 2)]
     assert capsys.readouterr().out == ""
     assert all("ignore" not in annotation for annotation in truth["annotations"])  # the caller's truth is untouched
+
+
+def test_each_class_has_its_own_row_whatever_the_order_of_the_category_ids() -> None:
+    batch = batch_of(FOUND)
+    network = perfect(batch)
+    network.output.class_logits[..., 1] = -20.0  # no dog is found
+    for ids in ((3, 7), (7, 3)):
+        cat, dog = evaluated(network, batch, truth_of(batch, ids)).tables()[0].rows
+        assert (cat[0], cat[3], dog[0], dog[3]) == ("cat", 1, "dog", 2)
+        assert (cat[1], dog[1]) == (pytest.approx(100.0), 0.0)
 
 
 def test_boxes_come_back_in_pixels_of_the_original_image() -> None:

@@ -100,10 +100,10 @@ def test_a_signal_after_the_last_step_stops_no_run_that_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "_end_epoch", signalled)
         assert train("-m", "seed=1,2") == 143
-    told = capsys.readouterr()
-    assert "the run is done" in told.err
-    assert "goes on from there" not in told.err
-    assert "1 runs done, 0 not" in told.out  # the second was not begun
+    printed = capsys.readouterr()
+    assert "the run is done" in printed.err
+    assert "goes on from there" not in printed.err
+    assert "1 runs done, 0 not" in printed.out  # the second was not begun
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert train("seed=3", "fresh=true") == 143

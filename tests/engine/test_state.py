@@ -70,6 +70,16 @@ def test_averaged_weights_warm_up_as_tensorflow_does() -> None:
     assert average > 1.9  # where a constant decay of 0.99 would stand at 0.1
 
 
+def test_counters_and_seeds_are_copied_and_not_averaged() -> None:
+    run = state(ema_decay=0.5)
+    assert run.ema is not None
+    counter, average = run.model[1].num_batches_tracked, run.evaluated[1].num_batches_tracked
+    for seen in (2**62 + 1, 7, 8):
+        counter.fill_(seen)
+        run.ema.update_parameters(run.model)
+        assert int(average) == seen
+
+
 def test_a_window_starts_where_the_last_one_ended() -> None:
     run = state()
     run.window.add(torch.ones(2), 4)

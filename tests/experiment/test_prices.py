@@ -1,4 +1,4 @@
-"""Prices: the arithmetic, and the answer through the user's door, which leaves nothing behind."""
+"""Prices: the arithmetic, and the answer through the entry script, which leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.command_line import asks_for_prices
+from configs.command_line import asks_for
 from experiment.cost import Cost, _time_loading, cost_class
 from experiment.prices import finish
 
@@ -59,7 +59,7 @@ def test_whole_runs_on_several_devices() -> None:
     [(["estimate=true"], True), (["seed=1", "estimate=True"], True), (["estimate=false"], False), (["seed=1"], False)],
 )
 def test_who_asks_for_prices(words: list[str], expected: bool) -> None:
-    assert asks_for_prices(words) is expected
+    assert asks_for("estimate", words) is expected
 
 
 def test_a_single_run_is_priced_and_leaves_nothing(
@@ -101,6 +101,14 @@ def test_a_sweep_is_priced(train: Train, tmp_path: Path, capsys: pytest.CaptureF
     assert train("+sweep=fig5_inference", "estimate=true", "epochs=1") == 0
     assert "3 of 3 runs are not done" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_at_a_time_are_priced(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("-m", "seed=1,2,3,4", "jobs=2", "estimate=true") == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    (row,) = [" ".join(cells) for cells in rows if cells[0].strip() == "jobs=2"]
+    assert "2 runs at a time here" in row
+    assert "threads each" in row
 
 
 def test_more_steps_may_be_timed_than_the_run_has(train: Train) -> None:

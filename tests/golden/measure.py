@@ -67,9 +67,10 @@ NETWORKS: dict[str, Sequence[str]] = {
 # Where runs of these commands lie: a change moves every finished run away from its command.
 PLANS: Sequence[Sequence[str]] = (
     (),
-    ("regularizer=none",),
-    ("block_size=3", "keep_prob=0.8", "seed=2"),
-    ("groups=[4]", "skip=false", "schedule=constant"),
+    ("recipe=quick",),
+    ("recipe=quick", "regularizer=none"),
+    ("recipe=quick", "block_size=3", "keep_prob=0.8", "seed=2"),
+    ("recipe=quick", "groups=[4]", "skip=false", "schedule=constant"),
     ("data=fashion_mnist", "model=resnet18", "model.width=8", "data.train_subset=2000", "epochs=40"),
     ("data=cifar10", "regularizer=[dropblock,cutout]", "model=resnet18"),
     ("data=imagenet", "recipe=imagenet_270", "data.root=/data"),

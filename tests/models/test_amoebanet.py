@@ -191,7 +191,7 @@ def test_normalisation_and_dropout_options() -> None:
     assert small(dense_keep_prob=0.8).dropout.p == pytest.approx(0.2)
 
 
-def test_wrong_values_are_told() -> None:
+def test_wrong_values_are_reported() -> None:
     with pytest.raises(ValueError, match="unknown last_half 'half', choose one of all_cells, normal_cells"):
         small(last_half="half")
     with pytest.raises(ValueError, match="unknown stem"):

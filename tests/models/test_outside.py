@@ -38,7 +38,7 @@ def test_timm() -> None:
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 3)
 
 
-def test_wrong_values_are_told() -> None:
+def test_wrong_values_are_reported() -> None:
     with pytest.raises(ValueError, match="torchvision has no network 'resnet51'; nearest: resnet50"):
         build_model("torchvision", num_classes=3, architecture="resnet51")
     with pytest.raises(ValueError, match="takes images of 3 channels, not 1"):

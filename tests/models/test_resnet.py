@@ -98,7 +98,7 @@ def test_features_are_the_maps_before_pooling(stem: str, side: int) -> None:
     assert (model.num_classes, model.last_group) == (5, 4)
 
 
-def test_wrong_values_are_told_in_one_line() -> None:
+def test_wrong_values_are_reported_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"unknown model 'resnet5', choose one of resnet18, .*"):
         build_model("resnet5", num_classes=10)
     with pytest.raises(ValueError, match="unknown stem 'tiny', choose one of imagenet, stride2, small"):

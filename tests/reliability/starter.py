@@ -1,7 +1,7 @@
-"""Starts the doors in fresh processes without paying for the imports each time.
+"""Starts the entry scripts in fresh processes without paying for the imports each time.
 
 Reads one JSON request a line and answers with one line. The imports are done once; every request forks a process that
-runs the door as a user would have started it, in a session of its own, its output in a file.
+runs the script as a user would have started it, in a session of its own, its output in a file.
 
     {"words": [...], "environment": {...}, "log": FILE, "faults": {...}}  ->  {"pid": ...}
     {"wait": PID}                                                         ->  {"code": ...}   (-9: killed by SIGKILL)

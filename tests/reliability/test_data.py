@@ -1,4 +1,4 @@
-"""Data that are not there, not whole or no images, met through the door: one line, soon, and the run can go on."""
+"""Data that are not there, not whole or no images, met by the entry script: one line, soon, and the run can go on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from engine.loop import Fit
 from engine.records import RunFolder
-from experiment import run as door
+from experiment import run as run_module
 
 Train = Callable[..., int]
 PHOTOS = ("data=imagenet", "data.image_size=32", "batch_size=8", "recipe.warmup_epochs=0", "regularizer=none")
@@ -46,7 +46,7 @@ def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> None:
         pytest.fail("a network was built before the data were looked at")
 
-    monkeypatch.setattr(door, "build_fit", build)
+    monkeypatch.setattr(run_module, "build_fit", build)
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -69,7 +69,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("fashion_mnist", "text"),
     ],
 )
-def test_missing_data_are_told_before_anything_is_built(
+def test_missing_data_are_reported_before_anything_is_built(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, place: str | None
 ) -> None:
     words = [f"data={name}", "data.download=false", "recipe.augment.crop_padding=0"]

@@ -1,4 +1,4 @@
-"""Places that are full or cannot be written: told with what is needed, nothing lost, and the run goes on later."""
+"""Places that are full or cannot be written: reported with what is needed, nothing lost, and the run goes on later."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(starter: Starter, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("size", [500, 2500])
-def test_a_disk_too_full_for_the_smallest_files_is_told_in_one_line(
+def test_a_disk_too_full_for_the_smallest_files_is_reported_in_one_line(
     starter: Starter, tmp_path: Path, uninterrupted: Reference, size: int
 ) -> None:
     words = (*WORDS, "checkpoint_every=2", f"output_root={tmp_path}")
@@ -79,7 +79,7 @@ def test_a_small_disk_fills_up(starter: Starter, uninterrupted: Reference, small
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere", "/dev/null/runs"])
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_built(
+def test_a_place_that_cannot_be_written_is_reported_before_anything_is_built(
     train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setattr("experiment.run.prepare", lambda *_: pytest.fail("something was built"))

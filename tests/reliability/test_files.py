@@ -1,4 +1,4 @@
-"""Files that are damaged, hostile or of another run: told in one line, never loaded, never executed."""
+"""Files that are damaged, hostile or of another run: reported in one line, never loaded, never executed."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def test_a_checkpoint_of_another_run_or_other_data_is_refused(starter: Starter, 
     assert "Traceback" not in output
 
 
-def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_checkpoint_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content in ({"step": 3}, [1, 2], {"model": {}, "plan": 5}, {"model": {}}):
         save(content, tmp_path / "x.pt")  # type: ignore[arg-type]
         assert evaluate.main([f"checkpoint={tmp_path / 'x.pt'}"]) == 2

@@ -28,7 +28,7 @@ from tests.reliability.trainer import (
     Starter,
     assert_no_scars,
     being_written,
-    door,
+    entry_script,
     kill_tree,
     only_run,
     until,
@@ -164,11 +164,13 @@ def kill_many(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_fifty_kills_of_the_door(tmp_path: Path, uninterrupted: Reference, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fifty_kills_of_the_program(
+    tmp_path: Path, uninterrupted: Reference, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("epochs=16", "checkpoint_every=2")
 
     def start(root: Path, log: Path) -> list[Process]:
-        return [door(*WORDS, *words, f"output_root={root}", log=log)]
+        return [entry_script(*WORDS, *words, f"output_root={root}", log=log)]
 
     met = kill_many(tmp_path, start, uninterrupted(*words), kills=50, in_write=5, draw=random.Random(2))
     with capsys.disabled():

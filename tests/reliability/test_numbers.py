@@ -120,7 +120,7 @@ def test_on_a_device_that_is_not_waited_for_it_is_noticed_before_anything_is_wri
     assert all_finite(last["model"].values())
 
 
-def test_spoilt_weights_are_never_written(
+def test_invalid_weights_are_never_written(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = loop.Fit.step

@@ -170,11 +170,11 @@ def test_a_loss_that_goes_wrong_on_one_rank_stops_all(starter: Starter, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "told"),
+    ("key", "values", "difference"),
     [("lr", (0.1, 0.2), "recipe.lr=0.2 (there: 0.1)"), ("log_every", (3, 4), "log_every=4 (there: 3)")],
 )
 def test_ranks_started_differently_all_say_so(
-    starter: Starter, tmp_path: Path, key: str, values: tuple[float, float], told: str
+    starter: Starter, tmp_path: Path, key: str, values: tuple[float, float], difference: str
 ) -> None:
     port = str(free_port())
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -188,7 +188,7 @@ def test_ranks_started_differently_all_say_so(
     ]
     assert codes(processes, 30) == [2, 2]
     for process in processes:
-        assert f"rank 1 has another configuration than rank 0: {told}" in process.output()
+        assert f"rank 1 has another configuration than rank 0: {difference}" in process.output()
     assert not list(tmp_path.glob("*/*/*"))
 
 
@@ -246,7 +246,7 @@ def rank_zero(port: int) -> dict[str, str]:
     return {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def test_a_port_in_use_is_told_in_one_line(starter: Starter, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(starter: Starter, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         process = starter.start(*WORDS, "rank_timeout=3", f"output_root={tmp_path}", environment=rank_zero(port))
@@ -257,7 +257,7 @@ def test_a_port_in_use_is_told_in_one_line(starter: Starter, tmp_path: Path) -> 
     assert "Traceback" not in process.output()
 
 
-def test_peers_that_never_come_are_told_in_one_line(starter: Starter, tmp_path: Path) -> None:
+def test_peers_that_never_come_are_reported_in_one_line(starter: Starter, tmp_path: Path) -> None:
     environment = rank_zero(free_port())
     process = starter.start(*WORDS, "rank_timeout=2", f"output_root={tmp_path}", environment=environment)
     assert process.wait(30) == 2

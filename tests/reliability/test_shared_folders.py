@@ -16,7 +16,7 @@ from configs.compose import config_of
 from configs.resolve import resolve
 from configs.schema import Config
 from engine.records import RunFolder, RunLocked
-from experiment.grid import run_job
+from experiment.grid import Command, run_job
 from experiment.sweep import read_runs
 from tests.comparison import assert_identical
 from tests.reliability.trainer import WORDS, Starter, kill_tree, only_run, until
@@ -69,7 +69,7 @@ def test_a_job_of_a_launcher_says_that_another_process_has_its_run(tmp_path: Pat
     config = config_of("data=fake", f"output_root={tmp_path}")
     folder = RunFolder(resolve(check(config, Config))[0].run_dir())
     with folder.lock():
-        outcome = run_job(config, [], tmp_path / "sweeps" / "x", 0, time.time(), later=False)
+        outcome = run_job(Command(tmp_path / "sweeps" / "x", time.time()), config, [])
     assert (outcome.status, outcome.in_use) == ("FAILED", False)
     (noted,) = read_runs(tmp_path / "sweeps" / "x")
     assert "in use by process" in noted["reason"]

@@ -14,7 +14,7 @@ import pytest
 from engine.checkpoint import load
 from engine.records import RunFolder
 from tests.comparison import assert_identical
-from tests.reliability.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, door, only_run, until, written
+from tests.reliability.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, entry_script, only_run, until, written
 
 Reference = Callable[..., RunFolder]
 SOON = 10.0  # seconds
@@ -125,7 +125,7 @@ def test_a_write_that_outlasts_the_grace_costs_the_work_since_the_last_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_signals_to_the_door(
+def test_twenty_signals_to_the_program(
     tmp_path: Path, uninterrupted: Reference, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw, waits, runs = random.Random(5), list[float](), 0
@@ -133,7 +133,7 @@ def test_twenty_signals_to_the_door(
     while len(waits) < 20:
         root, log, code = tmp_path / str(runs), tmp_path / f"{runs}.log", 143
         while code:
-            process = door(*words, f"output_root={root}", log=log)
+            process = entry_script(*words, f"output_root={root}", log=log)
             time.sleep(draw.uniform(1, 10))  # from the first imports to the end of the run
             begin, number = time.monotonic(), draw.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
             if len(waits) < 20 and not process.ended():

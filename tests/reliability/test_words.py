@@ -114,12 +114,12 @@ def try_words(words: list[str], carried_out: list[Plan], capsys: pytest.CaptureF
     carried_out.clear()
     capsys.readouterr()
     code = train.main([*words, f"output_root={root}"])
-    told = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert not any("Traceback" in line for line in told), told
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert not any("Traceback" in line for line in printed), printed
     assert code in (0, 1, 2)
-    errors = [line for line in told if line.startswith("error: ")]
+    errors = [line for line in printed if line.startswith("error: ")]
     if code == 2:
-        assert len(errors) == 1, told
+        assert len(errors) == 1, printed
         assert not carried_out
     elif code == 1:  # jobs of a grid, each with its line
         assert errors

@@ -49,7 +49,7 @@ DETECTION = (
 
 @dataclass
 class Process:
-    """A running door."""
+    """A running entry script."""
 
     pid: int
     log: Path
@@ -133,7 +133,7 @@ class Starter:
         self.server.wait(10)
 
 
-def door(*words: str, log: Path, script: str = "train.py", **environment: str) -> Process:
+def entry_script(*words: str, log: Path, script: str = "train.py", **environment: str) -> Process:
     """`python train.py WORDS` itself, in a session of its own."""
     with open(log, "ab") as file:
         popen = subprocess.Popen(
@@ -157,13 +157,13 @@ def free_port() -> int:
 def until(
     condition: Callable[[], object],
     timeout: float = 60.0,
-    told: Callable[[], str] = lambda: "",
+    describe: Callable[[], str] = lambda: "",
     pause: float = 0.01,
 ) -> None:
     """Wait for a condition, looked at every `pause` seconds."""
     end = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < end, told()
+        assert time.monotonic() < end, describe()
         time.sleep(pause)
 
 

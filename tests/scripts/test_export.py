@@ -62,9 +62,9 @@ def test_it_is_a_network_to_start_from(run: RunFolder, train: Callable[..., int]
 )
 def test_mistakes_take_one_line(words: list[str], culprit: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert culprit in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert culprit in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_place_that_cannot_be_written(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,15 @@ def test_rows_stand_in_the_papers_order_beside_its_numbers(table1: Path) -> None
     assert "77.63 | +1.12" in text  # AutoAugment has no deviation in the paper
 
 
+def test_every_metric_of_the_paper_stands_beside_ours_with_where_it_was_read(table1: Path) -> None:
+    part = (table1 / "report.md").read_text().split("## Beside the paper")[1].split("\n## ")[0]
+    cutout = next(line for line in part.splitlines() if line.startswith("| Cutout")).split(" | ")
+    ours = next(row for row in rows_of(table1) if row["experiment"] == "table1/cutout")
+    assert cutout[1].startswith(f"{float(ours['last_test_mean']):.2f}")
+    assert cutout[2] == "76.52 ± 0.07"
+    assert cutout[4:] == ["93.21 ± 0.04", "read from an image of the table |"]
+
+
 def test_means_and_deviations_are_those_of_the_runs(table1: Path) -> None:
     runs = rows_of(table1, "runs.csv")
     assert len(runs) == 27
@@ -285,9 +294,9 @@ def test_a_folder_that_is_no_sweep_gets_one_line(
 ) -> None:
     make(tmp_path / "x")
     assert main([str(tmp_path / "x")]) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert "no sweep" in told[0]
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    assert "no sweep" in printed[0]
 
 
 def test_a_sweep_without_a_finished_run_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import nn
 from data import Batch
 from engine.guard import all_finite
 from models import build_model
-from scripts.bench import detector, loader, loop, startup
+from scripts.bench import detector, jobs, loader, loop, startup
 from scripts.bench.rounds import interleaved
 
 LARGE = 3e38
@@ -135,7 +136,31 @@ def test_the_detectors_benchmark_from_measurement_to_table(monkeypatch: pytest.M
 
     monkeypatch.setattr(detector, "our_loss", tiny)
     monkeypatch.setattr(detector, "their_loss", tiny)
-    options = {"device": "cpu", "batch": 2, "side": 128, "dtype": "float32", "rounds": 2, "patience": 0.0}
+    options = {
+        "device": "cpu",
+        "batch": 2,
+        "side": 128,
+        "dtype": "float32",
+        "rounds": 2,
+        "patience": 0.0,
+        "clock": "processor",
+    }
     result = detector.measure(argparse.Namespace(**options))
+    assert result["clock"] == "processor"
     assert [row["bytes"] > 0 for row in result["rows"]] == [True] * 3
     assert f"| {detector.WITH_DROPBLOCK} |" in detector.markdown(result)
+
+
+def test_jobs_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tables and two single runs a round; the table twice as fast with two jobs, the run no faster."""
+
+    def timed(words: tuple[str, ...]) -> tuple[float, int]:
+        table = "+sweep=table1" in words
+        return (90.0 if words[-1] == "jobs=1" else 45.0) if table else 10.0, 9 if table else 1
+
+    monkeypatch.setattr(jobs, "timed", timed)
+    result = jobs.measure(argparse.Namespace(rounds=2, epochs=1, jobs=2))
+    lines = jobs.markdown(result).splitlines()
+    assert "| a table, `jobs=2` | 9 | 45.0 | 2.00 |" in lines
+    assert "| one run, `jobs=2` | 1 | 10.0 | 1.00 |" in lines
+    assert json.loads(json.dumps(result)) == result

@@ -31,7 +31,7 @@ def test_threads_wait_asleep_beside_other_ranks_unless_the_user_says_otherwise(r
 
 
 @GLIBC
-def test_the_allocator_is_told_unless_the_user_told_it() -> None:
+def test_the_allocator_is_set_unless_the_user_set_it() -> None:
     code = "from engine import cpu; print(cpu.configure_process())"
     assert answer(code) == "True"
     assert answer(code, MALLOC_TRIM_THRESHOLD_="131072") == "False"
@@ -55,14 +55,14 @@ print(round() - round())
     assert abs(int(answer(code))) < 100  # 130 MB are 31,000 pages of 4 KB
 
 
-@pytest.mark.parametrize("door", ["train", "evaluate"])
-def test_both_doors_make_the_settings_before_torch_is_imported(door: str) -> None:
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_both_entry_scripts_make_the_settings_before_torch_is_imported(script: str) -> None:
     code = f"""
 import sys
 from engine import cpu
 cpu.configure_process = lambda: print("settled", "torch" in sys.modules)
-import {door}
-{door}.main(["typo=1"])
+import {script}
+{script}.main(["typo=1"])
 """
     assert answer(code) == "settled False"
 

@@ -47,7 +47,7 @@ def test_a_launcher_that_could_start_nothing_is_refused(
     assert shown.count("\n") == 1
 
 
-def test_without_the_plugin_the_user_is_told_what_to_install(
+def test_without_the_plugin_the_user_is_reported_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("experiment.launchers.installed", lambda _: False)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,17 +17,20 @@ import pytest
 from configs.checking import UserError
 from engine.records import RunFolder
 from experiment.display import Display, last_entries
-from experiment.jobs import Job, count_of, environment_of
+from experiment.jobs import Job, run_jobs
+from experiment.shares import count_of, environment_of
+from experiment.sweep import read_runs, summary_text
 from tests.comparison import assert_identical
 from tests.conftest import ROOT, SMALL_RUN
+from tests.last_of_each import last_of_each
 
 # Two runs that end well and one that does not.
-WORDS = ("-m", *SMALL_RUN, "epochs=6", "lr=0.1,1e30,0.05")
+WORDS = last_of_each("-m", *SMALL_RUN, "epochs=6", "lr=0.1,1e30,0.05")
 
 
-def start(root: Path, *more: str, words: tuple[str, ...] = WORDS) -> subprocess.Popen[str]:
+def start(root: Path, *more: str, words: Sequence[str] = WORDS) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "train.py", *words, f"output_root={root}", *more],
+        [sys.executable, "train.py", *last_of_each(*words, f"output_root={root}", *more)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -100,7 +103,7 @@ def test_eight_runs_survive_kills_of_workers_and_of_the_tree(tmp_path: Path) -> 
     from train import main
 
     more, draw = ("epochs=12", "lr=0.1", "regularizer=dropblock,none", "seed=1,2,3,4"), random.Random(1)
-    assert main([*WORDS[:-1], *more, f"output_root={tmp_path / 'one'}"]) == 0
+    assert main(last_of_each(*WORDS[:-1], *more, f"output_root={tmp_path / 'one'}")) == 0
     for turn in range(12):
         parent = start(tmp_path / "many", *more, "jobs=2", words=WORDS[:-1])
         time.sleep(draw.uniform(3, 12))
@@ -128,6 +131,7 @@ def test_eight_runs_survive_kills_of_workers_and_of_the_tree(tmp_path: Path) -> 
         (("-m", "seed=1,2", "jobs=0"), "jobs=0"),
         (("-m", "seed=1,2", "jobs=many"), "jobs=many"),
         (("-m", "seed=1,2", "jobs=2", "hydra/launcher=slurm"), "jobs=2"),
+        (("-m", "seed=1,2", "jobs=2", "device=cuda:1"), "device=cuda,"),
     ],
 )
 def test_jobs_that_cannot_be_are_refused(
@@ -135,6 +139,27 @@ def test_jobs_that_cannot_be_are_refused(
 ) -> None:
     assert train(*words) == 2
     assert culprit in capsys.readouterr().err
+
+
+def test_a_job_that_no_worker_survives_is_in_the_summary(tmp_path: Path) -> None:
+    lines: list[str] = []
+    job = Job(0, ["no_such_key=1"], tmp_path / "fake-resnet18" / "none" / "seed-1", experiment="table1/baseline")
+    outcomes = run_jobs([job], 1, tmp_path, 0.0, False, lines.append)
+    assert [outcome.status for outcome in outcomes] == ["FAILED"]
+    assert "3 workers ended with it" in lines[-1]
+    (noted,) = read_runs(tmp_path)
+    assert (noted["status"], noted["experiment"]) == ("FAILED", "table1/baseline")
+    assert "3 workers ended with it" in summary_text([noted], tmp_path)
+
+
+def test_the_plans_of_a_grid_are_shown_and_nothing_is_written(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("-m", "seed=1,2", "plan=true", "jobs=2") == 0
+    assert capsys.readouterr().out.count("run directory: ") == 2
+    assert train("-m", "seed=1,2", f"run_dir={tmp_path / 'one'}", "plan=true") == 2
+    assert "would share this directory" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,11 +178,11 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("experiment.display.time.monotonic", lambda: clock[0])
-    jobs = [Job(i, [], tmp_path / "none-abc" / f"seed-{i}", epochs=10) for i in range(5)]
+    jobs = [Job(i, ["data=fake", f"seed={i}"], tmp_path / "none-abc" / f"seed-{i}", epochs=10) for i in range(5)]
     for job in jobs:
         job.run.mkdir(parents=True)  # type: ignore[union-attr]
     lines: list[str] = []
-    with Display(5, 2, lines.append) as display:
+    with Display(jobs, 2, lines.append) as display:
         display.show(jobs[:2], jobs[2:])
         for job in jobs[:2]:
             (job.run / "metrics.jsonl").write_text('{"step": 9, "epoch": 5.0, "train/loss": 1}\n{"step": 10, "ep')  # type: ignore[operator]
@@ -165,5 +190,10 @@ def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.Mon
         display.show(jobs[:2], jobs[2:])
         assert lines[-1] == "0 done, 2 running, 3 waiting of 5; about 6 min 40 s left"  # (2 x 100 + 3 x 200) / 2
         display.event(jobs[0], "DONE")
-        assert lines[-1] == "[1/5] none-abc/seed-0: DONE"
+        assert lines[-1] == "[1/5]  seed=0  DONE in 1 min 40 s"
+        display.event(jobs[1], "FAILED", "the loss is not finite")
+        assert lines[-1] == "[2/5]  seed=1  FAILED in 1 min 40 s  the loss is not finite"
+        clock[0] = 200.0
+        display.show(jobs[2:4], jobs[4:])
+        assert lines[-1].startswith("1 done, 1 failed, 2 running, 1 waiting of 5")
     assert last_entries(tmp_path / "nowhere") == {}

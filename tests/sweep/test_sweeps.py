@@ -1,4 +1,4 @@
-"""Each table and figure of the paper in one line: what it runs, at the smallest scale, through the user's door."""
+"""Each table and figure of the paper in one line: what it runs, at the smallest scale, through the entry script."""
 
 from __future__ import annotations
 
@@ -220,7 +220,12 @@ def test_an_output_root_in_quotes_is_that_of_the_sweep_its_jobs_and_their_worker
     assert sweep.parent == root / "sweeps"
     configs: list[DictConfig] = []
     jobs: list[list[str]] = []
-    compose_jobs(arguments, sweep, lambda config, job, _: (configs.append(config), jobs.append(job))[0])
+
+    def each(config: DictConfig, overrides: list[str], _: int) -> None:
+        configs.append(config)
+        jobs.append(overrides)
+
+    compose_jobs(arguments, sweep, each)
     configs += [config_of(*job) for job in jobs]  # as a worker of jobs=N does
     assert [config.output_root for config in configs] == [str(root)] * 4
     assert (sweep / "multirun.yaml").exists()
@@ -270,7 +275,7 @@ def test_a_sweep_from_its_line_to_its_report(
     assert "tested with block" in (folder / "report.md").read_text()
 
 
-def test_a_failing_job_is_told_and_the_others_go_on(
+def test_a_failing_job_is_reported_and_the_others_go_on(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("+sweep=fig5_inference", "epochs=1", "lr=1e30,0.1") == 1
@@ -295,6 +300,6 @@ def test_a_failing_job_is_told_and_the_others_go_on(
 )
 def test_another_experiment_does_not_borrow_the_papers_number(words: list[str], kept: float | None) -> None:
     config = config_of("experiment=table1/dropblock", *words)
-    plan, remarks = resolve(check(config, Config))
+    plan, notes = resolve(check(config, Config))
     assert (plan.paper.metrics.get("top1") or [None])[0] == kept
-    assert any("whose numbers are left out" in remark for remark in remarks) == (kept is None)
+    assert any("whose numbers are left out" in note for note in notes) == (kept is None)

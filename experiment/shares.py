@@ -1,0 +1,61 @@
+"""What each of several runs on this machine gets: its share of the cores, or a GPU. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.checking import UserError
+from engine import cpu
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def count_of(value: str) -> int:
+    """How many workers `jobs=VALUE` means: `auto` is one a GPU, or one a core where there is none.
+
+    Raises:
+        UserError: for what is neither `auto` nor a whole number of at least 1.
+    """
+    if value == "auto":
+        return len(gpus()) or cpu.cores_of_a_rank()
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"jobs={value}: a whole number of at least 1, or auto")
+    return int(value)
+
+
+def at_a_time(arguments: Sequence[str]) -> int:
+    """How many runs at a time a command line asks for: its jobs=, or one."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("jobs=")]
+    return count_of(values[-1]) if values else 1
+
+
+def threads_of(workers: int) -> str:
+    """Each worker's share of the cores."""
+    return str(max(1, cpu.cores_of_a_rank() // workers))
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; asked without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def environment_of(place: int, workers: int, devices: Sequence[str]) -> dict[str, str]:
+    """The environment of a worker: its threads and, where there are GPUs, the one it has to itself."""
+    values = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        values.setdefault(key, threads_of(workers))
+    if workers > 1:
+        values.setdefault(cpu.WAITING, "PASSIVE")  # a thread that spins would take the core of another worker
+    if devices:
+        values["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    return values

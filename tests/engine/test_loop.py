@@ -1,0 +1,122 @@
+"""The loop's own switches: clipped gradients, evaluations every few epochs, a compiled network."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from dropblock import LayerControl, LayerSpec, Site
+from engine.checkpoint import load
+from engine.distributed import Ranks, wrap
+from engine.loop import Fit
+from engine.optim import LearningRate
+from engine.records import RunFolder
+from engine.signals import Stopped
+from tests.comparison import assert_same
+from tests.engine.test_task_conformance import CASES, CPU, Case, fit, network
+
+
+def moved_by_a_step(place: Path, grad_clip: float | None, accumulate: int) -> torch.Tensor:
+    """How far plain gradient descent goes in one step at a learning rate of 1."""
+    run = fit(CASES["classification"](), place, accumulate)
+    run = replace(run, settings=replace(run.settings, grad_clip=grad_clip), lr=LearningRate(1.0, "constant", 6, 3))
+    for group in run.state.optimizer.param_groups:
+        group |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    before = [p.detach().clone() for p in run.state.model.parameters()]
+    run.step(next(run.data.train.epoch(0)), 0.0)
+    return torch.cat([(p - b).detach().flatten() for p, b in zip(run.state.model.parameters(), before, strict=True)])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_are_clipped_to_their_common_norm(tmp_path: Path, accumulate: int) -> None:
+    free, loose, clipped = (moved_by_a_step(tmp_path, limit, accumulate) for limit in (None, 1e3, 0.01))
+    assert free.norm() > 0.1
+    assert torch.equal(loose, free)
+    torch.testing.assert_close(clipped, free * (0.01 / free.norm()))
+
+
+def test_evaluations_every_second_epoch_and_after_the_last_also_across_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_in(name: str) -> Fit:
+        run = fit(CASES["classification"](), tmp_path / name)
+        settings, lr = replace(run.settings, epochs=5, eval_every=2), replace(run.lr, total_steps=15)
+        return replace(run, settings=settings, lr=lr)
+
+    whole, step = run_in("whole"), Fit.step
+    whole.run()
+    for stop in (2, 7, 13):  # within the first, third and fifth epoch: the last evaluation is 0, 1 and 1 epochs ago
+
+        def stopped(self: Fit, *arguments: Any, stop: int = stop) -> None:
+            step(self, *arguments)
+            if self.state.step == stop:
+                self.stop.received = signal.SIGTERM
+
+        part = run_in("cut")
+        if stop > 2:
+            part.state.load_state_dict(load(tmp_path / "cut" / "checkpoints" / "last.pt"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Fit, "step", stopped)
+            with pytest.raises(Stopped):
+                part.run()
+    last = run_in("cut")
+    last.state.load_state_dict(load(tmp_path / "cut" / "checkpoints" / "last.pt"))
+    last.run()
+    evaluated = {name: [e["step"] for e in metrics(tmp_path / name) if "test/top1" in e] for name in ("whole", "cut")}
+    assert evaluated == {"whole": [6, 12, 15], "cut": [6, 12, 15]}
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same(last.state.state_dict(), whole.state.state_dict())
+    assert last.result()["last"]["epoch"] == 5
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [{**line, "time/images_per_s": 0} for line in RunFolder(folder).metrics()]
+
+
+def with_a_site(case: Case) -> nn.Module:
+    model = network(case)
+    model.layers.insert(3, Site(4, "conv", "relu"))
+    model.last_group = 4  # type: ignore[assignment]
+    return model
+
+
+def compiled_fit(case: Case, place: Path, compiled: bool) -> Fit:
+    """Two epochs with DropBlock, compiled or not.
+
+    By a backend that traces forward and backward as the default one does, without its C++ compiler.
+    """
+    run = fit(case, place)
+    spec = LayerSpec("dropblock", keep_prob=0.7, groups=[4], schedule="constant", options={"block_size": 2})
+    layers = LayerControl.install(run.state.model, [spec], torch.zeros(1, 3, 32, 32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+        return replace(run, layers=layers, network=wrap(run.state.model, Ranks(), CPU, compiled))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_compiled_run_has_the_losses_and_masks_of_an_eager_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(fit.__globals__, "network", with_a_site)
+    torch._dynamo.reset()
+    found = []
+    for compiled in (False, True):
+        counters.clear()
+        run = compiled_fit(CASES[name](), tmp_path / str(compiled), compiled)
+        run.run()
+        assert (counters["stats"]["unique_graphs"] > 0) == compiled
+        found.append(metrics(tmp_path / str(compiled)))
+    for eager, compiled_line in zip(*found, strict=True):
+        assert compiled_line == pytest.approx(eager, rel=1e-4)
+    measured = [[line["drop/measured/group4"] for line in run if "lr" in line] for run in found]
+    assert measured[0] == measured[1]  # the same masks to the last unit
+    assert max(measured[0]) > 0.2
+    torch._dynamo.reset()
