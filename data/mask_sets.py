@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.class_folders import IMAGENET_STATISTICS
 from data.folders import ENDINGS, few
 from data.interface import Data
 from data.masks import Labels, MaskArrays, MaskFiles, Pairs, pair_up
@@ -14,11 +15,13 @@ from data.name_lists import read_names
 from data.options import Augment, Cut, Loading, Reading, Source
 from data.own_folders import TEST_SHARE, statistics_given
 from data.scenes import CLASSES as DIGITS
-from data.scenes import compose
-from data.segmentation import IMAGENET_STATISTICS, open_segmentation
+from data.scenes import Composition, compose
+from data.segmentation import open_segmentation
 from data.splits import TEST, stratified
 
-SCENES = {"train": 2000, "val": 300, "test": 500}
+SCENES = {"train": 10_000, "val": 300, "test": 500}
+# Larger digits and fewer fragments than for boxes: a stroke is some positions of the logits wide.
+COMPOSITION = Composition(fewest=2, most=5, smallest=0.45, fragments=2)
 SPLITS = ("train", "val", "test")
 MASKS = (".png", ".bmp")
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
@@ -44,7 +47,9 @@ def open_digit_masks(name: str, source: Source, cut: Cut, augment: Augment, read
     size = reading.size(65)
     splits: dict[str, Pairs] = {}
     for split, count in SCENES.items():
-        scenes = compose(split, count, size)
+        if split == "train" and cut.train_subset is not None:
+            count = min(count, cut.train_subset)
+        scenes = compose(split, count, size, COMPOSITION)
         splits[split] = MaskArrays(scenes.images, scenes.masks)
     notes = (f"{name}: scenes composed of scikit-learn's handwritten digits, made up, for trials",)
     classes = ("background", *DIGITS)

@@ -1,7 +1,7 @@
 """Scenes composed of scikit-learn's handwritten digits, for segmentation and detection without a download.
 
-One to four digits of different sizes (a factor of three between the smallest and the largest) stand on a coloured,
-noisy background among fragments of other digits, and may partly cover each other. The digits of train, val and test
+A few digits of different sizes stand on a coloured, noisy background among fragments of other digits, and may partly
+cover each other. The digits of train, val and test
 are disjoint, so test scenes show handwriting that no training scene has shown. Every scene is a fixed function of its
 split and number.
 """
@@ -21,8 +21,7 @@ from data.splits import TEST, VAL, Indices, stratified
 
 SPLITS = ("train", "val", "test")
 CLASSES = tuple("0123456789")
-MIN_DIGITS, MAX_DIGITS, FRAGMENTS = 1, 4, 4
-SMALLEST, LARGEST, SIZES = 0.25, 0.75, 5  # sides of the digits as a share of the scene's, in equal ratios
+SIZES = 5  # sides of digits, in equal ratios
 TRIES = 6  # positions tried for a digit before it is left out
 COVERED = 0.2  # share of an earlier digit's pixels that a later one may cover
 INK = 0.5  # from which opacity on a pixel is the digit's
@@ -32,6 +31,26 @@ WHICH, SIZE, COLOUR, SIDES, POSITION = 0, 1, 2, 5, 7
 DRAWS = POSITION + 2 * TRIES
 
 Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a scene is made of.
+
+    Args:
+        fewest, most: digits of a scene; one that finds no place is left out.
+        smallest, largest: sides of a digit as a share of the scene's.
+        fragments: of other digits.
+    """
+
+    fewest: int = 1
+    most: int = 4
+    smallest: float = 0.25
+    largest: float = 0.75
+    fragments: int = 4
+
+
+SCATTERED = Composition()
 
 
 @dataclass(frozen=True)
@@ -55,13 +74,14 @@ class Scenes:
     areas: NDArray[np.float64]
 
 
-def compose(split: str, count: int, size: int) -> Scenes:
+def compose(split: str, count: int, size: int, made_of: Composition = SCATTERED) -> Scenes:
     """The first `count` scenes of a split.
 
     Args:
         split: `train`, `val` or `test`.
         count: number of scenes.
         size: side S of a scene in pixels, 32 or more.
+        made_of: how many digits and fragments, and of which sizes.
 
     Raises:
         ValueError: for an unknown split or a size or count out of range.
@@ -71,17 +91,17 @@ def compose(split: str, count: int, size: int) -> Scenes:
             f"scenes: a split of {SPLITS}, 1 or more scenes of 32 pixels or more, not {split, count, size}"
         )
     number = SPLITS.index(split)
-    glyphs = Glyphs.of(split, size)
+    glyphs = Glyphs.of(split, size, made_of.smallest, made_of.largest)
     draws = fixed_uniforms(
         *(SCENE, number, np.arange(count)[:, None, None]),
-        *(np.arange(1 + MAX_DIGITS + FRAGMENTS)[:, None], np.arange(DRAWS)),
+        *(np.arange(1 + made_of.most + made_of.fragments)[:, None], np.arange(DRAWS)),
     )
     images, masks = _backgrounds(number, count, size), np.zeros((count, size, size), np.uint8)
     boxes, labels, starts = [], [], [0]
     for image, mask, draw in zip(images, masks, draws, strict=True):
-        for fragment in draw[1 + MAX_DIGITS :]:
+        for fragment in draw[1 + made_of.most :]:
             _add_fragment(image, glyphs, fragment)
-        digits = MIN_DIGITS + int(draw[0, 0] * (MAX_DIGITS - MIN_DIGITS + 1))
+        digits = made_of.fewest + int(draw[0, 0] * (made_of.most - made_of.fewest + 1))
         owners, found = _add_digits(image, glyphs, draw[1 : 1 + digits])
         for owner, label in enumerate(found, start=1):
             rows, columns = np.nonzero(owners == owner)
@@ -108,16 +128,16 @@ class Glyphs:
 
     @staticmethod
     @cache
-    def of(split: str, size: int) -> Glyphs:
-        """The glyphs of a split for scenes of this size."""
+    def of(split: str, size: int, smallest: float, largest: float) -> Glyphs:
+        """The glyphs of a split for scenes of this size, at sides from one share of it to another."""
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
         labels = bunch.target.astype(np.int64)
         chosen = digits_of(labels)[split]
         coarse = torch.from_numpy(bunch.images[chosen]).float()[:, None] / 16
-        ratio = (LARGEST / SMALLEST) ** (1 / (SIZES - 1))
-        sides = [round(size * SMALLEST * ratio**step) for step in range(SIZES)]
+        ratio = (largest / smallest) ** (1 / (SIZES - 1))
+        sides = [round(size * smallest * ratio**step) for step in range(SIZES)]
         scaled = [F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False) for side in sides]
         # Interpolated strokes fade over a quarter of the digit; with steep edges the mask is what one sees.
         sharp = [((glyph - STROKE) * (glyph.shape[-1] / 8) + INK).clamp(0, 1) for glyph in scaled]

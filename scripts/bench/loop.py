@@ -40,7 +40,7 @@ NETWORKS = {
     "resnet50 of width 16, 32 px": (*FAKE, "model=resnet50", "model.width=16", "data.image_size=32", "batch_size=32"),
     "resnet18 of width 64, 32 px": (*FAKE, "model=resnet18", "model.width=64", "data.image_size=32", "batch_size=64"),
     "resnet50, 224 px": (*FAKE, "model=resnet50", "model.width=64", "data.image_size=224", "batch_size=8"),
-    "segmentation_fpn_tiny, 65 px": ("data=digit_masks", "batch_size=16"),
+    "segmentation_fpn_tiny, 65 px": ("data=digit_masks",),
 }
 
 

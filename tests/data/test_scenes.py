@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from data.scenes import COVERED, LARGEST, MAX_DIGITS, SMALLEST, SPLITS, compose, digits_of
+from data.mask_sets import COMPOSITION
+from data.scenes import COVERED, SCATTERED, SPLITS, Composition, compose, digits_of
 
 
 def test_a_scene_is_a_function_of_its_split_and_number() -> None:
@@ -25,11 +26,12 @@ def test_the_digits_of_the_splits_are_disjoint() -> None:
     assert all(np.bincount(labels[part]).min() >= len(part) // 12 for part in parts.values())
 
 
-def test_boxes_and_masks_say_the_same() -> None:
-    scenes = compose("val", 40, 64)
+@pytest.mark.parametrize("made_of", [SCATTERED, COMPOSITION])
+def test_boxes_and_masks_say_the_same(made_of: Composition) -> None:
+    scenes = compose("val", 40, 64, made_of)
     for i, mask in enumerate(scenes.masks):
         rows = slice(scenes.starts[i], scenes.starts[i + 1])
-        assert 1 <= rows.stop - rows.start <= MAX_DIGITS
+        assert 1 <= rows.stop - rows.start <= made_of.most
         inside = np.zeros_like(mask, bool)
         for (left, top, width, height), label in zip(scenes.boxes[rows].astype(int), scenes.labels[rows], strict=True):
             part = mask[top : top + height, left : left + width] == 1 + label
@@ -42,8 +44,8 @@ def test_boxes_and_masks_say_the_same() -> None:
 def test_sizes_span_a_factor_of_three_and_digits_overlap() -> None:
     scenes = compose("train", 200, 64)
     heights = scenes.boxes[:, 3]
-    assert heights.max() <= round(64 * LARGEST)
-    assert heights.max() > 2.5 * np.median(heights[heights < 64 * SMALLEST * 1.2])
+    assert heights.max() <= round(64 * SCATTERED.largest)
+    assert heights.max() > 2.5 * np.median(heights[heights < 64 * SCATTERED.smallest * 1.2])
     overlapping = 0
     for begin, end in zip(scenes.starts[:-1], scenes.starts[1:], strict=True):
         boxes = scenes.boxes[begin:end]
