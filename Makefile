@@ -20,7 +20,7 @@ HYDRA_NEXT ?= 1.4.0rc3
 test-hydra-next: setup
 	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade --pre --target build/hydra-next hydra-core==$(HYDRA_NEXT)
 	PYTHONPATH=build/hydra-next $(RUN) -c "import hydra; assert hydra.__version__ == '$(HYDRA_NEXT)'"
-	PYTHONPATH=$(CURDIR)/build/hydra-next $(RUN) -m pytest tests/configs tests/command_line $(ARGS)
+	PYTHONPATH=$(CURDIR)/build/hydra-next $(RUN) -m pytest tests/configs tests/cli $(ARGS)
 
 # Lint, format and types.
 check: setup

@@ -1,17 +1,20 @@
-"""What several rooms' tests need: the repository on the path, a small run, one thread (so that numbers repeat)."""
+"""What tests of several packages need: the repository on the path, a small run, one thread (so that numbers repeat)."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from engine.records import RunFolder  # noqa: E402 - the path comes first
+from tests.trainer import WORDS, Starter, only_run  # noqa: E402
 
 # The smallest training through the entry script: a tenth of a second of steps.
 SMALL_RUN = ("data=fake", "model=resnet18", "model.width=4", "epochs=2", "progress=false", "log_every=3", "device=cpu")
@@ -68,3 +71,31 @@ def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    server = Starter(tmp_path_factory.mktemp("logs"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
+    """The run of WORDS (or another `base`) and these, left alone; made once for each."""
+    done: dict[tuple[object, ...], RunFolder] = {}
+
+    def get(*more: str, world_size: int = 1, base: tuple[str, ...] = WORDS) -> RunFolder:
+        words = (*base, *more)
+        if (words, world_size) not in done:
+            root: Path = tmp_path_factory.mktemp("uninterrupted")
+            if world_size == 1:
+                processes = [starter.start(*words, f"output_root={root}")]
+            else:
+                processes = starter.ranks(*words, f"output_root={root}", world_size=world_size)
+            for process in processes:
+                assert process.wait() == 0, process.output()
+            done[words, world_size] = only_run(root)
+        return done[words, world_size]
+
+    return get

@@ -17,9 +17,9 @@ from engine.guard import all_finite
 from engine.records import RunFolder
 from tests.comparison import assert_identical, assert_same
 from tests.data.mask_files import write_folder, write_mask
-from tests.reliability.test_kills import kill_often
-from tests.reliability.test_ranks import codes, outputs
-from tests.reliability.trainer import SEGMENTATION, Starter, assert_no_scars, only_run
+from tests.ranks.test_ranks import codes, outputs
+from tests.resume.test_kills import kill_often
+from tests.trainer import SEGMENTATION, Starter, assert_no_scars, only_run
 
 Reference = Callable[..., RunFolder]
 FOUR_EPOCHS = (*SEGMENTATION, "epochs=4")

@@ -19,7 +19,7 @@ from engine.records import RunFolder, RunLocked
 from experiment.grid import Command, run_job
 from experiment.sweep import read_runs
 from tests.comparison import assert_identical
-from tests.reliability.trainer import WORDS, Starter, kill_tree, only_run, until
+from tests.trainer import WORDS, Starter, kill_tree, only_run, until
 
 Reference = Callable[..., RunFolder]
 SHORT = (*WORDS, "epochs=1")

@@ -14,7 +14,7 @@ import pytest
 from engine.checkpoint import load
 from engine.records import RunFolder
 from tests.comparison import assert_identical
-from tests.reliability.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, entry_script, only_run, until, written
+from tests.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, entry_script, only_run, until, written
 
 Reference = Callable[..., RunFolder]
 SOON = 10.0  # seconds

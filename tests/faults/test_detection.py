@@ -15,9 +15,9 @@ from engine.checkpoint import load
 from engine.records import RunFolder
 from tests.box_files import write_coco, write_voc
 from tests.comparison import assert_identical, assert_same
-from tests.reliability.test_kills import kill_often
-from tests.reliability.test_ranks import codes, outputs
-from tests.reliability.trainer import DETECTION, Starter, assert_no_scars, only_run
+from tests.ranks.test_ranks import codes, outputs
+from tests.resume.test_kills import kill_often
+from tests.trainer import DETECTION, Starter, assert_no_scars, only_run
 
 Reference = Callable[..., RunFolder]
 

@@ -18,7 +18,7 @@ from engine.guard import all_finite
 from engine.records import RunFolder
 from tests.comparison import assert_identical, assert_same
 from tests.opening import build_data
-from tests.reliability.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, free_port, only_run, until, written
+from tests.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, free_port, only_run, until, written
 
 Reference = Callable[..., RunFolder]
 

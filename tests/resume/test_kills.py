@@ -19,7 +19,7 @@ import pytest
 from engine.checkpoint import load
 from engine.records import RunFolder
 from tests.comparison import assert_identical
-from tests.reliability.trainer import (
+from tests.trainer import (
     ENVIRONMENT,
     ROOT,
     STEPS_PER_EPOCH,

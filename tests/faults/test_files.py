@@ -25,7 +25,7 @@ from engine.checkpoint import CheckpointError, load, load_latest, save
 from engine.records import RunFolder
 from experiment import run_plan
 from tests.comparison import assert_identical
-from tests.reliability.trainer import ROOT, WORDS, Starter, only_run
+from tests.trainer import ROOT, WORDS, Starter, only_run
 
 Train = Callable[..., int]
 Reference = Callable[..., RunFolder]

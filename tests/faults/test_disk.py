@@ -10,7 +10,7 @@ import pytest
 
 from engine.records import RunFolder
 from tests.comparison import assert_identical
-from tests.reliability.trainer import WORDS, Starter, being_written, only_run
+from tests.trainer import WORDS, Starter, being_written, only_run
 
 Train = Callable[..., int]
 Reference = Callable[..., RunFolder]

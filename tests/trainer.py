@@ -21,7 +21,7 @@ from engine.files import ASIDE
 from engine.records import RunFolder
 from tests.last_of_each import last_of_each
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # Everything that a resume has to restore: layers with counters, an average, micro-batches, augmentation, val and test.
 WORDS = (
