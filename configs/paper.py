@@ -28,7 +28,9 @@ def paper_from(values: dict[str, Any]) -> dict[str, Any]:
     old = {"top1", "top1_std", "top5", "top5_std"} & set(values)
     curve = values.get("curve") or {}
     if not old and all(isinstance(points, dict) for points in curve.values()):
-        return values
+        # JSON's keys are strings.
+        numbers = {name: {float(at): value for at, value in points.items()} for name, points in curve.items()}
+        return {**values, "curve": numbers} if curve else values
     metrics = {
         name: [number for number in (values.get(name), values.get(f"{name}_std")) if number is not None]
         for name in ("top1", "top5")

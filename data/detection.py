@@ -12,11 +12,10 @@ from data.augment import Normalize
 from data.box_loader import BoxLoader, FilePictures, MemoryPictures, Pictures
 from data.decode import Pixels, pick_decoder
 from data.fingerprint import fingerprint
+from data.in_memory import Statistics
 from data.interface import MAX_BOXES, Data
 from data.options import Augment, Cut, Loading, Reading
 from data.splits import Batches, Indices
-
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)

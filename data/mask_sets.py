@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.class_folders import IMAGENET_STATISTICS
 from data.folders import ENDINGS, few
 from data.interface import Data
 from data.masks import Labels, MaskArrays, MaskFiles, Pairs, pair_up
@@ -15,7 +16,7 @@ from data.options import Augment, Cut, Loading, Reading, Source
 from data.own_folders import TEST_SHARE, statistics_given
 from data.scenes import CLASSES as DIGITS
 from data.scenes import Composition, compose
-from data.segmentation import IMAGENET_STATISTICS, open_segmentation
+from data.segmentation import open_segmentation
 from data.splits import TEST, stratified
 
 SCENES = {"train": 10_000, "val": 300, "test": 500}

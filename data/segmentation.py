@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data.augment import Normalize
+from data.class_folders import IMAGENET_STATISTICS
 from data.fingerprint import fingerprint
 from data.in_memory import Statistics, channel_statistics
 from data.interface import Data
@@ -16,7 +17,6 @@ from data.masks import MAX_IN_MEMORY, MaskArrays, MaskFiles, Pairs, in_memory, p
 from data.options import Augment, Cut, Loading, Reading
 from data.splits import Batches
 
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NOT_HERE = ("crop_padding", "cutout", "autoaugment")
 
 
