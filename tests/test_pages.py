@@ -87,9 +87,9 @@ def test_the_table_of_every_benchmark_is_the_measured_one() -> None:
     results = ROOT / "docs" / "results"
     measured = json.loads((results / "op_benchmark.json").read_text())
     assert op.markdown(measured) == text("docs/results/op_benchmark.md").strip()
-    for dtype in ("float32", "bfloat16"):
-        measured = json.loads((results / f"step_{dtype}.json").read_text())
-        assert step.markdown(measured) == text(f"docs/results/step_{dtype}.md").strip()
+    for name in ("float32", "bfloat16", "detector"):
+        measured = json.loads((results / f"step_{name}.json").read_text())
+        assert step.markdown(measured) == text(f"docs/results/step_{name}.md").strip()
 
 
 def test_every_promise_names_a_test_that_exists() -> None:
