@@ -25,7 +25,7 @@ from typing import Any
 from configs.checking import UserError, one_of
 from configs.command_line import read_values
 from engine import cpu
-from engine.console import metric_text, table, table_rows
+from engine.console import metric_text, survive_lost_output, table, table_rows
 from experiment.outcome import report_error
 from experiment.source import NetworkSource
 
@@ -106,4 +106,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     faulthandler.enable()
+    survive_lost_output()
     sys.exit(main(sys.argv[1:]))

@@ -31,7 +31,8 @@ class LayerControl:
     Args:
         model: the network, layers installed.
         example: (1, channels, height, width), an input like those of training, on the device of the model.
-        schedules: by the name of a kind of layer, what sets its keep_prob. Together they hold every layer.
+        schedules: name of a kind of layer -> the schedule that sets the keep_prob of its layers. Each installed layer
+            belongs to one of them.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, schedules: Mapping[str, KeepProbSchedule]) -> None:
@@ -126,7 +127,7 @@ class LayerControl:
         Args:
             progress: of every step since then, at least one.
         """
-        asked = self._mean_over(progress, lambda layer, kept, sizes: 1.0 - kept)
+        asked = self._mean_over(progress, lambda layer, keep_prob, sizes: 1.0 - keep_prob)
         expected, counts = self.expected_drop(progress), self.take_counts()
         rows = []
         for name in expected:
@@ -137,7 +138,7 @@ class LayerControl:
     def _mean_over(
         self, progress: Sequence[float], share: Callable[[DropLayer, float, list[tuple[int, ...]]], float]
     ) -> dict[str, float]:
-        """The mean of a share over the steps and over the units of every group."""
+        """The mean over the steps and units of every group of `share(layer, its keep_prob, its map sizes)`."""
         total: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
         schedules = {layer: schedule for schedule in self.schedules.values() for layer in schedule.layers}
@@ -145,8 +146,8 @@ class LayerControl:
         for row, layer in self._at_rows:
             schedule, name = schedules[layer], self._names[layer]
             shares = (
-                steps * share(layer, schedule.kept_by(layer, kept), row.map_sizes)
-                for kept, steps in values[schedule].items()
+                steps * share(layer, schedule.kept_by(layer, target), row.map_sizes)
+                for target, steps in values[schedule].items()
             )
             number = sum(map(math.prod, row.map_sizes))
             total[name] += sum(shares) / len(progress) * number

@@ -40,7 +40,7 @@ class SurvivingStream:
 
 
 def survive_lost_output() -> None:
-    """Let a training go on when nobody reads what it prints any more (`train.py | head`, a closed terminal)."""
+    """Let a program go on when nobody reads what it prints any more (`train.py | head`, a closed terminal)."""
     sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
 
 

@@ -85,8 +85,8 @@ class Fit:
             while state.epochs_done < settings.epochs:
                 self._clock = time.perf_counter()
                 epoch = state.epochs_done
-                first = state.step - epoch * per_epoch  # all, where only the evaluation was left to do
-                for batch in self.data.train.epoch(epoch, first) if first < per_epoch else ():
+                done_batches = state.step - epoch * per_epoch  # all of them, if only the evaluation was left to do
+                for batch in self.data.train.epoch(epoch, done_batches) if done_batches < per_epoch else ():
                     # The paper sets keep_prob before step t from t / T, so the first step drops nothing.
                     self.step(batch, state.step / self.total_steps)
                     self.bar.advance(epoch, settings.epochs)
@@ -190,7 +190,7 @@ class Fit:
         for split in ("val", "test"):
             loader = getattr(self.data, split)
             if loader is not None:
-                poll, precision = self._between_evaluations, self.settings.precision
+                poll, precision = self._before_eval_batch, self.settings.precision
                 done = evaluate(self.task, network, loader, self.ranks, self.device, precision, poll)
                 values |= {f"{split}/{name}": value for name, value in done.metrics.items()}
         self.state.tables = [asdict(table) for table in done.tables]
@@ -198,8 +198,9 @@ class Fit:
         self._pictures.draw(self.writer, self.data.test, network, self.state)
         return values
 
-    def _between_evaluations(self) -> None:
-        self._clock = time.perf_counter()  # evaluation is no training time
+    def _before_eval_batch(self) -> None:
+        """Leave evaluation out of the training time, and stop if a signal has come."""
+        self._clock = time.perf_counter()
         self._stop_if_asked()
 
     def _save(self) -> None:

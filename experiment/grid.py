@@ -1,4 +1,4 @@
-"""One run or many of one command. Imports no torch: a mistake in the first job is refused before that."""
+"""The runs of one command, one or many. Imports no torch, so a mistake in the first job is reported without it."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def run_job(
         command: what the job is one of.
         config, overrides: its configuration, and the command line that it was composed of.
         number: its place in the command.
-        in_use: what to do if another process has the run: report it as not done, answer that it is to be looked at
-            again, or wait for it.
+        in_use: what to do if another process trains this run. "fail": report an error; "later": return an outcome with
+            `in_use`, so that the caller starts the job again after the others; "wait": wait until that process ends.
     """
     sweep = command.sweep
     run, reason, outcome = None, "", Outcome()
@@ -72,12 +72,12 @@ def run_job(
             print(f"{error}; left for the end", flush=True)
             return Outcome(in_use=True)
         code, reason = report_error(error, config.get("fresh") is True)
-        # Ranks that do not all know of a failure would wait for each other in different jobs.
-        alone = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
+        # An error without `exit_code` may have met this rank only. Were it to begin the next job, it and the others
+        # would wait for each other in different jobs.
+        maybe_this_rank_only = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
         done = getattr(error, "done", False)
-        outcome = Outcome(
-            code, refused="" if run else reason, ends_all=alone or code in STOPPED_CODES, done=done, reason=reason[:200]
-        )
+        ends_all = maybe_this_rank_only or code in STOPPED_CODES
+        outcome = Outcome(code, refused="" if run else reason, ends_all=ends_all, done=done, reason=reason[:200])
     if sweep is not None and run is not None and os.environ.get("RANK", "0") == "0":
         from experiment.sweep import note_run
 

@@ -50,9 +50,9 @@ def run_plan(
     began = time.time() if began is None else began
     device = find_device(plan.runtime.device)
     ranks = join(device, plan.runtime.rank_timeout)
-    # These two decide, with the identity, when the ranks have something to tell each other.
-    rhythm = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
-    require_equal("configuration", {**plan.identity(), **rhythm, "run folder": str(plan.run_dir())}, ranks)
+    # The ranks communicate at these intervals: if they differ between ranks, the run would hang.
+    intervals = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
+    require_equal("configuration", {**plan.identity(), **intervals, "run folder": str(plan.run_dir())}, ranks)
     folder = RunFolder(plan.run_dir())
     with locked(folder, ranks, began if plan.runtime.fresh else None, wait):
         plan_file = folder.path / "plan.yaml"
@@ -163,7 +163,10 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
 
 
 def _notes_on_groups(plan: Plan, model: nn.Module) -> list[str]:
-    """Where nobody has keep_prob itself: it is the target of the last group, and the groups before have a share."""
+    """A note for each layer that sits in no site of the last group, the only one that reaches keep_prob itself.
+
+    The groups before get a share of the drop rate.
+    """
     last: Any = model.last_group
     return [
         f"{layer.name}: keep_prob={layer.keep_prob:g} is for group {last}, which has no layer; see the sites table"

@@ -13,14 +13,18 @@ from engine import cpu
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def count_of(value: str) -> int:
+def count_of(value: str, on_gpu: bool = True) -> int:
     """How many workers `jobs=VALUE` means: `auto` is one a GPU, or one a core where there is none.
+
+    Args:
+        value: a whole number of at least 1, or `auto`.
+        on_gpu: whether the runs may use the GPUs; False for device=cpu, which is one worker a core.
 
     Raises:
         UserError: for what is neither `auto` nor a whole number of at least 1.
     """
     if value == "auto":
-        return len(gpus()) or cpu.cores_of_a_rank()
+        return (len(gpus()) if on_gpu else 0) or cpu.cores_of_a_rank()
     if not value.isdecimal() or int(value) < 1:
         raise UserError(f"jobs={value}: a whole number of at least 1, or auto")
     return int(value)
@@ -28,8 +32,8 @@ def count_of(value: str) -> int:
 
 def at_a_time(arguments: Sequence[str]) -> int:
     """How many runs at a time a command line asks for: its jobs=, or one."""
-    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("jobs=")]
-    return count_of(values[-1]) if values else 1
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    return count_of(given["jobs"], on_gpu=given.get("device") != "cpu") if "jobs" in given else 1
 
 
 def threads_of(workers: int) -> str:

@@ -94,6 +94,8 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# What each library's DropBlock drops\n",
+            "p: rate asked; b: block size; seed: where a block starts; "
+            "gamma: the probability that a position is a seed.\n",
             markdown(result),
             "\nClosed forms from each library's own rule; a simulation of every cell "
             f"({result['units'] / 1e6:.0f} million units) lies within {far:.1f} standard errors of it.\n"

@@ -158,7 +158,13 @@ ROWS: dict[str, Rows] = {
 
 @torch.no_grad()
 def draw(network: nn.Module, data: Data, batches: list[Any], min_score: float, title: str, out: Path) -> None:
-    """Write the picture of these batches of one."""
+    """Write the picture of these batches of one.
+
+    Raises:
+        UserError: for a task without an entry in ROWS.
+    """
+    if data.task not in ROWS:
+        raise UserError(f"task {data.task}: no pictures of its predictions; there are for {', '.join(ROWS)}")
     rows = ROWS[data.task]
     drawers: dict[str, Callable[..., None]] = {
         "classification": draw_classification,

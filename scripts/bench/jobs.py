@@ -33,12 +33,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     commands = {("a table", job): (*TABLE, f"epochs={arguments.epochs}", job) for job in jobs}
     commands |= {("one run", job): (*SINGLE, f"epochs={arguments.epochs}", job) for job in jobs}
     names = [" ".join(key) for key in commands]
-    words = dict(zip(names, commands.values(), strict=True))
+    arguments_of = dict(zip(names, commands.values(), strict=True))
     times: dict[str, list[float]] = {name: [] for name in names}
     runs: dict[str, int] = {}
     for number in range(arguments.rounds):
         for name in in_turn(names, number):
-            seconds, runs[name] = timed(words[name])
+            seconds, runs[name] = timed(arguments_of[name])
             times[name].append(seconds)
             print(f"round {number + 1}, {name}: {runs[name]} runs in {seconds:.1f} s", file=sys.stderr, flush=True)
     rows = [
@@ -55,7 +55,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"kind": "jobs", "table": list(TABLE), **facts, "before": before, "after": surroundings("cpu"), "rows": rows}
 
 
-def timed(words: tuple[str, ...]) -> tuple[float, int]:
+def timed(arguments: tuple[str, ...]) -> tuple[float, int]:
     """Seconds of one command, and how many runs it did.
 
     Raises:
@@ -64,14 +64,14 @@ def timed(words: tuple[str, ...]) -> tuple[float, int]:
     # As a user starts it: threads, waiting and memory as train.py decides.
     kept = {key: value for key, value in os.environ.items() if key not in MALLOC and not key.startswith("OMP_")}
     with tempfile.TemporaryDirectory() as root:
-        command = [sys.executable, "train.py", *words, f"output_root={root}"]
+        command = [sys.executable, "train.py", *arguments, f"output_root={root}"]
         start = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - start
     counted = re.search(r"^(\d+) runs done, 0 not", done.stdout, re.MULTILINE)
     if done.returncode or counted is None:
         raise RuntimeError(
-            f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
     return seconds, int(counted[1])
 

@@ -18,7 +18,7 @@ from configs.checking import UserError
 from engine.records import RunFolder
 from experiment.display import Display, last_entries
 from experiment.jobs import Job, run_jobs
-from experiment.shares import count_of, environment_of
+from experiment.shares import at_a_time, count_of, environment_of
 from experiment.sweep import read_runs, summary_text
 from tests.comparison import assert_identical
 from tests.conftest import ROOT, SMALL_RUN
@@ -169,6 +169,8 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [environment_of(place, 3, ["0", "2"])["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert count_of("auto") == 2
+    assert at_a_time(["-m", "seed=1,2", "jobs=auto"]) == at_a_time(["-m", "jobs=auto", "device=cuda"]) == 2
+    assert at_a_time(["-m", "seed=1,2", "jobs=auto", "device=cpu"]) == 8  # a core each, whatever GPUs there are
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert count_of("auto") == 8
     with pytest.raises(UserError, match="auto"):

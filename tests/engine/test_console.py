@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from engine.console import SurvivingStream, metric_text
 from engine.loggers import add_to_hparams_table
 from engine.summary import epoch_line
+from tests.conftest import ROOT
 
 
 def test_a_closed_pipe_ends_nothing() -> None:
@@ -20,6 +25,17 @@ def test_a_closed_pipe_ends_nothing() -> None:
         for _ in range(3):
             print("lost", file=stream, flush=True)
         assert stream.fileno() == writer
+
+
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
+def test_a_program_whose_output_is_closed_ends_well(program: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, program, "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_metrics_are_percentages_but_for_losses() -> None:

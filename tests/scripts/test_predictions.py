@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from configs.checking import UserError
 from data import ClassificationBatch, Data
 from data.interface import DetectionBatch, SegmentationBatch
 from scripts import predictions
@@ -90,6 +91,11 @@ def test_the_picture_of_a_run(train: Callable[..., int], tmp_path: Path, capsys:
     assert predictions.main([f"run={run}", "images=0"]) == 2
     assert predictions.main(["run=nowhere"]) == 2
     assert all(line.startswith("error: ") for line in capsys.readouterr().err.splitlines() if "rror" in line)
+
+
+def test_a_task_without_pictures_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="task ordinal: no pictures"):
+        predictions.draw(nn.Identity(), data_of("ordinal", 3), [], 0.3, "title", tmp_path / "p.png")
 
 
 @pytest.mark.parametrize("task", predictions.ROWS)
