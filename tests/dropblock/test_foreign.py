@@ -102,7 +102,7 @@ def test_keys_and_outputs_stay_and_every_site_drops_what_it_should(name: str) ->
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", NETWORKS.keys() - {"vgg"})
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "vgg"])
 def test_the_table_tells_where_the_identity_shortcut_is_out_of_reach(name: str) -> None:
     model = network(name)
     declare_sites(model)
