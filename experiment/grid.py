@@ -175,6 +175,7 @@ def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
     outcomes: list[Outcome] = []
     on_gpu = True
     notes: Counter[str] = Counter()
+    configs: list[DictConfig] = []  # of the jobs that are not refused
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         nonlocal on_gpu
@@ -184,11 +185,15 @@ def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
             outcomes.append(Outcome(report_error(error)[0], refused=str(error)))
             return
         notes.update(found)
+        configs.append(config)
         job = Job(number, overrides, plan.run_dir(), plan.recipe.epochs, plan.experiment)
         on_gpu = on_gpu and plan.runtime.device != "cpu"
         (again if any(job.run == other.run for other in jobs) else jobs).append(job)
 
     compose_jobs(arguments, sweep, each)
+    if len(configs) == 1:  # this process is there already, a worker would have to start
+        outcomes.append(run_job(Command(sweep, started), configs[0], jobs[0].overrides, jobs[0].number, "wait"))
+        return _close(sweep, started, outcomes)
     for note, count in notes.items():
         print(f"note: {note}{'' if count == 1 else f' ({count} runs)'}")
     outcomes += run_jobs(jobs + again, workers, sweep, started, on_gpu)

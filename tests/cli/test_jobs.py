@@ -199,3 +199,8 @@ def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.Mon
         display.show(jobs[2:4], jobs[4:])
         assert lines[-1].startswith("1 done, 1 failed, 2 running, 1 waiting of 5")
     assert last_entries(tmp_path / "nowhere") == {}
+
+
+def test_a_single_run_needs_no_worker(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiment.grid.run_jobs", lambda *_: pytest.fail("a worker was started"))
+    assert train("-m", "seed=1", "epochs=1", "jobs=2") == 0
