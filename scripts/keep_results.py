@@ -11,8 +11,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.entry import folder, guarded, parser_of
-from scripts.pages import RESULTS, fill_all, results_table
+from scripts.pages import RESULTS, fill_all
 from scripts.report import write_report
+from scripts.reporting.kept import results_table
 from scripts.reporting.reading import read_sweep
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
     write_report(read_sweep(given.sweep), RESULTS / given.name, with_page=False)
     for page in fill_all():
         print(f"filled {page}")
-    print(results_table(given.name))
+    print(results_table(RESULTS / given.name))
     return 0
 
 

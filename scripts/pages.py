@@ -7,8 +7,6 @@ between the places is free.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 import sys
@@ -20,13 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts import configuration_tables, measured_values
 from scripts.drop_rates import markdown as drop_rates_table
-from scripts.reporting.findings import findings_table
-from scripts.reporting.tables import markdown_table
+from scripts.reporting.kept import NOT_RUN, findings_table, results_table, tasks_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PLACE = re.compile(r"<!-- (?P<name>(?!end -->)[\w:.,/-]+) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
-NOT_RUN = "*Not run yet.*"
 
 
 def pages() -> list[Path]:
@@ -54,7 +50,8 @@ def text_of(name: str, page: Path) -> str:
     kind, _, rest = name.partition(":")
     to_root = "../" * (len(page.relative_to(ROOT).parts) - 1)
     makers: dict[str, Callable[[], str]] = {
-        "results": lambda: results_table(rest),
+        "results": lambda: results_table(RESULTS / rest),
+        "tasks": lambda: tasks_table(RESULTS),
         "picture": lambda: picture(rest, to_root),
         "findings": lambda: findings_table(RESULTS, f"{to_root}docs/results/"),
         "drop_rates": lambda: drop_rates_table(json.loads((RESULTS / "drop_rates.json").read_text())),
@@ -66,12 +63,6 @@ def text_of(name: str, page: Path) -> str:
     if kind not in makers:
         raise ValueError(f"{page}: nothing fills the place '{name}'")
     return makers[kind]()
-
-
-def results_table(name: str) -> str:
-    """The short table of a kept result, or that there is none."""
-    report = RESULTS / name / "report.csv"
-    return short(report.read_text()) if report.exists() else NOT_RUN
 
 
 def picture(place: str, to_root: str) -> str:
@@ -98,34 +89,6 @@ def command(name: str) -> str:
     overrides = {"grid": ["data=folder", "data.root=my_images", "regularizer=none,dropout,dropblock", "seed=1,2,3"]}
     line = f"python train.py -m {' '.join(overrides[name])}"
     return f"```\n{line}\npython scripts/report.py outputs/sweeps/{sweep_name(overrides[name])}\n```"
-
-
-def short(report: str) -> str:
-    """A table from the text of a report.csv: ours beside the paper, both with the difference to the baseline."""
-    rows = list(csv.DictReader(io.StringIO(report)))
-    headers = ["", "n", "ours, last epoch", "to baseline [95 %]", "verdict"]
-    published = any(row["paper_mean"] for row in rows)
-    lines = []
-    for row in rows:
-        line = [row["label"], row["n"], number(row["last_test_mean"], row["last_test_std"])]
-        line += [interval(row["difference"], row["difference_low"], row["difference_high"]), row["verdict"]]
-        if published:
-            line += [number(row["paper_mean"], row["paper_std"]), number(row["paper_difference"], sign="+")]
-        lines.append(line)
-    return markdown_table(headers + (["the paper", "to baseline"] if published else []), lines)
-
-
-def number(mean: str, std: str = "", sign: str = "") -> str:
-    """A mean with its standard deviation, as far as there is one."""
-    if not mean:
-        return ""
-    return f"{float(mean):{sign}.2f}" + (f" ± {float(std):.2f}" if std else "")
-
-
-def interval(mean: str, low: str, high: str) -> str:
-    """A difference and its interval, which a single pair does not have."""
-    ends = f" [{float(low):+.2f}, {float(high):+.2f}]" if low else ""
-    return f"{float(mean):+.2f}{ends}" if mean else ""
 
 
 def fill_all() -> list[Path]:

@@ -44,12 +44,15 @@ STUDIES = {
     "findings_small": 10,
     "schedules_overfit_keep_prob": 12,
     "schedules_underfit_keep_prob": 12,
+    "photographs_small": 2,
 }
 # Runs of one seed of sweeps of another task, on the data set that the sweep names or on these.
 DENSE = {
     ("voc_segmentation", ("data.root=/data",)): 6,
     ("segmentation_where", ()): 4,
     ("segmentation_where", ("data=camvid", "data.root=/data")): 4,
+    ("camvid_where", ("data.root=/data",)): 4,
+    ("bccd_where", ("data.root=/data",)): 4,
 }
 
 
@@ -61,7 +64,7 @@ def test_every_sweep_is_listed_here() -> None:
 def test_a_sweep_of_another_task_is_one_command(sweep: str, scale: tuple[str, ...]) -> None:
     found = [plan for plan in plans(sweep, scale) if plan.seed == 1]
     assert len({plan.run_dir() for plan in found}) == DENSE[sweep, scale]
-    assert {plan.data.task for plan in found} == {"segmentation"}
+    assert {plan.data.task for plan in found} == {"detection" if sweep.startswith("bccd") else "segmentation"}
     assert all(plan.experiment for plan in found)
 
 

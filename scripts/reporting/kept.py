@@ -1,0 +1,95 @@
+"""Short tables for README and docs from the report.csv of kept results."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from scripts.reporting.tables import markdown_table
+
+NOT_RUN = "*Not run yet.*"
+
+# One row for each task: what was trained, the metric; the kept result, and the experiments without and with DropBlock.
+# Which they are was decided before any of them was run: DropBlock in groups 3 and 4 of the backbone.
+TASKS = (
+    ("classification", "ResNet-18, 5,000 CIFAR-10 images", "top-1", "table1_small", "table1_small/dropblock"),
+    ("segmentation", "ResNet-18-FPN, 92 CamVid images", "mIoU", "camvid_where", "camvid/backbone"),
+    ("detection", "RetinaNet, 205 BCCD images", "AP", "bccd_where", "bccd/backbone_b7"),
+)
+
+
+def rows_of(result: Path) -> list[dict[str, str]]:
+    """The rows of a kept report; none where it has not been run."""
+    report = result / "report.csv"
+    if not report.exists():
+        return []
+    with open(report) as file:
+        return list(csv.DictReader(file))
+
+
+def results_table(result: Path) -> str:
+    """A kept result, ours beside the paper, both with the difference to the baseline; or that there is none."""
+    rows = rows_of(result)
+    headers = ["", "n", "ours, last epoch", "to baseline [95 %]", "verdict"]
+    published = any(row["paper_mean"] for row in rows)
+    lines = []
+    for row in rows:
+        line = [row["label"], row["n"], number(row["last_test_mean"], row["last_test_std"])]
+        line += [difference(row), row["verdict"]]
+        if published:
+            line += [number(row["paper_mean"], row["paper_std"]), number(row["paper_difference"], sign="+")]
+        lines.append(line)
+    return markdown_table(headers + (["the paper", "to baseline"] if published else []), lines) if rows else NOT_RUN
+
+
+def tasks_table(results: Path) -> str:
+    """No regularizer against DropBlock, one row for each task, in %; a task that was not run says so.
+
+    Args:
+        results: the folder docs/results.
+    """
+    lines = []
+    for task, trained, metric, result, experiment in TASKS:
+        rows = rows_of(results / result)
+        dropblock = next((row for row in rows if row["experiment"] == experiment), None)
+        baseline = next((row for row in rows if row["experiment"].endswith(("/baseline", "/none"))), None)
+        cells = ["not run yet", "", "", "", ""]
+        if baseline and dropblock:
+            means = [number(row["last_test_mean"], row["last_test_std"]) for row in (baseline, dropblock)]
+            cells = [*means, difference(dropblock), dropblock["n"], dropblock["verdict"]]
+        lines.append([task, trained, metric, *cells])
+    headers = ["task", "trained from scratch", "metric", "none", "DropBlock", "difference [95 %]", "n", "verdict"]
+    return markdown_table(headers, lines, left=3)
+
+
+def findings_table(results: Path, link: str = "docs/results/") -> str:
+    """The claims of all kept results (claims.csv), each with its difference averaged over cells; empty without any.
+
+    Args:
+        results: the folder docs/results.
+        link: the way there from the page that shows the table.
+    """
+    lines = []
+    for path in sorted(results.glob("*/claims.csv")):
+        with open(path) as file:
+            for row in csv.DictReader(file):
+                if row["difference"]:
+                    cells = f"{row['positive']} of {row['cells']}"
+                    source = f"[{path.parent.name}]({link}{path.parent.name}/report.md)"
+                    lines.append([row["claim"], difference(row), row["n"], cells, row["verdict"], source])
+    headers = ["the paper", "here, points [95 %]", "n", "cells above 0", "verdict", "from"]
+    return markdown_table(headers, lines) if lines else ""
+
+
+def number(mean: str, std: str = "", sign: str = "") -> str:
+    """A mean with its standard deviation, as far as there is one."""
+    if not mean:
+        return ""
+    return f"{float(mean):{sign}.2f}" + (f" ± {float(std):.2f}" if std else "")
+
+
+def difference(row: dict[str, str]) -> str:
+    """A difference and its interval, which a single pair does not have."""
+    mean, low, high = (row[f"difference{end}"] for end in ("", "_low", "_high"))
+    ends = f" [{float(low):+.2f}, {float(high):+.2f}]" if low else ""
+    return f"{float(mean):+.2f}{ends}" if mean else ""
