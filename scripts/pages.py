@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts import configuration_tables, measured_values
 from scripts.drop_rates import markdown as drop_rates_table
-from scripts.reporting.kept import NOT_RUN, findings_table, results_table, tasks_table
+from scripts.reporting.kept import NOT_RUN, findings_table, results_table, studies_table, tasks_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -52,6 +52,7 @@ def text_of(name: str, page: Path) -> str:
     makers: dict[str, Callable[[], str]] = {
         "results": lambda: results_table(RESULTS / rest),
         "tasks": lambda: tasks_table(RESULTS),
+        "studies": lambda: studies_table(RESULTS),
         "picture": lambda: picture(rest, to_root),
         "findings": lambda: findings_table(RESULTS, f"{to_root}docs/results/"),
         "drop_rates": lambda: drop_rates_table(json.loads((RESULTS / "drop_rates.json").read_text())),

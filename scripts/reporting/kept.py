@@ -17,6 +17,17 @@ TASKS = (
     ("detection", "RetinaNet, 205 BCCD images", "AP", "bccd_where", "bccd/backbone_b7"),
 )
 
+# Sweeps with rules of their own, and what each asks.
+STUDIES = {
+    "table1_small": "which of the paper's methods helps (Table 1)",
+    "findings_small": "block size, groups, branches, schedule (Figures 3 and 4)",
+    "schedules_overfit": "when to drop, where a network overfits",
+    "schedules_underfit": "when to drop, where it underfits",
+    "camvid_where": "segmentation: backbone, head or both",
+    "bccd_where": "detection: backbone with blocks 3 and 7, or head",
+    "photographs_small": "photographs; dropping at inference (Figure 5), where a network looks (Figure 6)",
+}
+
 
 def rows_of(result: Path) -> list[dict[str, str]]:
     """The rows of a kept report; none where it has not been run."""
@@ -60,6 +71,22 @@ def tasks_table(results: Path) -> str:
         lines.append([task, trained, metric, *cells])
     headers = ["task", "trained from scratch", "metric", "none", "DropBlock", "difference [95 %]", "n", "verdict"]
     return markdown_table(headers, lines, left=3)
+
+
+def studies_table(results: Path) -> str:
+    """Every study, its question, and how many seeds of it are kept.
+
+    Args:
+        results: the folder docs/results.
+    """
+    lines = []
+    for name, question in STUDIES.items():
+        seeds = {row["n"] for row in rows_of(results / name)}
+        state = (
+            f"{'-'.join(sorted(seeds, key=int))} seeds, [report](results/{name}/report.md)" if seeds else "not run yet"
+        )
+        lines.append([f"`+sweep={name}`", question, state])
+    return markdown_table(["study", "question", "state"], lines, left=3)
 
 
 def findings_table(results: Path, link: str = "docs/results/") -> str:
