@@ -81,10 +81,9 @@ def studies_table(results: Path) -> str:
     """
     lines = []
     for name, question in STUDIES.items():
-        seeds = {row["n"] for row in rows_of(results / name)}
-        state = (
-            f"{'-'.join(sorted(seeds, key=int))} seeds, [report](results/{name}/report.md)" if seeds else "not run yet"
-        )
+        counts = sorted({int(row["n"]) for row in rows_of(results / name)})
+        seeds = "-".join(map(str, counts))
+        state = f"{seeds} seeds, [report](results/{name}/report.md)" if counts else "not run yet"
         lines.append([f"`+sweep={name}`", question, state])
     return markdown_table(["study", "question", "state"], lines, left=3)
 

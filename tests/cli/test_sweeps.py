@@ -44,6 +44,8 @@ STUDIES = {
     "findings_small": 10,
     "schedules_overfit_keep_prob": 12,
     "schedules_underfit_keep_prob": 12,
+    "schedules_overfit": 5,
+    "schedules_underfit": 5,
     "photographs_small": 2,
 }
 # Runs of one seed of sweeps of another task, on the data set that the sweep names or on these.
