@@ -146,7 +146,7 @@ def row_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
         number(line.gap, line.gap and line.gap.mean),
         number(line.peak, line.peak and line.peak.mean),
         number("" if paper is None else paper_text(row), paper),
-        number("" if theirs is None else f"{theirs:+.2f}", theirs),
+        number("" if theirs is None else f"{theirs:+z.2f}", theirs),
         number(drop_text(row), drop_text(row)[:5]),
         number(count_text(line.parameters), line.parameters),
         number(time_text(line.seconds.mean), line.seconds.mean),
