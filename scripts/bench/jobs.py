@@ -78,9 +78,12 @@ def timed(arguments: tuple[str, ...]) -> tuple[float, int]:
 
 def markdown(result: dict[str, Any]) -> str:
     """One row a command."""
+    rounds = "1 round" if result["rounds"] == 1 else f"{result['rounds']} interleaved rounds, median"
     lines = [
+        "# Several runs at a time",
+        "",
         f"`{' '.join(result['table'])}`, {result['epochs']} epochs a run, {result['cores']} cores, "
-        f"{result['rounds']} interleaved rounds; wall clock of the whole command, median.",
+        f"{rounds}; wall clock of the whole command.",
         "",
         "| command | runs | seconds | times as fast as jobs=1 |",
         "|---" * 4 + "|",
