@@ -87,15 +87,28 @@ class DropLayer(nn.Module):
         return self.mask_seed
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-        """The operator of this layer: (output like `x`, number of kept units as a 0-dimensional int64 tensor)."""
+        """The operator of this layer in training, which every layer defines.
+
+        The mask is to be a function of `seed` alone (`dropblock.random_mask`, `random_uniform`), so that a resumed run
+        draws it again, and neither `seed` nor `self.keep_prob` is to be read by the host (no `float()`, no `if`).
+        `dropblock.apply_mask` makes both results from a mask.
+
+        Args:
+            x: (N, C, H, W) feature maps, or with one or three axes; floating point.
+            seed: 0-dimensional int64 tensor on the device of `x`.
+
+        Returns:
+            (output like `x`, rescaled so that its mean is that of `x`; number of kept units as a 0-dimensional int64
+            tensor).
+        """
         raise NotImplementedError  # pragma: no cover
 
     def block(self, *size: int) -> tuple[int, ...]:
-        """The size of what is dropped together on a map with these sides."""
-        raise NotImplementedError  # pragma: no cover
+        """The sides of the box that is dropped together on a map of this size, for the sites table; () for no box."""
+        return ()
 
     def seed_rate(self, keep_prob: float, *size: int) -> float:
-        """The probability of one draw of the mask."""
+        """The gamma of the sites table: the probability that a position, or whatever is drawn, starts a drop."""
         return 1.0 - keep_prob
 
     def expected_drop(self, keep_prob: float, *size: int) -> float:

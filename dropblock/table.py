@@ -24,8 +24,9 @@ class SiteRow:
         layer: class of the layer.
         map_sizes: (channels, height, width) of every feature map that the site sees in one pass; other numbers of axes
             for 1-D and 3-D layers.
-        block: (height, width) of what is dropped together on the largest of them, clamped to it. Two layers of one
-            kind compute the same if this is equal: a block clamped here is clamped on every smaller map as well.
+        block: (height, width) of what is dropped together on the largest of them, clamped to it; () for no box. Two
+            layers of one kind compute the same if this is equal: a block clamped here is clamped on every smaller map
+            as well.
         clamped: the block that was asked for does not fit even the largest map.
         keep_prob: when the whole drop rate is in force.
         seed_rate: the probability of one draw, on the largest map.
@@ -147,7 +148,7 @@ def rates_text(row: SiteRow) -> tuple[str, str, str, str, str]:
     others = [times(other[1:]) for other in row.map_sizes if other[1:] != size[1:]]
     return (
         " ".join([times(size), *others]),
-        times(row.block) + (" = whole map" if row.block == size[1:] else ""),
+        (times(row.block) or "-") + (" = whole map" if row.block == size[1:] else ""),
         f"{row.keep_prob:g}",
         f"{row.seed_rate:.3g}",
         f"{100 * row.expected_drop:.2f}%",

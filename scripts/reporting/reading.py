@@ -110,7 +110,7 @@ def computation(row: Row) -> str:
     sites = row.runs[0].folder.read("sites.json")
     if not sites or row.knob("block_size") is None:
         return repr((row.experiment, row.runs[0].configuration))
-    sites = [{key: value for key, value in site.items() if key != "clamped"} for site in sites]
+    sites = [{key: value for key, value in site.items() if key not in ("clamped", "note")} for site in sites]
     tried = {key: value for key, value in row.tried.items() if key != "block_size"}
     return repr((row.experiment, row.plan["regularizer"], tried, sorted(row.setting.items(), key=str), sites))
 
