@@ -176,7 +176,7 @@ def report_text(report: Report) -> str:
     if classes:
         parts += ["## Each class", markdown_table(*classes)]
     if sweep.lost:
-        lost = [(what, status, reason.replace("|", "/")[:120]) for what, status, reason in sweep.lost]
+        lost = [(what, status, reason.replace("|", "/")) for what, status, reason in sweep.lost]
         parts += ["## Not in the numbers", markdown_table(["job", "status", "reason"], lost, left=3)]
     if found:
         parts += ["## What was asked", answers_table(found)]

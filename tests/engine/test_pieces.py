@@ -57,6 +57,8 @@ def test_metrics_do_not_depend_on_how_a_split_is_cut_into_batches() -> None:
     assert whole["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
     top5 = (logits.argsort(1, descending=True)[:, :5] == labels[:, None]).any(1)
     assert whole["top5"] == pytest.approx(100 * top5.double().mean().item())
+    few, _ = evaluated([batch_of(logits[:, :5], labels.clamp(max=4))], 5)
+    assert set(few) == {"loss", "top1"}  # of five classes every hit is among the first five
     for k, (name, top1, images) in enumerate(table.rows):
         right = (logits.argmax(1) == labels)[labels == k].double().mean().item()
         assert (name, images) == (str(k), int((labels == k).sum()))
