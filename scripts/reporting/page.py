@@ -11,8 +11,8 @@ from scripts.reporting.beside_paper import NOTE, paper_table
 from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Line, Report
 from scripts.reporting.dots import Scale, dots
-from scripts.reporting.names import colour_of
 from scripts.reporting.setting import deviations
+from scripts.reporting.style import colour
 from scripts.reporting.sweep import Sweep
 from scripts.reporting.tables import (
     count_text,
@@ -126,7 +126,7 @@ def results(report: Report) -> str:
 def row_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
     """The cells of a row, in the order of the heads of `results`."""
     row, difference = line.row, line.difference
-    tint = colour_of(row.plan["regularizer"]) or "#444444"
+    tint = colour(row)
     swatch = f'<span class="swatch" style="background:{tint}"></span> '
     smallest = difference.smallest if difference else None
     loss = line.loss_difference
