@@ -85,6 +85,13 @@ def metric_text(name: str, value: float, places: int = 2) -> str:
     return f"{value:.{places + 2}f}" if "loss" in name else f"{value:.{places}f}%"
 
 
+NOTES = {  # behind the epoch of a result
+    ("best", "val"): ", the best on val",
+    ("best", "test"): ", the best on val: what test is there",
+    ("peak", "test"): ", the best on test, as the paper reports; only shown for comparison",
+}
+
+
 def result_text(summary: dict[str, Any], folder: Path) -> str:
     """The short closing table of a run: every number with the split and the epoch it comes from."""
     headline = summary["headline"]
@@ -92,7 +99,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
     for which, split in (("last", "test"), ("last", "val"), ("best", "val"), ("best", "test"), ("peak", "test")):
         values = summary[which]
         if values and f"{split}/{headline}" in values:
-            note = {"best": " (chosen on val)", "peak": " (the paper's convention; chooses nothing)"}.get(which, "")
+            note = NOTES.get((which, split), "")
             rows.append(
                 (
                     f"{which} {split}/{headline}",
@@ -105,7 +112,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
             (
                 f"dropped in {group}",
                 f"{100 * drop['measured']:.2f}%",
-                f"expected {100 * drop['expected']:.2f}%, last epoch",
+                f"expected {100 * drop['expected']:.2f}%: the schedule's mean over the last epoch",
             )
         )
     rows.append(

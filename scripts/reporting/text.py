@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from scripts.reporting.comparison import Answer, Line, best_on_val
 from scripts.reporting.names import metric_label
+from scripts.reporting.statistics import POWER
 from scripts.reporting.sweep import Row, Sweep
 
 
@@ -52,11 +53,18 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
         "the headline. *Difference*: to the baseline, within seeds, with its 95 % Student t interval (n - 1 degrees "
         f"of freedom). *Holm p*: of the paired t test, corrected for {comparisons}. "
         f"*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies "
-        f"within ±{margin:g} points; else not resolved. *Smallest difference*: what this many seeds with this spread "
-        f"would find in 80 % of such experiments (before the correction). {gap}"
-        f"*Peak*: the maximum over the {evaluations} evaluations of a run on test, the paper's convention; it "
-        "chooses nothing. *Dropped*: share of units in the last group, measured in the last epoch (and expected)."
+        f"within ±{margin:g} points; else not resolved. *Smallest difference*: the true difference that n seeds with "
+        f"this spread would show to be significant with a probability of {100 * POWER:.0f} % (before Holm's correction). {gap}"
+        f"*Peak*: the highest value on test in the course of a run (evaluations: {evaluations}), as the paper reports "
+        "it; only shown for comparison."
     ]
+    if any(row.plan["layer"] for row in sweep.rows):
+        parts.append(
+            "*Dropped*: share of the units of each group; in brackets what is expected from the mean of the schedule "
+            "over the last epoch: while a schedule rises, less than the rate that it ends at."
+        )
+    if any("not tuned" in choice_of_keep_prob(sweep, row) for row in sweep.rows):
+        parts.append("*Not tuned*: keep_prob as the configuration has it, chosen by no result on a validation split.")
     if any(row.same for row in sweep.rows):
         parts.append("*Block n (= m)*: every feature map clamps both blocks alike: one computation, which is one row.")
     if sweep.study.headline:
@@ -73,7 +81,7 @@ def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:
         return ""
     if not study.keep_prob or study.pilot_seed is None:
         varied = any(row in rows for rows in sweep.lines("keep_prob"))
-        return f"{own:g}, varied here" if varied else f"{own:g}, as configured"
+        return f"{own:g}, varied here" if varied else f"{own:g}, not tuned"
     candidates = ", ".join(f"{value:g}" for value in study.keep_prob)
     alike = [pilot for pilot in sweep.pilots if alike_but_for_keep_prob(pilot, row)]
     best = best_on_val(alike)
