@@ -6,6 +6,7 @@ Imports torch and nothing else.
 from dropblock.baselines import DropConnect, Dropout, DropPath, SpatialDropout, StochasticDepth, drop_together
 from dropblock.compat.older_package import DropBlock2D, DropBlock3D, LinearScheduler, warn_of_namesake
 from dropblock.control import LayerControl
+from dropblock.draws import random_mask, random_uniform
 from dropblock.foreign import declare_sites, install_into
 from dropblock.fractal import FractalDropPath, JoinSite
 from dropblock.functional import drop_block1d, drop_block2d, drop_block3d, drop_block_counted
@@ -13,7 +14,7 @@ from dropblock.kinds import LAYERS, LayerSpec, install_layers
 from dropblock.layers import DropBlock1d, DropBlock2d, DropBlock3d, DropLayer, installed_layers
 from dropblock.places import Place, known_places
 from dropblock.rates import effective_block, expected_drop, seed_rate
-from dropblock.reference import drop_block_reference
+from dropblock.reference import apply_mask, drop_block_reference
 from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_prob_in_group
 from dropblock.sites import Site, declared_sites, install
 from dropblock.table import DropRow, SiteRow, drops_text, site_table, table_text
@@ -44,6 +45,7 @@ __all__ = [
     "SiteRow",
     "SpatialDropout",
     "StochasticDepth",
+    "apply_mask",
     "declare_sites",
     "declared_sites",
     "drop_block1d",
@@ -62,6 +64,8 @@ __all__ = [
     "keep_prob_at",
     "keep_prob_in_group",
     "known_places",
+    "random_mask",
+    "random_uniform",
     "seed_rate",
     "site_table",
     "table_text",

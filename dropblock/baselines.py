@@ -11,13 +11,11 @@ units by 0, which leaves a NaN a NaN, and draw from a generator whose state a re
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from dropblock.arguments import check_maps, refuse_positional, scalar, share_to_keep
-from dropblock.dense import STEP, mixed, shifted
+from dropblock.draws import random_mask
 from dropblock.functional import Rate, fresh_seed
 from dropblock.layers import DropLayer
 from dropblock.sites import Site, declared_sites, depths
@@ -70,20 +68,13 @@ def drop_together_counted(x: Tensor, keep_prob: Tensor, together: str, seed: Ten
     """
     check_maps("drop_together", x, 1, 2, 3)
     own = x.shape[: TOGETHER[together]]
-    kept = kept_draws((*own, *[1] * (x.ndim - len(own))), keep_prob, seed)
+    kept = random_mask((*own, *[1] * (x.ndim - len(own))), keep_prob, seed)
     exact = torch.promote_types(x.dtype, torch.float32)
     rate = keep_prob.to(exact)
     # Where nothing is kept the factor is 0 and not infinite, as 0 * inf in the backward pass would be NaN.
     scale = torch.where(rate > 0, 1.0 / rate, torch.zeros_like(rate))
     y = (x.to(exact) * scale).to(x.dtype).masked_fill(~kept, 0)
     return y, kept.sum() * (x.numel() // max(kept.numel(), 1))
-
-
-def kept_draws(shape: tuple[int, ...], keep_prob: Tensor, seed: Tensor) -> Tensor:
-    """Independent draws that are True with probability keep_prob, bool of this shape; counted, as in `dense`."""
-    index = torch.arange(math.prod(shape), device=seed.device).view(shape)
-    bits = shifted(mixed(index * STEP + mixed(seed)), 2)  # uniform on 0 ... 2^62 - 1
-    return bits < (keep_prob.float().clamp(0.0, 1.0) * 2.0**62).long()
 
 
 class Dropout(DropLayer):

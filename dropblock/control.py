@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dropblock.kinds import LayerSpec, install_layers, kind_of
 from dropblock.layers import DropLayer
 from dropblock.schedule import KeepProbSchedule
-from dropblock.sites import Group, declared_sites
-from dropblock.table import DropRow, mean_drop, site_table
+from dropblock.sites import Group
+from dropblock.table import DropRow, layer_at, mean_drop, places_of, site_table
 
 
 def group_name(group: Group) -> str:
@@ -30,12 +30,18 @@ class LayerControl:
 
     Args:
         model: the network, layers installed.
-        example: (1, channels, height, width), an input like those of training, on the device of the model.
-        schedules: name of a kind of layer -> the schedule that sets the keep_prob of its layers. Each installed layer
-            belongs to one of them.
+        example: (1, channels, height, width), an input like those of training, on the device of the model; a tuple for
+            a network of several inputs.
+        schedules: any name for a kind of layer -> the schedule that sets the keep_prob of its layers. Each installed
+            layer belongs to one of them.
+
+    Raises:
+        ValueError: if a layer has no schedule, or one pass in evaluation mode does not call its place once.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, schedules: Mapping[str, KeepProbSchedule]) -> None:
+    def __init__(
+        self, model: nn.Module, example: Tensor | tuple[Tensor, ...], schedules: Mapping[str, KeepProbSchedule]
+    ) -> None:
         self.schedules = dict(schedules)
         self.table = site_table(model, example, *schedules.values())
         self.layers: list[DropLayer] = [layer for schedule in schedules.values() for layer in schedule.layers]
@@ -45,8 +51,8 @@ class LayerControl:
             for kind, schedule in self.schedules.items()
             for layer in schedule.layers
         }
-        sites = declared_sites(model)
-        self._at_rows = [(row, layer) for row in self.table if (layer := sites[row.site].layer) is not None]
+        places = places_of(model)
+        self._at_rows = [(row, layer) for row in self.table if (layer := layer_at(places[row.site])) is not None]
 
     @classmethod
     def install(cls, model: nn.Module, specs: Sequence[LayerSpec], example: Tensor) -> LayerControl:
@@ -125,7 +131,10 @@ class LayerControl:
         """Asked, expected and measured drop of every group since the last call of this or of `take_counts`.
 
         Args:
-            progress: of every step since then, at least one.
+            progress: what the schedule was set to at every step since then, at least one.
+
+        Raises:
+            ValueError: for no step.
         """
         asked = self._mean_over(progress, lambda layer, keep_prob, sizes: 1.0 - keep_prob)
         expected, counts = self.expected_drop(progress), self.take_counts()
@@ -139,6 +148,8 @@ class LayerControl:
         self, progress: Sequence[float], share: Callable[[DropLayer, float, list[tuple[int, ...]]], float]
     ) -> dict[str, float]:
         """The mean over the steps and units of every group of `share(layer, its keep_prob, its map sizes)`."""
+        if len(progress) == 0:
+            raise ValueError("progress must hold what the schedule was set to at each step; it holds none")
         total: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
         schedules = {layer: schedule for schedule in self.schedules.values() for layer in schedule.layers}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dropblock.layers import DropLayer
 from dropblock.places import Place, known_places
-from dropblock.sites import Site, install
+from dropblock.sites import Site, declared_sites, install
 
 
 def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> dict[str, Site]:
@@ -26,17 +26,24 @@ def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> di
 
     Args:
         model: changed in place; keys and outputs stay the same.
-        places: where; None takes `known_places`. If two places name the same side of a module the first one counts,
-            and a site that is there already stays.
+        places: where; None takes `known_places`, or the sites that the network declares itself. If two places name the
+            same side of a module the first one counts, and a site that is there already stays.
 
     Returns:
         the sites by module path.
 
     Raises:
-        ValueError: for a pattern that names nothing.
+        ValueError: for a pattern that names nothing, or None for a network that is not known and declares none.
     """
+    if places is None:
+        try:
+            known = known_places(model)
+        except ValueError:
+            if own := declared_sites(model):
+                return own
+            raise
     found: set[int] = set()
-    for place in known_places(model) if places is None else places:
+    for place in known if places is None else places:
         owners = list(matching(model, place))
         if not owners and places is not None:
             raise ValueError(nothing_found(model, place))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dropblock.dense import STEP, mixed, shifted
+from dropblock.draws import STEP, mixed, shifted
 from dropblock.layers import DropLayer
 from dropblock.sites import Site
 

@@ -17,6 +17,8 @@ from dropblock.functional import Rate, checked_drop, fresh_seed
 from dropblock.graph_node import count_node, transformed
 from dropblock.rates import effective_block, expected_drop, seed_rate
 
+OWN = "own"  # the group of a layer that stands in a network of its own accord, and not at a site
+
 
 class DropLayer(nn.Module):
     """What every layer that drops units has in common.
@@ -24,6 +26,9 @@ class DropLayer(nn.Module):
     In training it drops and counts; in evaluation, and before anybody asked for it, it is the identity.
     Masks come from `mask_seed` once `set_mask_seed` was called (the same seed gives the same mask), before that from
     torch's default generator.
+
+    `group` is the group of the site that `install` puts the layer at, and "own" for a layer that a network has as a
+    child of its own; such a layer gets the keep_prob of the schedule itself, unless it is given a number: `group = 3`.
 
     Args:
         keep_prob: share of units to keep, in [0, 1]; 0.9 if no rate is given. By name, as all layers take it, because
@@ -45,7 +50,7 @@ class DropLayer(nn.Module):
         name = type(self).__name__
         refuse_positional(name, positional)
         self.initial_keep_prob = float(share_to_keep(name, keep_prob, p, drop_prob))
-        self.group: int | str = 0  # set by `install`
+        self.group: int | str = OWN
         self.seeded = False
         for name, value in DropLayer.fresh_buffers(self).items():
             self.register_buffer(name, value, persistent=False)
@@ -82,15 +87,28 @@ class DropLayer(nn.Module):
         return self.mask_seed
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-        """The operator of this layer: (output like `x`, number of kept units as a 0-dimensional int64 tensor)."""
+        """The operator of this layer in training, which every layer defines.
+
+        The mask is to be a function of `seed` alone (`dropblock.random_mask`, `random_uniform`), so that a resumed run
+        draws it again, and neither `seed` nor `self.keep_prob` is to be read by the host (no `float()`, no `if`).
+        `dropblock.apply_mask` makes both results from a mask.
+
+        Args:
+            x: (N, C, H, W) feature maps, or with one or three axes; floating point.
+            seed: 0-dimensional int64 tensor on the device of `x`.
+
+        Returns:
+            (output like `x`, rescaled so that its mean is that of `x`; number of kept units as a 0-dimensional int64
+            tensor).
+        """
         raise NotImplementedError  # pragma: no cover
 
     def block(self, *size: int) -> tuple[int, ...]:
-        """The size of what is dropped together on a map with these sides."""
-        raise NotImplementedError  # pragma: no cover
+        """The sides of the box that is dropped together on a map of this size, for the sites table; () for no box."""
+        return ()
 
     def seed_rate(self, keep_prob: float, *size: int) -> float:
-        """The probability of one draw of the mask."""
+        """The gamma of the sites table: the probability that a position, or whatever is drawn, starts a drop."""
         return 1.0 - keep_prob
 
     def expected_drop(self, keep_prob: float, *size: int) -> float:

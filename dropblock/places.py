@@ -29,7 +29,8 @@ class Place:
 
     Args:
         modules: pattern of module paths, matched part by part between the dots: `layer4.*.conv3`, `layer[34].*.bn3`.
-            `*` stands for one part, never for several.
+            `*` stands for any name between two dots: `up.*` is every child of `up`, and neither `up` itself nor a
+            grandchild.
         where: `before` the module (its first input), `after` it (its output), `in` a slot that holds None, or `out of
             reach`: the place exists inside the module, but nothing from outside gets there; the sites table says so.
         group: 1 ... 4, or "head"; decides which sites a layer takes and its share of the drop rate.
@@ -48,6 +49,8 @@ class Place:
     def __post_init__(self) -> None:
         if self.where not in SIDES:
             raise ValueError(f"where must be one of {', '.join(SIDES)}, not '{self.where}'")
+        if isinstance(self.group, int) and self.group < 1:
+            raise ValueError(f"groups are counted from 1, so there is no group {self.group}")
 
     def names(self, path: str) -> bool:
         """Whether the pattern matches this module path."""

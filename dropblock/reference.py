@@ -50,6 +50,20 @@ def select_scaled(x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
     return (x.to(exact) * scale).to(x.dtype).masked_fill_(~mask, 0)
 
 
+def apply_mask(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`select_scaled` with the number of kept units: what a layer with a mask of its own returns.
+
+    Args:
+        x: (N, C, *size) floating point.
+        mask: bool, shape of `x`, True where a unit is kept.
+
+    Returns:
+        (output like `x`, number of kept units as a 0-dimensional int64 tensor).
+    """
+    kept = mask.sum()
+    return select_scaled(x, mask, kept), kept
+
+
 def drop_block_reference(
     x: Tensor, *, keep_prob: float, block_size: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -69,6 +83,4 @@ def drop_block_reference(
     gamma = seed_rate(keep_prob, block_size, *size)
     # float32 draws whatever the type of x: in bfloat16 1 - gamma rounds to 1 and nothing would be dropped in group 3.
     noise = torch.rand(n, c, *valid_seeds(tuple(size), block), generator=generator, device=x.device)
-    mask = keep_mask(noise < gamma, block)
-    kept = mask.sum()
-    return select_scaled(x, mask, kept), kept
+    return apply_mask(x, keep_mask(noise < gamma, block))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dropblock.layers import DropLayer, installed_layers
+from dropblock.layers import OWN, DropLayer, installed_layers
 from dropblock.sites import declared_sites, depths
 
 DEPTH_RULES = ("group", "linear")
@@ -107,8 +107,10 @@ class KeepProbSchedule:
         depth_rule: `group` (divisor or shares), or `linear`: the drop rate grows with the index l of the block, the
             layers of block l of L get l / L of it (see `dropblock.sites.depths`); the groups then count for nothing.
 
+    A new schedule has set its first value, progress 0: until `set` is called, a linear one drops nothing.
+
     Raises:
-        ValueError: if there is no layer, or a value is out of range.
+        ValueError: if there is no layer, a value is out of range, or a group is not among those that are divided.
     """
 
     def __init__(
@@ -134,7 +136,6 @@ class KeepProbSchedule:
         self.end = None if schedule_end is None else schedule_end / self.length
         if callable(schedule) and not (self.start is self.end is None and total_steps is None):
             raise ValueError("a function as schedule has no schedule_start, schedule_end or total_steps")
-        self.at(0)
         self.layers: list[DropLayer] = installed_layers(model) if layers is None else list(layers)
         if not self.layers:
             raise ValueError("no layer to schedule: install one first")
@@ -142,6 +143,7 @@ class KeepProbSchedule:
         self.head_share = head_share
         self._check_shares()
         self._depths = self._depths_of_layers(model, depth_rule)
+        self.set(0)
 
     def set(self, progress: float) -> float:
         """Fill the keep_prob buffer of every layer; returns the value of the last group."""
@@ -163,6 +165,8 @@ class KeepProbSchedule:
 
     def kept_by(self, layer: DropLayer, keep_prob: float) -> float:
         """What a layer keeps when the last group keeps `keep_prob`."""
+        if layer.group == OWN:
+            return keep_prob
         if isinstance(layer.group, str):
             share = self.head_share
         elif self._depths is not None:
@@ -181,6 +185,12 @@ class KeepProbSchedule:
         groups = [layer.group for layer in self.layers if isinstance(layer.group, int)]
         if self.group_shares is not None and groups and not 1 <= min(groups) <= max(groups) <= len(self.group_shares):
             raise ValueError(f"group_shares={list(self.group_shares)}: there are layers in more groups than that")
+        if self.group_shares is None and self.group_divisor != 1 and groups and max(groups) > self.last_group:
+            last = max(groups)
+            raise ValueError(
+                f"group {last} comes after last_group={self.last_group}, so group_divisor would raise its drop rate: "
+                f"give last_group={last}"
+            )
 
     def _depths_of_layers(self, model: nn.Module, depth_rule: str) -> dict[DropLayer, float] | None:
         """l / L of every layer, or None where groups decide."""

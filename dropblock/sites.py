@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +58,9 @@ def declared_sites(model: nn.Module) -> dict[str, Site]:
 
 
 def install(
-    model: nn.Module, layer_factory: Callable[[Site], DropLayer], sites: Callable[[Site], bool]
+    model: nn.Module, layer_factory: Callable[[Site], DropLayer], sites: Callable[[Site], bool] = lambda site: True
 ) -> dict[str, Site]:
-    """Put a new layer into every declared site that `sites` accepts.
+    """Put a new layer into every declared site that `sites` accepts, in the place of the one that may be there.
 
     Args:
         model: a network that declares sites.
@@ -128,10 +128,18 @@ def _common_parts(one: list[str], other: list[str]) -> int:
     return number
 
 
-def map_sizes(model: nn.Module, example: Tensor, sites: dict[str, Site]) -> dict[str, list[tuple[int, ...]]]:
+def map_sizes(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], sites: Mapping[str, Site | DropLayer]
+) -> dict[str, list[tuple[int, ...]]]:
     """(channels, height, width) of every feature map that each site sees in one forward pass in evaluation mode.
 
-    A site of a head, whose group is no number, may see several: one for each level of a detector.
+    A site of a head, whose group is no number, may see several: one for each level of a detector. So may a layer that
+    is a child of a network's own.
+
+    Args:
+        model: left as it was.
+        example: the input, or a tuple of several.
+        sites: sites, and layers that stand at none, by module path.
 
     Raises:
         ValueError: if a site of the body is not reached exactly once (a shared activation, say), one of a head never,
@@ -146,13 +154,18 @@ def map_sizes(model: nn.Module, example: Tensor, sites: dict[str, Site]) -> dict
     was_training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
-            model.eval()(example)
+            model.eval()(*example) if isinstance(example, tuple) else model.eval()(example)
     finally:
         for handle in handles:
             handle.remove()
         for part, training in was_training.items():
             part.training = training
     for name, seen in shapes.items():
+        if not seen and isinstance(sites[name], DropLayer):
+            raise ValueError(
+                f"the layer {name} is not called in a pass in evaluation mode: call it in both, it is the "
+                "identity there"
+            )
         if not seen or (len(seen) > 1 and isinstance(sites[name].group, int)):
             raise ValueError(f"the site {name} is called {len(seen)} times in one pass: choose a neighbour instead")
         for shape in seen:

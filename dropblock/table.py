@@ -20,12 +20,13 @@ class SiteRow:
 
     Args:
         site: module path.
-        group, branch, after, note: of the `Site`.
+        group, branch, after, note: of the `Site`; branch is "-" for a layer at none.
         layer: class of the layer.
         map_sizes: (channels, height, width) of every feature map that the site sees in one pass; other numbers of axes
             for 1-D and 3-D layers.
-        block: (height, width) of what is dropped together on the largest of them, clamped to it. Two layers of one
-            kind compute the same if this is equal: a block clamped here is clamped on every smaller map as well.
+        block: (height, width) of what is dropped together on the largest of them, clamped to it; () for no box. Two
+            layers of one kind compute the same if this is equal: a block clamped here is clamped on every smaller map
+            as well.
         clamped: the block that was asked for does not fit even the largest map.
         keep_prob: when the whole drop rate is in force.
         seed_rate: the probability of one draw, on the largest map.
@@ -46,42 +47,60 @@ class SiteRow:
     note: str = ""
 
 
-def site_table(model: nn.Module, example: Tensor, *schedules: KeepProbSchedule) -> list[SiteRow]:
+def places_of(model: nn.Module) -> dict[str, Site | DropLayer]:
+    """Every site of a network, and every layer that stands at none, by module path and in the order of the network."""
+    at_sites = {site.layer for site in declared_sites(model).values()}
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, Site) or (isinstance(module, DropLayer) and module not in at_sites)
+    }
+
+
+def layer_at(place: Site | DropLayer) -> DropLayer | None:
+    """The layer of a place; None for an empty site."""
+    return place if isinstance(place, DropLayer) else place.layer
+
+
+def site_table(model: nn.Module, example: Tensor | tuple[Tensor, ...], *schedules: KeepProbSchedule) -> list[SiteRow]:
     """What is installed where, with map sizes found by one forward pass in evaluation mode.
 
-    A place of a foreign network where a layer was wanted but cannot be has a row too, without map sizes and with the
-    layer "out of reach".
+    A layer that a network has as a child of its own has a row of the group "own". A place of a foreign network where a
+    layer was wanted but cannot be has a row too, without map sizes and with the layer "out of reach".
 
     Args:
         model: a network with installed layers; left as it was.
-        example: (1, channels, height, width), the input the network will see.
+        example: (1, channels, height, width), the input the network will see; a tuple for several inputs.
         schedules: say what each group keeps at the target, each for its own layers.
 
     Raises:
         ValueError: if a layer has no schedule.
     """
     scheduled = {layer: schedule for schedule in schedules for layer in schedule.layers}
-    rows, declared = [], declared_sites(model)
-    sizes = map_sizes(model, example, {name: site for name, site in declared.items() if site.layer is not None})
-    for name, site in declared.items():
-        if site.layer is not None:
-            if site.layer not in scheduled:
-                raise ValueError(f"the layer at {name} has no keep_prob schedule")
-            schedule = scheduled[site.layer]
-            rows.append(row_of(name, site, site.layer, schedule.kept_by(site.layer, schedule.keep_prob), sizes[name]))
-        elif site.missed:
-            rows.append(SiteRow(name, site.group, site.branch, site.after, OUT_OF_REACH, note=site.note))
+    rows, places = [], places_of(model)
+    sizes = map_sizes(model, example, {path: place for path, place in places.items() if layer_at(place) is not None})
+    for path, place in places.items():
+        if (layer := layer_at(place)) is not None:
+            if layer not in scheduled:
+                raise ValueError(
+                    f"the layer at {path} has no keep_prob schedule: make the schedule after the last installation"
+                )
+            schedule = scheduled[layer]
+            rows.append(row_of(path, place, layer, schedule.kept_by(layer, schedule.keep_prob), sizes[path]))
+        elif isinstance(place, Site) and place.missed:
+            rows.append(SiteRow(path, place.group, place.branch, place.after, OUT_OF_REACH, note=place.note))
     return rows
 
 
-def row_of(name: str, site: Site, layer: DropLayer, kept: float, sizes: list[tuple[int, ...]]) -> SiteRow:
-    """The row of one site with a layer that keeps `kept` of its units."""
+def row_of(path: str, place: Site | DropLayer, layer: DropLayer, kept: float, sizes: list[tuple[int, ...]]) -> SiteRow:
+    """The row of one place whose layer keeps `kept` of its units."""
     _, *sides = largest(sizes)
+    site = place if isinstance(place, Site) else None
     return SiteRow(
-        site=name,
-        group=site.group,
-        branch=site.branch,
-        after=site.after,
+        site=path,
+        group=place.group,
+        branch=site.branch if site else "-",
+        after=site.after if site else path,
         layer=type(layer).__name__,
         map_sizes=sizes,
         block=layer.block(*sides),
@@ -89,7 +108,7 @@ def row_of(name: str, site: Site, layer: DropLayer, kept: float, sizes: list[tup
         keep_prob=kept,
         seed_rate=layer.seed_rate(kept, *sides),
         expected_drop=mean_drop(layer, kept, sizes),
-        note=site.note,
+        note=site.note if site else "",
     )
 
 
@@ -129,7 +148,7 @@ def rates_text(row: SiteRow) -> tuple[str, str, str, str, str]:
     others = [times(other[1:]) for other in row.map_sizes if other[1:] != size[1:]]
     return (
         " ".join([times(size), *others]),
-        times(row.block) + (" = whole map" if row.block == size[1:] else ""),
+        (times(row.block) or "-") + (" = whole map" if row.block == size[1:] else ""),
         f"{row.keep_prob:g}",
         f"{row.seed_rate:.3g}",
         f"{100 * row.expected_drop:.2f}%",

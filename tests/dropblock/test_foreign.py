@@ -84,7 +84,9 @@ def test_keys_and_outputs_stay_and_every_site_drops_what_it_should(name: str) ->
         assert torch.equal(model(x[:2]), before), "the identity in evaluation"
     assert list(model.state_dict()) == keys
     rows = {
-        row.site: row for row in site_table(model, x[:1], KeepProbSchedule(model, 0.9)) if row.layer != "out of reach"
+        row.site: row
+        for row in site_table(model, x[:1], KeepProbSchedule(model, 0.9, "constant"))
+        if row.layer != "out of reach"
     }
     assert set(rows) == set(filled)
     assert {row.group for row in rows.values()} == {1, 2, 3, 4}

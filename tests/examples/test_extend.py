@@ -66,7 +66,7 @@ def test_every_addition_works(tmp_path: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, f"{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
-    assert "LeakyDropBlock" in ran.stdout
+    assert "DropLines" in ran.stdout
     assert "within_one" in ran.stdout
 
 
