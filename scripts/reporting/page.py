@@ -117,7 +117,13 @@ def results(report: Report) -> str:
     """The headline of every row, and its differences as dots on one scale."""
     scale = Scale.of([line.difference for line in report.lines], report.sweep.study.margin)
     heads = [
-        *("", "n", f"{report.sweep.metric}, last epoch", "difference to baseline [95 %]", "by seed, and the interval"),
+        *(
+            "",
+            "n",
+            f"{report.sweep.metric}, last epoch",
+            "difference to baseline [95\u00a0%]",
+            "by seed, and the interval",
+        ),
         *("Holm p", "verdict", "smallest difference", "paper (peak)", "paper's difference"),
     ]
     return filled_columns(heads, [result_cells(report.sweep, line, scale) for line in report.lines])
@@ -146,7 +152,7 @@ def result_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
 
 def details(report: Report) -> str:
     """What else is known of every row."""
-    heads = ["", DROPPED, "keep_prob", "peak", "train - test", "test loss", "loss difference [95 %]"]
+    heads = ["", DROPPED, "keep_prob", "peak", "train - test", "test loss", "loss difference [95\u00a0%]"]
     heads += ["parameters", "time a run", "seeds"]
     return filled_columns(heads, [detail_cells(report.sweep, line) for line in report.lines])
 

@@ -54,9 +54,9 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
         f"of freedom). *Holm p*: of the paired t test, corrected for {comparisons}. "
         f"*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies "
         f"within ±{margin:g} points; else not resolved. *Smallest difference*: the true difference that n seeds with "
-        f"this spread would show to be significant with a probability of {100 * POWER:.0f} % (before Holm's correction). {gap}"
-        f"*Peak*: the highest value on test in the course of a run (evaluations: {evaluations}), as the paper reports "
-        "it; only shown for comparison."
+        f"this spread would show to be significant with a probability of {100 * POWER:.0f} % (before Holm's "
+        f"correction). {gap}*Peak*: the highest value on test in the course of a run (evaluations: {evaluations}), as "
+        "the paper reports it; only shown for comparison."
     ]
     if any(row.plan["layer"] for row in sweep.rows):
         parts.append(
