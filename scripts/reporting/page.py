@@ -172,8 +172,14 @@ def detail_cells(sweep: Sweep, line: Line) -> list[Cell]:
         number("" if loss is None else str(loss), loss and loss.mean),
         number(count_text(line.parameters), line.parameters),
         number(time_text(line.seconds.mean), line.seconds.mean),
-        (f'<div class="words">{" ".join(map(str, row.seeds))}</div>', len(row.seeds)),
+        number(seeds_text(row.seeds), len(row.seeds)),
     ]
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds by number, many in a row as a range."""
+    in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else " ".join(map(str, seeds))
 
 
 def name_cell(line: Line) -> Cell:
@@ -204,7 +210,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 def plain_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The same of cells that are text."""
-    return table(heads, [[(escape(str(cell)), cell) for cell in row] for row in rows])
+    return table(heads, [[number(cell, cell) for cell in row] for row in rows])
 
 
 def figure(picture: Path, caption: str) -> str:

@@ -48,7 +48,7 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
     gap = ""
     if any(line.gap is not None for line in lines):
         gap = f"*Train - test*: {trained} of the training batches of the last epoch, as trained, less test. "
-    parts = [
+    columns = (
         f"{sweep.metric} on {test}, mean ± sample standard deviation over n seeds (none for n = 1). *Last epoch* is "
         "the headline. *Difference*: to the baseline, within seeds, with its 95 % Student t interval (n - 1 degrees "
         f"of freedom). *Holm p*: of the paired t test, corrected for {comparisons}. "
@@ -57,7 +57,13 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
         f"this spread would show to be significant with a probability of {100 * POWER:.0f} % (before Holm's "
         f"correction). {gap}*Peak*: the highest value on test in the course of a run (evaluations: {evaluations}), as "
         "the paper reports it; only shown for comparison."
-    ]
+    )
+    return "\n\n".join([columns, *notes_on_rows(sweep)])
+
+
+def notes_on_rows(sweep: Sweep) -> list[str]:
+    """What the legend adds where the rows of a sweep call for it."""
+    parts = []
     if any(row.plan["layer"] for row in sweep.rows):
         parts.append(
             "*Dropped*: share of the units of each group; in brackets what is expected from the mean of the schedule "
@@ -68,10 +74,12 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
     if any(row.same for row in sweep.rows):
         parts.append("*Block n (= m)*: every feature map clamps both blocks alike: one computation, which is one row.")
     if sweep.study.headline:
-        parts.append(f"Declared before the first run: headline: {sweep.study.headline}; margin {margin:g} points.")
+        parts.append(
+            f"Declared before the first run: headline: {sweep.study.headline}; margin {sweep.study.margin:g} points."
+        )
     if not any(row.by_seed("last", "val") for row in sweep.rows):
         parts.append("There is no validation split: nothing was chosen on one.")
-    return "\n\n".join(parts)
+    return parts
 
 
 def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:
