@@ -216,8 +216,8 @@ class Config(RunOptions):
     seed: int = option(1, "of weights, order of the data, augmentation and masks", least=0)
     estimate: bool = option(False, "print hours, memory and disk of the runs, from a few real steps; train nothing")
     jobs: str = option("1", "runs of a sweep at a time; auto: one a GPU, or one a core")
-    num_cpus: float = option(1.0, "cores of a run, to hydra/launcher=ray", above=0)
-    num_gpus: float = option(0.0, "GPUs of a run, to hydra/launcher=ray; 0.5: two runs on one", least=0)
+    num_cpus: float = option(1.0, "cores of a run, for hydra/launcher=ray", above=0)
+    num_gpus: float = option(0.0, "GPUs of a run, for hydra/launcher=ray; 0.5: two runs share one", least=0)
     plan: bool = option(False, "print the resolved plan and the sites table; train nothing")
 
 

@@ -11,7 +11,7 @@ from dropblock.layers import DropLayer
 
 Group = int | str
 # The note of sites in the units of ResNet-18 and -34, for the sites table and the deviations in a report.
-BASIC_BLOCK_NOTE = "basic block: three sites of this project's choosing; the authors' released code has none there"
+BASIC_BLOCK_NOTE = "basic block: its sites are this project's choice; the authors' released code has none there"
 
 
 class Site(nn.Module):

@@ -80,6 +80,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def counted(number: int, name: str) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
 def metric_text(name: str, value: float, places: int = 2) -> str:
     """A metric with its unit: all are percentages but for losses."""
     return f"{value:.{places + 2}f}" if "loss" in name else f"{value:.{places}f}%"

@@ -21,7 +21,7 @@ from configs.regularizers import styles_of
 from data import Data
 from dropblock import table_text
 from engine import checkpoint
-from engine.console import result_text
+from engine.console import counted, result_text
 from engine.distributed import Ranks, find_device, join
 from engine.files import write_aside
 from engine.lifecycle import locked, refuse_another, require_equal, resume, status_kept
@@ -157,7 +157,7 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
     lines = [
         f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
         f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
-        f"{recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
+        f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
         f"seed {plan.seed}; {device}",
         *(f"note: {note}" for note in [*data.notes, *_notes_on_groups(plan, model)]),
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.checking import UserError
 from configs.plan import Plan
-from engine.console import table
+from engine.console import counted, table
 from engine.files import write_aside
 from engine.records import DONE, FAILED
 from experiment.outcome import STOPPED_CODES, report_error
@@ -50,7 +50,7 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path, refused: Sequence[s
     rows += [("FAILED", "-", "-", reason[:100]) for reason in refused]
     done = sum(entry["status"] == DONE for entry in entries)
     lines = [table(("status", "last test", "run", "reason"), rows)] if rows else []
-    return "\n".join([*lines, f"{done} runs done, {len(rows) - done} not; listed in {sweep}"])
+    return "\n".join([*lines, f"{counted(done, 'run')} done, {len(rows) - done} not; listed in {sweep}"])
 
 
 def train_all(plans: Sequence[Plan], name: str) -> Path:

@@ -80,7 +80,9 @@ def knobs_table() -> str:
 
 def names_table(group: str) -> str:
     """The names of a group, each with the first sentence of its YAML file."""
-    return markdown_table([f"`{group}=`", ""], [[f"`{name}`", opening(group, name)] for name in choices(group)], left=2)
+    return markdown_table(
+        [f"`{group}=`", "what it is"], [[f"`{name}`", opening(group, name)] for name in choices(group)], left=2
+    )
 
 
 def opening(group: str, name: str) -> str:

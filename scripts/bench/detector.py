@@ -117,6 +117,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def markdown(result: dict[str, Any]) -> str:
     """One row a contestant."""
     lines = [
+        "# A training step of RetinaNet with DropBlock",
+        "",
         f"ResNet-50, batch {result['batch']}, {result['side']} px, {CLASSES} classes, {OBJECTS} objects an image, "
         f"channels_last, {result['dtype']}, {result['rounds']} interleaved rounds by {result['clock']} time; "
         "ratios are medians of the rounds "

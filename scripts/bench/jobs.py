@@ -68,7 +68,7 @@ def timed(arguments: tuple[str, ...]) -> tuple[float, int]:
         start = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - start
-    counted = re.search(r"^(\d+) runs done, 0 not", done.stdout, re.MULTILINE)
+    counted = re.search(r"^(\d+) runs? done, 0 not", done.stdout, re.MULTILINE)
     if done.returncode or counted is None:
         raise RuntimeError(
             f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
@@ -78,9 +78,12 @@ def timed(arguments: tuple[str, ...]) -> tuple[float, int]:
 
 def markdown(result: dict[str, Any]) -> str:
     """One row a command."""
+    rounds = "1 round" if result["rounds"] == 1 else f"{result['rounds']} interleaved rounds, median"
     lines = [
+        "# Several runs at a time",
+        "",
         f"`{' '.join(result['table'])}`, {result['epochs']} epochs a run, {result['cores']} cores, "
-        f"{result['rounds']} interleaved rounds; wall clock of the whole command, median.",
+        f"{rounds}; wall clock of the whole command.",
         "",
         "| command | runs | seconds | times as fast as jobs=1 |",
         "|---" * 4 + "|",

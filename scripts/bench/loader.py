@@ -243,8 +243,11 @@ def row(family: str, name: str, times: Times, processors: Times, to: str) -> dic
 def markdown(result: dict[str, Any]) -> str:
     """One row a loader."""
     lines = [
+        "# Speed of the loaders",
+        "",
         f"{result['workers']} worker processes, {result['rounds']} interleaved rounds, {result['before']['device']}; "
-        f"median [quartiles]; times within a round beside '{PHOTOS}' and '{SMALL}'.",
+        "median [quartiles]. *Times as fast* and *times less* are ratios within a round, "
+        f"to '{PHOTOS}' for photographs and to '{SMALL}' for small images.",
         "",
         "| images | loader | images/s | times as fast | processor, ms an image | times less |",
         "|---" * 6 + "|",

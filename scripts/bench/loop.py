@@ -208,9 +208,11 @@ def peak_of(step: Callable[[], object], device: torch.device) -> int:
 def markdown(result: dict[str, Any]) -> str:
     """One row a network."""
     lines = [
-        f"{result['before']['device']}, {result['before']['threads']} threads, {result['rounds']} rounds, "
-        f"{result.get('clock', 'wall')} time; median [quartiles]. Cost: what this loop spends outside the network more "
-        "than the barest, as a share of its step.",
+        "# What the training loop costs",
+        "",
+        f"{result['before']['device']}, threads: {result['before']['threads']}, {result['rounds']} rounds, "
+        f"{result.get('clock', 'wall')} time; median [quartiles]. *Cost*: time outside the network beyond that of the "
+        "barest loop, as a share of the barest step.",
         "",
         "| network | barest step, ms | outside the network, ms: barest | this | cost | memory of a step |",
         "|---" * 6 + "|",

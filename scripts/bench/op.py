@@ -117,7 +117,16 @@ def short(result: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """The measured table, and its short form above it."""
     worst = min(line["worst_cell"] for line in summary(result) if line["name"] == OURS)
-    lines = [short(result), "", f"In its worst cell this is {worst:.1f} times as fast as torchvision."]
+    lines = [
+        "# Speed of the operator",
+        "",
+        "Forward and backward of one call on each shape, type and layout (`python scripts/benchmark.py op`).",
+        "",
+        short(result),
+        "",
+        f"In its worst cell this is {worst:.1f} times as fast as torchvision. *x the limit*: time as a multiple of "
+        "`x * scalar`; *got*: the share dropped.",
+    ]
     lines += [
         "",
         "| shape, keep_prob | type, layout | operator | ms, median [quartiles] | x the limit | expected drop | got |",

@@ -46,6 +46,8 @@ def started(command: list[str]) -> Callable[[], object]:
 def markdown(result: dict[str, Any]) -> str:
     """One row a command."""
     lines = [
+        "# Time until the command line answers",
+        "",
         f"New processes, {result['rounds']} interleaved rounds; median [quartiles].",
         "",
         "| command | seconds | x the imports |",

@@ -151,6 +151,8 @@ def markdown(result: dict[str, Any]) -> str:
     if result["kind"] == "detector":
         return detector.markdown(result)
     lines = [
+        f"# A training step of ResNet-50 with DropBlock, {result['dtype']}",
+        "",
         f"ResNet-50, batch {result['batch']}, {result['side']} px, channels_last, {result['dtype']}, 36 sites, "
         f"{result['rounds']} interleaved rounds by {result.get('clock', 'wall')} time; "
         "overhead is the median of the rounds [95 % interval of the median].",

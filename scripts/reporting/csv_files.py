@@ -91,7 +91,7 @@ def joined(run: Run, key: str) -> str:
 
 
 def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return None if value is None else round(value, 4) + 0.0  # -0.0 + 0.0 is 0.0
 
 
 def mean_and_std(name: str, spread: Spread | None) -> dict[str, float | None]:
@@ -112,7 +112,7 @@ def by_seed(difference: Difference | None) -> str:
     """`seed:difference` of every pair."""
     if difference is None:
         return ""
-    return " ".join(f"{s}:{v:+.4f}" for s, v in zip(difference.seeds, difference.values, strict=True))
+    return " ".join(f"{s}:{v:+z.4f}" for s, v in zip(difference.seeds, difference.values, strict=True))
 
 
 def csv_text(table: Sequence[dict[str, Any]]) -> str:

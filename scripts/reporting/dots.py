@@ -47,7 +47,7 @@ def dots(difference: Difference, scale: Scale, colour: str) -> str:
     parts.append(f'<line x1="{mean}" x2="{mean}" y1="4" y2="{HEIGHT - 4}" stroke="{colour}" stroke-width="2"/>')
     dot = f'fill="{colour}" stroke="#fff" stroke-width="1"'
     for seed, value in zip(difference.seeds, difference.values, strict=True):
-        title = f"<title>seed {seed}: {value:+.2f}</title>"
+        title = f"<title>seed {seed}: {value:+z.2f}</title>"
         x = scale.x(value)
         parts.append(f'<circle cx="{x}" cy="{middle}" r="3.6" {dot}>{title}</circle>')
     label = f"{difference} over {len(difference.values)} seeds"

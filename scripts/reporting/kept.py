@@ -111,11 +111,11 @@ def number(mean: str, std: str = "", sign: str = "") -> str:
     """A mean with its standard deviation, as far as there is one."""
     if not mean:
         return ""
-    return f"{float(mean):{sign}.2f}" + (f" ± {float(std):.2f}" if std else "")
+    return f"{float(mean):{sign}z.2f}" + (f" ± {float(std):.2f}" if std else "")
 
 
 def difference(row: dict[str, str]) -> str:
     """A difference and its interval, which a single pair does not have."""
     mean, low, high = (row[f"difference{end}"] for end in ("", "_low", "_high"))
-    ends = f" [{float(low):+.2f}, {float(high):+.2f}]" if low else ""
-    return f"{float(mean):+.2f}{ends}" if mean else ""
+    ends = f" [{float(low):+z.2f}, {float(high):+z.2f}]" if low else ""
+    return f"{float(mean):+z.2f}{ends}" if mean else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scripts.reporting.sweep import Row, Sweep
 def write_mean_curves(sweep: Sweep, out: Path) -> Path:
     """Write `out`/tensorboard/ROW for every row, all metrics that its runs have logged; returns that folder.
 
-    A step of TensorBoard is an epoch, times 1,000 where a value lies within one. What stood there before is removed.
+    At optimizer steps, as the runs have them, so both can be laid over each other. What stood there before is removed.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -24,8 +25,8 @@ def write_mean_curves(sweep: Sweep, out: Path) -> Path:
         folder = place / re.sub(r"[^\w.+=-]+", "_", sweep.label(row))
         with SummaryWriter(str(folder)) as writer:
             for name in sorted({key for point in row.runs[0].folder.metrics() for key in point} - {"step", "epoch"}):
-                for epoch, values in zip(*common_curve(row, name), strict=True):
-                    writer.add_scalar(name, float(np.mean(values)), round(1000 * epoch))
+                for step, values in zip(*common([run.curve(name, by="step") for run in row.runs]), strict=True):
+                    writer.add_scalar(name, float(np.mean(values)), int(step))
     return place
 
 
@@ -35,13 +36,12 @@ def common_curve(row: Row, name: str, by_epoch: bool = False) -> tuple[np.ndarra
     Args:
         row: its runs.
         name: of a logged metric.
-        by_epoch: the mean over each epoch instead of every point.
+        by_epoch: of training, the mean over each epoch's samples instead of every point.
     """
-    found = []
-    for run in row.runs:
-        gathered: dict[float, list[float]] = {}
-        for epoch, value in run.curve(name).items():
-            gathered.setdefault(float(np.ceil(epoch)) if by_epoch else epoch, []).append(value)
-        found.append({epoch: float(np.mean(values)) for epoch, values in gathered.items()})
-    epochs = sorted(set.intersection(*(set(curve) for curve in found)))
-    return np.array(epochs), np.array([[curve[epoch] for curve in found] for epoch in epochs])
+    return common([run.epoch_means(name) if by_epoch else run.curve(name) for run in row.runs])
+
+
+def common(curves: Sequence[dict[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """(places of shape (points,), values of shape (points, curves)) where all curves have a value."""
+    places = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return np.array(places), np.array([[curve[place] for curve in curves] for place in places])

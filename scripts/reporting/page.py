@@ -146,7 +146,7 @@ def result_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
         (f'<span class="{line.word}">{line.word}</span>' if line.word else "", line.word),
         number("" if smallest is None else f"{smallest:.2f}", smallest),
         number("" if paper is None else paper_text(row), paper),
-        number("" if theirs is None else f"{theirs:+.2f}", theirs),
+        number("" if theirs is None else f"{theirs:+z.2f}", theirs),
     ]
 
 

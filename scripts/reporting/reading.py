@@ -57,7 +57,7 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def read_runs(folders: Sequence[Path]) -> Sweep:
-    """Runs that no sweep lists, as one: rows by configuration, compared with that of the first.
+    """Runs that no sweep lists, as one: rows by configuration, the first run's at the top and the baseline.
 
     Raises:
         UserError: if one of them is not finished, or two are one configuration with one seed.
@@ -75,7 +75,7 @@ def read_runs(folders: Sequence[Path]) -> Sweep:
             raise UserError(f"{folder}: the same configuration and seed as {other}; there is nothing to compare")
     rows = rows_of(runs)
     first = next(row for row in rows if computation(row) == computation(Row(runs[:1])))
-    return Sweep("comparison", rows, [], compared_to=first)
+    return Sweep("comparison", [first, *(row for row in rows if row is not first)], [], compared_to=first)
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
@@ -110,7 +110,7 @@ def computation(row: Row) -> str:
     sites = row.runs[0].folder.read("sites.json")
     if not sites or row.knob("block_size") is None:
         return repr((row.experiment, row.runs[0].configuration))
-    sites = [{key: value for key, value in site.items() if key != "clamped"} for site in sites]
+    sites = [{key: value for key, value in site.items() if key not in ("clamped", "note")} for site in sites]
     tried = {key: value for key, value in row.tried.items() if key != "block_size"}
     return repr((row.experiment, row.plan["regularizer"], tried, sorted(row.setting.items(), key=str), sites))
 

@@ -85,7 +85,7 @@ def beyond_the_configuration(sweep: Sweep) -> list[tuple[str, str, str]]:
     found = []
     bodies = {plan["model"]["options"].get("body", plan["model"]["name"]) for plan in plans}
     if bodies & {*BASIC_BLOCKS}:
-        sites = "three in a basic block, this project's choice"
+        sites = "of basic blocks, this project's choice"
         found.append(("sites of a block", sites, "four in a bottleneck; the released code passes basic blocks over"))
     ranks = [max(environment.get("world_size", 1) for environment in run.environments) for run in sweep.runs]
     recipes = [plan["recipe"] for plan in plans]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from configs.paper import StudyConfig, paper_from
 from configs.plan import plan_from
 from engine.records import RunFolder
 from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, colour_of, knob_text, label_of, metric_label
-from scripts.reporting.statistics import Spread
+from scripts.reporting.statistics import Spread, epoch_means
 
 MADE_UP = ("fake",)  # data sets whose accuracies say nothing
 
@@ -46,16 +45,19 @@ class Run:
         values = self.summary.get(which) or {}
         return values.get(f"{split}/{metric or self.summary['headline']}")
 
-    def curve(self, name: str) -> dict[float, float]:
-        """The logged values of a metric by epoch."""
-        return {point["epoch"]: point[name] for point in self.folder.metrics() if name in point}
+    def curve(self, name: str, by: str = "epoch") -> dict[float, float]:
+        """The logged values of a metric by epoch, or by optimizer `step`."""
+        return {point[by]: point[name] for point in self.folder.metrics() if name in point}
+
+    def epoch_means(self, name: str) -> dict[float, float]:
+        """A metric of training over each epoch's samples, by epoch."""
+        return epoch_means(self.folder.metrics(), name)
 
     def gap(self, metric: str) -> float | None:
         """A metric on the training batches of the last epoch, as trained, less that on test; None without one."""
-        logged = self.curve(f"train/{metric}")
+        trained = self.epoch_means(f"train/{metric}")
         test = self.value("last", "test", metric)
-        last = [value for epoch, value in logged.items() if epoch > max(logged) - 1]
-        return None if not last or test is None else statistics.fmean(last) - test
+        return None if not trained or test is None else trained[max(trained)] - test
 
 
 @dataclass

@@ -42,7 +42,7 @@ def paper_text(row: Row) -> str:
 
 
 def by_seed_text(of: Difference | None) -> str:
-    return "" if of is None else ", ".join(f"{value:+.2f}" for value in of.values)
+    return "" if of is None else ", ".join(f"{value:+z.2f}" for value in of.values)
 
 
 def p_text(p_value: float | None) -> str:
@@ -66,7 +66,7 @@ def count_text(number: int | None) -> str:
 def results_row(line: Line, made_up: bool) -> list[object]:
     """The cells of a row under RESULTS; nothing of the paper stands beside made-up images."""
     theirs = line.paper_difference
-    paper = ["", ""] if made_up else [paper_text(line.row), "" if theirs is None else f"{theirs:+.2f}"]
+    paper = ["", ""] if made_up else [paper_text(line.row), "" if theirs is None else f"{theirs:+z.2f}"]
     return [
         *(line.label, len(line.row.runs), line.last, difference_text(line.difference, line.row)),
         *(p_text(line.adjusted), line.word, *paper),

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.console import counted
 from scripts.reporting.comparison import Answer, Line, best_on_val
 from scripts.reporting.names import metric_label
 from scripts.reporting.statistics import POWER
 from scripts.reporting.sweep import Row, Sweep
+
+SMALLEST_MEANS = (
+    "*Smallest difference*: the true difference that n seeds with this spread would show to be significant with a "
+    f"probability of {100 * POWER:.0f} % (before the correction)."
+)
+DROPPED_MEANS = (
+    "*Dropped*: share of the units of each group, measured over the last epoch; in brackets what is expected from the "
+    "mean of the schedule over the last epoch: while a schedule rises, less than the rate that it ends at."
+)
+NOT_TUNED_MEANS = "*Not tuned*: keep_prob as the configuration has it, not chosen on a validation split."
 
 
 def setting_text(sweep: Sweep) -> str:
@@ -20,7 +31,7 @@ def setting_text(sweep: Sweep) -> str:
     images = f"{subset:,} training images" if subset else "all training images"
     setting = (
         f"{plan['model']['name']} of width {plan['model']['width']} on {plan['data']['name']}, {images}, "
-        f"{plan['recipe']['epochs']} epochs of recipe `{plan['recipe']['name']}`"
+        f"{counted(plan['recipe']['epochs'], 'epoch')} of recipe `{plan['recipe']['name']}`"
     )
     if sweep.varied:
         setting = f"Not all in one setting: {', '.join(sweep.varied)} differ, and a row is compared within its own"
@@ -28,10 +39,13 @@ def setting_text(sweep: Sweep) -> str:
     spent = f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} seconds"
     seeds = sorted({run.seed for run in runs})
     text = (
-        f"{len(runs)} runs done{f', {len(sweep.lost)} not (listed below)' if sweep.lost else ''}. "
-        f"{setting}; seeds {', '.join(map(str, seeds))}; {', '.join(devices)}, {spent} of training in all; "
+        f"{counted(len(runs), 'run')} done{f', {len(sweep.lost)} not (listed below)' if sweep.lost else ''}. "
+        f"{setting}; {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}; "
+        f"{', '.join(devices)}, {spent} of training in all; "
         f"commit {', '.join(commits)}{' (+: with local changes)' if any('+' in c for c in commits) else ''}."
     )
+    if sweep.compared_to is not None:
+        text += f" **Differences are to: {sweep.label(sweep.compared_to)}.**"
     if sweep.made_up:
         text = f"**Made-up images: these numbers say nothing of any method.** {text}"
     return text
@@ -39,47 +53,47 @@ def setting_text(sweep: Sweep) -> str:
 
 def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
     """What the columns mean, and by what rule the verdicts are given."""
-    plan, margin = sweep.runs[0].plan, sweep.study.margin
-    compared = sum(line.adjusted is not None for line in lines)
-    evaluations = -(-plan["recipe"]["epochs"] // plan["recipe"]["eval_every"])
-    comparisons = f"the comparisons of this table ({compared})"
-    trained = metric_label(sweep.trained_metric, sweep.runs[0].summary)
-    test = "made-up test images" if sweep.made_up else "the test set"
-    gap = ""
-    if any(line.gap is not None for line in lines):
-        gap = f"*Train - test*: {trained} of the training batches of the last epoch, as trained, less test. "
-    columns = (
-        f"{sweep.metric} on {test}, mean ± sample standard deviation over n seeds (none for n = 1). *Last epoch* is "
-        "the headline. *Difference*: to the baseline, within seeds, with its 95 % Student t interval (n - 1 degrees "
-        f"of freedom). *Holm p*: of the paired t test, corrected for {comparisons}. "
-        f"*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies "
-        f"within ±{margin:g} points; else not resolved. *Smallest difference*: the true difference that n seeds with "
-        f"this spread would show to be significant with a probability of {100 * POWER:.0f} % (before Holm's "
-        f"correction). {gap}*Peak*: the highest value on test in the course of a run (evaluations: {evaluations}), as "
-        "the paper reports it; only shown for comparison."
-    )
-    return "\n\n".join([columns, *notes_on_rows(sweep)])
-
-
-def notes_on_rows(sweep: Sweep) -> list[str]:
-    """What the legend adds where the rows of a sweep call for it."""
-    parts = []
-    if any(row.plan["layer"] for row in sweep.rows):
-        parts.append(
-            "*Dropped*: share of the units of each group; in brackets what is expected from the mean of the schedule "
-            "over the last epoch: while a schedule rises, less than the rate that it ends at."
-        )
-    if any("not tuned" in choice_of_keep_prob(sweep, row) for row in sweep.rows):
-        parts.append("*Not tuned*: keep_prob as the configuration has it, chosen by no result on a validation split.")
+    parts = [" ".join(text for shown, text in columns(sweep, lines) if shown)]
     if any(row.same for row in sweep.rows):
         parts.append("*Block n (= m)*: every feature map clamps both blocks alike: one computation, which is one row.")
     if sweep.study.headline:
-        parts.append(
-            f"Declared before the first run: headline: {sweep.study.headline}; margin {sweep.study.margin:g} points."
-        )
+        declared = f"headline: {sweep.study.headline}; margin {sweep.study.margin:g} points"
+        parts.append(f"Declared before the first run: {declared}.")
     if not any(row.by_seed("last", "val") for row in sweep.rows):
         parts.append("There is no validation split: nothing was chosen on one.")
-    return parts
+    return "\n\n".join(parts)
+
+
+def columns(sweep: Sweep, lines: Sequence[Line]) -> list[tuple[object, str]]:
+    """For each column, whether there is anything in it, and what it means."""
+    recipe, trained = sweep.runs[0].plan["recipe"], metric_label(sweep.trained_metric, sweep.runs[0].summary)
+    evaluations = counted(-(-recipe["epochs"] // recipe["eval_every"]), "evaluation")
+    test = "made-up test images" if sweep.made_up else "the test set"
+    differences = [line.difference for line in lines if line.difference]
+    intervals = any(of.interval for of in differences)
+    ends = ", with its 95 % Student t interval (n - 1 degrees of freedom)" if intervals else ""
+    tested = sum(line.adjusted is not None for line in lines)
+    start = f"{sweep.metric} on {test}, mean ± sample standard deviation over n seeds (none for n = 1). *Last epoch* is"
+    by_rule = (
+        "*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies within "
+        f"±{sweep.study.margin:g} points; else not resolved. Only p is corrected: an interval may exclude 0 where Holm "
+        "p does not reach .05."
+    )
+    gap = f"{trained} of the training batches of the last epoch, as trained, less test"
+    return [
+        (True, f"{start} the headline."),
+        (differences, f"*Difference*: to the baseline, within seeds{ends}."),
+        (tested, f"*Holm p*: of the paired t test, corrected for the comparisons of this table ({tested})."),
+        (differences, by_rule if tested else "*Verdict*: not resolved, where there is no test."),
+        (intervals, SMALLEST_MEANS),
+        (any(line.gap for line in lines), f"*Train - test*: {gap}."),
+        (
+            True,
+            f"*Peak*: the highest of the {evaluations} of a run on test, as the paper reports; for comparison only.",
+        ),
+        (any(row.runs[0].summary["drop_last_epoch"] for row in sweep.rows), DROPPED_MEANS),
+        (any("not tuned" in choice_of_keep_prob(sweep, row) for row in sweep.rows), NOT_TUNED_MEANS),
+    ]
 
 
 def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:

@@ -109,7 +109,7 @@ def test_one_failing_job_does_not_end_the_grid(
     captured = capsys.readouterr()
     assert "groups=[9]" in captured.err
     assert "not finite" in captured.err
-    assert "1 runs done, 3 not" in captured.out
+    assert "1 run done, 3 not" in captured.out
     statuses = [json.loads(path.read_text())["status"] for path in tmp_path.glob("fake-resnet18/*/*/status.json")]
     assert sorted(statuses) == ["DONE", "FAILED", "FAILED", "FAILED"]
 

@@ -236,6 +236,6 @@ def test_a_row_says_where_a_block_is_clamped_and_how_a_place_departs_from_the_pa
     layers = LayerControl.install(
         build_model("resnet18", num_classes=2, width=4), [LayerSpec("dropout", 0.9)], torch.zeros(1, 3, 32, 32)
     )
-    assert all("basic block: three sites" in row.note for row in layers.table)
+    assert all("basic block: its sites" in row.note for row in layers.table)
     assert table_text(layers.table).count("note: basic block") == 1
     assert isinstance(control(LayerSpec("dropblock", 0.9, options=DROPBLOCK)).layers[0], DropBlock2d)

@@ -137,7 +137,7 @@ def test_a_grid_goes_on_past_what_fails(starter: Starter, tmp_path: Path) -> Non
     assert "error: the loss is not finite" in output
     table = output[output.index("status  ") :].splitlines()
     assert sorted(line.split()[0] for line in table[2:6]) == ["DONE", "FAILED", "FAILED", "FAILED"]
-    assert "1 runs done, 3 not" in output
+    assert "1 run done, 3 not" in output
     (failed,) = [run for path in tmp_path.glob("fake-*/*/*") if (run := RunFolder(path)).status()["status"] == "FAILED"]
     assert "NonFinite" in (failed.path / "error.txt").read_text()
     code, output = starter.run(*words)  # skips what is done, tries the failed one again

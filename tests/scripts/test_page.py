@@ -117,7 +117,7 @@ def test_tensorboard_gets_the_mean_over_the_seeds(folder: Path) -> None:
 
     (place,) = [path for path in (folder / "tensorboard").iterdir() if path.name.startswith("DropBlock")]
     events = EventAccumulator(str(place)).Reload().Scalars("test/top1")
-    assert events[-1].step == 5000
+    assert events[-1].step == 50  # optimizer steps, as those of the runs
     assert events[-1].value == pytest.approx(sum(VALUES["dropblock"]) / 4 - 30 * math.exp(-5), abs=1e-4)
 
 
@@ -138,7 +138,8 @@ def test_what_one_computation_gives_is_one_row(tmp_path: Path) -> None:
     runs = [row.runs[0].folder.path for row in sweep.rows]
     seven = next(tmp_path.glob("place/*b7*/seed-1"))
     compared = read_runs([seven, *runs])
-    assert compared.compared_to is compared.rows[1]
+    assert compared.compared_to is compared.rows[0]
+    assert compared.rows[0].same == [7]
 
 
 def claims(tmp_path: Path) -> Sweep:
@@ -194,6 +195,15 @@ def test_runs_are_compared_without_a_sweep(folder: Path, tmp_path: Path, capsys:
     text = capsys.readouterr().out
     (none,) = [line for line in text.splitlines() if line.startswith("| no regularizer | 2 |")]
     assert "-1.00" in none  # the mean of -1.1 and -0.9: the first is what others are compared with
+    assert "**Differences are to: DropBlock, keep_prob 0.9, block 7.**" in text
+    assert text.index("| DropBlock") < text.index("| no regularizer")
+    alone = [str(runs[name][0]) for name in ("dropblock", "none")]
+    assert compare.main(alone) == 0
+    text = capsys.readouterr().out
+    assert "seed 1;" in text
+    for absent in ("Holm", "Smallest", "interval"):  # nothing is explained that is not shown
+        assert absent not in text
+    assert "not resolved, where there is no test" in text
     assert (tmp_path / "report.html").exists()
     assert compare.main([str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
