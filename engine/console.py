@@ -92,7 +92,7 @@ def metric_text(name: str, value: float, places: int = 2) -> str:
 
 NOTES = {  # behind the epoch of a result
     ("best", "val"): ", the best on val",
-    ("best", "test"): ", the best on val: what test is there",
+    ("best", "test"): ", chosen as the best on val",
     ("peak", "test"): ", the best on test, as the paper reports; only shown for comparison",
 }
 

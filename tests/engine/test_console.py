@@ -52,7 +52,7 @@ def test_the_closing_table_says_what_each_number_is() -> None:
     record |= {"headline": "top1", "drop_last_epoch": {"group4": {"measured": 0.0748, "expected": 0.0744}}}
     text = result_text({**record, "images_per_s": 100.0, "train_seconds": 9.0}, Path("run"))
     ends = {line[:18].strip(): " ".join(line.split()[3:]) for line in text.splitlines()}
-    assert ends["best test/top1"] == "epoch 2, the best on val: what test is there"
+    assert ends["best test/top1"] == "epoch 2, chosen as the best on val"
     assert ends["peak test/top1"] == "epoch 2, the best on test, as the paper reports; only shown for comparison"
     assert "expected 7.44%: the schedule's mean over the last epoch" in text
 
