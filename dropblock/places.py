@@ -29,8 +29,7 @@ class Place:
 
     Args:
         modules: pattern of module paths, matched part by part between the dots: `layer4.*.conv3`, `layer[34].*.bn3`.
-            `*` stands for any name between two dots: `up.*` is every child of `up`, and neither `up` itself nor a
-            grandchild.
+            `*` stands for any name between two dots: `up.*` is every child of `up`, not `up` and no grandchild.
         where: `before` the module (its first input), `after` it (its output), `in` a slot that holds None, or `out of
             reach`: the place exists inside the module, but nothing from outside gets there; the sites table says so.
         group: 1 ... 4, or "head"; decides which sites a layer takes and its share of the drop rate.

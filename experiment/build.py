@@ -10,7 +10,7 @@ from torch import nn
 
 from configs.checking import UserError
 from configs.plan import Plan
-from configs.schema import LayerConfig
+from configs.schema import LayerConfig, RecipeConfig
 from data import Augment, Cut, Data, Loading, Reading, Source, build_data
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
@@ -130,27 +130,8 @@ def build_fit(
         network=wrap(model, ranks, device, plan.runtime.compile),
         data=data,
         layers=layers,
-        lr=LearningRate(
-            peak=recipe.lr,
-            schedule=recipe.lr_schedule,
-            total_steps=recipe.epochs * len(data.train),
-            steps_per_epoch=len(data.train),
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_from=recipe.warmup_from * recipe.lr,
-            milestones=recipe.milestones,
-            decay=recipe.lr_decay,
-            decay_epochs=recipe.decay_epochs,
-        ),
-        settings=LoopSettings(
-            epochs=recipe.epochs,
-            seed=plan.seed,
-            accumulate=recipe.accumulate,
-            grad_clip=recipe.grad_clip,
-            precision=recipe.precision,
-            eval_every=recipe.eval_every,
-            log_every=plan.runtime.log_every,
-            checkpoint_every=plan.runtime.checkpoint_every,
-        ),
+        lr=learning_rate(recipe, len(data.train)),
+        settings=loop_settings(plan),
         folder=folder,
         identity={"plan": plan.identity(), "fingerprint": data.fingerprint},
         ranks=ranks,
@@ -159,3 +140,32 @@ def build_fit(
         progress=plan.runtime.progress,
     )
     return fit, layers
+
+
+def learning_rate(recipe: RecipeConfig, steps_per_epoch: int) -> LearningRate:
+    """The learning rate over the steps of a recipe."""
+    return LearningRate(
+        peak=recipe.lr,
+        schedule=recipe.lr_schedule,
+        total_steps=recipe.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_from=recipe.warmup_from * recipe.lr,
+        milestones=recipe.milestones,
+        decay=recipe.lr_decay,
+        decay_epochs=recipe.decay_epochs,
+    )
+
+
+def loop_settings(plan: Plan) -> LoopSettings:
+    """What the loop has to know of a plan."""
+    return LoopSettings(
+        epochs=plan.recipe.epochs,
+        seed=plan.seed,
+        accumulate=plan.recipe.accumulate,
+        grad_clip=plan.recipe.grad_clip,
+        precision=plan.recipe.precision,
+        eval_every=plan.recipe.eval_every,
+        log_every=plan.runtime.log_every,
+        checkpoint_every=plan.runtime.checkpoint_every,
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from configs.paper import StudyConfig, paper_from
@@ -22,9 +23,10 @@ class Run:
     entry: dict[str, Any]
     summary: dict[str, Any]
 
-    @property
+    @cached_property
     def plan(self) -> dict[str, Any]:
-        return self.summary["plan"]
+        """What was run; a key that is newer than the run has its default, which means: as before."""
+        return asdict(plan_from(self.summary["plan"]))
 
     @property
     def seed(self) -> int:
