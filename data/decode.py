@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -86,3 +87,18 @@ def pick_decoder(name: str) -> Decode:
     if name == "simplejpeg" and not installed:
         raise ValueError("decoder simplejpeg is not installed: pip install simplejpeg, or use decoder=auto")
     return with_simplejpeg if name in ("auto", "simplejpeg") and installed else with_pillow
+
+
+def why(error: Exception) -> str:
+    """The reason of a failed decoding in one line; Pillow names objects of this process, which says nothing."""
+    text = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "", str(error))
+    return " ".join(text.split()) or type(error).__name__
+
+
+def unreadable(bad: Sequence[tuple[str, str]], what: str = "readable image") -> str:
+    """The message for the (path, reason) of files that cannot be used: the first three, and how many more there are."""
+    one, paths = len(bad) == 1, ", ".join(path for path, _ in bad[:3])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    state = f"not a {what}" if one else f"no {what}s"
+    repair = f"repair or remove {'it' if one else 'them'}, or set data.on_bad_image=skip"
+    return f"{paths}{more}: {state} ({bad[0][1]}); {repair}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.crops import center
-from data.decode import FORMATS, Content, Decode, Pixels, pick_decoder, whole
+from data.decode import FORMATS, Content, Decode, Pixels, pick_decoder, unreadable, whole, why
 from data.folders import Files
 from data.pictures import resized
 
@@ -51,7 +51,7 @@ def decode_all(files: Files, size: int, decoder: str, workers: int, skip: bool) 
         skip: leave out files that cannot be read, with a warning, instead of raising.
 
     Raises:
-        ValueError: for a file that is no image, or without `skip` any that cannot be decoded; names it.
+        ValueError: for a file that is no image, or without `skip` any that cannot be decoded; names three.
     """
     decode = pick_decoder(decoder)
 
@@ -59,7 +59,7 @@ def decode_all(files: Files, size: int, decoder: str, workers: int, skip: bool) 
         try:
             return *_square(files.read(index), size, decode), ""
         except Exception as error:  # decoders raise nearly anything on damaged files
-            return None, True, False, " ".join(str(error).split()) or type(error).__name__
+            return None, True, False, why(error)
 
     images = np.empty((len(files), size, size, 3), np.uint8)
     good: list[int] = []
@@ -69,17 +69,14 @@ def decode_all(files: Files, size: int, decoder: str, workers: int, skip: bool) 
         for index, (pixels, is_gray, changed, reason) in enumerate(pool.map(one, range(len(files)))):
             if pixels is None:
                 bad[files.name(index)] = reason
-                if not skip:
-                    pool.shutdown(cancel_futures=True)
-                    break
-                log.warning("%s: left out, not a readable image (%s)", files.name(index), reason)
+                if skip:
+                    log.warning("%s: left out, not a readable image (%s)", files.name(index), reason)
                 continue
             images[len(good)] = pixels
             good.append(index)
             gray, other_size = gray and is_gray, other_size + changed
     if (bad and not skip) or not good:
-        path, reason = next(iter(bad.items()))
-        raise ValueError(f"{path}: not a readable image ({reason}); repair or remove it, or set data.on_bad_image=skip")
+        raise ValueError(unreadable(list(bad.items())))
     kept = torch.from_numpy(images[: len(good)]).permute(0, 3, 1, 2).contiguous()
     return Decoded(kept, files.part(np.array(good, np.int64)), gray, other_size, bad)
 

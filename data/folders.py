@@ -180,6 +180,12 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file()
 
 
+def image_folders(root: Path) -> list[str]:
+    """The folders within `root` that hold an image."""
+    folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(folder for folder in folders if any(map(_is_image, os.scandir(root / folder))))
+
+
 def few(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from data.augment import Normalize, cutout, for_network, pick
 from data.crops import BOX_DRAWS
-from data.decode import Pixels
+from data.decode import Pixels, why
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, uniforms
 from data.folders import Files
 from data.interface import ClassificationBatch
@@ -38,7 +38,7 @@ class DecodedBatches(Dataset[Decoded]):
         seed: of the augmentation.
         training: draw an augmentation; else take the centre.
         skip: a bad image of a training split gives way to the next good one; of an evaluation split it is left out,
-            since a sample counted twice would be a wrong number. Without `skip` the first bad image ends the batch.
+            since a sample counted twice would be a wrong number. Without `skip` the batch is not used.
     """
 
     def __init__(self, files: Files, picture: Picture, seed: int, training: bool, skip: bool) -> None:
@@ -54,8 +54,6 @@ class DecodedBatches(Dataset[Decoded]):
         for row, index in enumerate(wanted.tolist()):
             draw = Draws(draws[row], self.seed, epoch, index) if draws is not None else None
             found = self._first_good(index, draw, bad)
-            if found is None and not self.skip:
-                break
             if found is not None:
                 position, pixels = found
                 images[len(taken)].numpy()[:] = pixels
@@ -69,7 +67,7 @@ class DecodedBatches(Dataset[Decoded]):
             try:
                 return position, self.picture(self.files.read(position), draw)
             except Exception as error:  # decoders raise nearly anything on damaged files
-                bad.append((self.files.name(position), " ".join(str(error).split()) or type(error).__name__))
+                bad.append((self.files.name(position), why(error)))
         return None
 
 

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Content, Decode, Pixels, check_size, pick_decoder, whole
+from data.decode import Content, Decode, Pixels, check_size, pick_decoder, unreadable, whole, why
 from data.interface import IGNORE
 from data.joint import Mask
 from data.splits import Indices
@@ -177,22 +177,21 @@ def in_memory(files: MaskFiles, workers: int, skip: bool) -> tuple[MaskArrays, d
         skip: leave out pairs that cannot be read, instead of raising.
 
     Raises:
-        ValueError: without `skip` at the first pair that cannot be read, or if there is no other; names the file.
+        ValueError: without `skip` for pairs that cannot be read, or if there are no others; names three files.
     """
 
     def one(index: int) -> tuple[Pixels, Mask] | str:
         try:
             return files[index]
         except Exception as error:
-            return " ".join(str(error).split()) or type(error).__name__
+            return why(error)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         found = list(pool.map(one, range(len(files))))
     bad = {files.name(i): reason for i, reason in enumerate(found) if isinstance(reason, str)}
     good = [(i, pair) for i, pair in enumerate(found) if not isinstance(pair, str)]
     if bad and (not skip or not good):
-        path, reason = next(iter(bad.items()))
-        raise ValueError(f"{path}: not usable ({reason}); repair or remove it, or set data.on_bad_image=skip")
+        raise ValueError(unreadable(list(bad.items()), "usable pair"))
     names = tuple(files.name(i) for i, _ in good)
     return MaskArrays([pair[0] for _, pair in good], [pair[1] for _, pair in good], names), bad
 

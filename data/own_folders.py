@@ -18,7 +18,7 @@ from data.augment import Normalize
 from data.class_folders import IMAGENET_STATISTICS, require_photograph_augmentation
 from data.decoded_split import Decoded, decode_all
 from data.fingerprint import fingerprint
-from data.folders import ENDINGS, Files, class_names, few, list_files, require_same
+from data.folders import ENDINGS, Files, class_names, few, image_folders, list_files, require_same
 from data.images import ImageLoader
 from data.in_memory import Statistics, channel_statistics
 from data.interface import Data
@@ -55,6 +55,11 @@ def find_splits(name: str, root: Path | None) -> OwnFolders:
         raise FileNotFoundError(f"{name}: name the folder of your images by data.root; it {LAYOUT}")
     if not root.is_dir():
         raise FileNotFoundError(f"{name}: no folder {root}; data.root {LAYOUT}")
+    held = 0 if (root / "train").exists() else len(image_folders(root))
+    if held:
+        of = "1 folder" if held == 1 else f"{held} folders"
+        moved = f"it holds {of} of images: move {'it' if held == 1 else 'them'} into train/"
+        raise FileNotFoundError(f"{name}: no folder {root / 'train'}; data.root {LAYOUT}; {moved}")
     classes = class_names(name, root / "train", LAYOUT)
     if len(classes) < 2:
         raise ValueError(f"{name}: {root / 'train'} holds the one class folder {classes[0]}; two or more are needed")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import Normalize, for_network
-from data.decode import Pixels
+from data.decode import Pixels, why
 from data.draws import JOINT_DRAWS, uniforms
 from data.joint import Placement, drawn, zero_padding
 from data.options import Augment, Loading, Reading
@@ -114,7 +114,7 @@ class PlacedBatches(Dataset[Placed], ABC):
             try:
                 return position, *self.read(position)
             except Exception as error:  # decoders raise nearly anything on damaged files
-                bad.append((self.name(position), " ".join(str(error).split()) or type(error).__name__))
+                bad.append((self.name(position), why(error)))
         return None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data.decode import Pixels, pick_decoder, whole
+from data.decode import Pixels, pick_decoder, whole, why
 from data.folders import Files, Folders
 from data.pictures import resized
 from data.shards import HEADER, KINDS, MANIFEST, SPLITS, VERSION, is_prepared, read_manifest
@@ -163,7 +163,7 @@ def _prepared(job: tuple[Preparation, str]) -> bytes:
     try:
         return how(Path(path).read_bytes())
     except Exception as error:  # decoders raise nearly anything on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = why(error)
         raise ValueError(f"{path}: not a readable image ({reason}); repair or remove it") from error
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.decode import unreadable
+
 MAX_BAD_SHARE, MAX_BAD_ALWAYS = 0.001, 5  # of an epoch's images may be left out before the run stops
 MAX_BAD_IN_A_ROW = 16
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class BadImages:
 
     Args:
         num_samples: of the split.
-        skip: leave them out, up to a small share of an epoch; else the first one ends the run.
+        skip: leave them out, up to a small share of an epoch; else any ends the run.
     """
 
     def __init__(self, num_samples: int, skip: bool) -> None:
@@ -55,13 +57,11 @@ class BadImages:
         """Add the (path, reason) of a batch to those of its epoch, which is changed in place.
 
         Raises:
-            ValueError: without `skip` at the first; with it when they are more than 0.1 % of the epoch, and than five.
+            ValueError: without `skip` for any; with it when they are more than 0.1 % of the epoch, and than five.
         """
+        if met and not self.skip:
+            raise ValueError(unreadable(met))
         for path, reason in met:
-            if not self.skip:
-                raise ValueError(
-                    f"{path}: not a readable image ({reason}); repair or remove it, or set data.on_bad_image=skip"
-                )
             if path not in self.reasons:
                 log.warning("%s: left out, not a readable image (%s)", path, reason)
             self.reasons[path] = reason

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ASIDE = ".tmp."  # in the name of a file that is being written
@@ -72,3 +74,23 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what writes that a kill cut short have left beside the files of a folder and of those in it."""
     for left in [*folder.glob(f"*{ASIDE}*"), *folder.glob(f"*/*{ASIDE}*")]:
         left.unlink(missing_ok=True)
+
+
+def absent(path: Path, within: Path | None = None) -> list[Path]:
+    """A directory and its parents, as far as they are not there, the innermost first; [] if the directory is there.
+
+    The parents within another directory are named in any case: a process beside this one may have just made them.
+    """
+    if path.exists():
+        return []
+    return [place for place in (path, *path.parents) if not place.exists() or within in place.parents]
+
+
+def remove_made(made: Sequence[Path]) -> None:
+    """Remove what was `absent` before: a directory with all that is in it, and its parents where they are empty."""
+    for number, place in enumerate(made):
+        if number == 0:
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            with suppress(OSError):  # something else is in it by now
+                place.rmdir()

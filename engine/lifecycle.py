@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from engine.distributed import Ranks, lost_peer
-from engine.files import remove_unfinished
+from engine.files import remove_made, remove_unfinished
 from engine.records import FAILED, RUNNING, STOPPED, RunFolder, RunLocked
 from engine.signals import Stopped
 from engine.state import TrainState
@@ -61,6 +61,23 @@ def locked(folder: RunFolder, ranks: Ranks, fresh_since: float | None, wait: boo
     finally:
         if lock is not None:
             lock.close()
+
+
+@contextmanager
+def nothing_left(folder: RunFolder, made: Sequence[Path], ranks: Ranks) -> Iterator[None]:
+    """Remove a run directory whose data cannot be opened, if it was made for this start; to be entered locked.
+
+    Args:
+        folder: of the run. It gets its `checkpoints` when the data are open.
+        made: what was `absent` before it was locked.
+        ranks: the main one removes it.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError):
+        if ranks.is_main and not folder.checkpoints.exists():
+            remove_made(made)
+        raise
 
 
 def differences(ours: Any, theirs: Any, key: str = "") -> list[str]:

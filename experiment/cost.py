@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +18,8 @@ from engine.loop import Fit
 from engine.records import RunFolder
 from engine.signals import StopRequest
 from experiment.build import build_fit, open_data
+from experiment.stopwatch import peak, reset_peak, time_loading, time_of
 
-WARM_UP, MOST_STEPS = 3, 20
 SECONDS = 4.0  # of steps that count, for each kind of run; less where there are many kinds
 HALF_WAY = 0.5  # of training: a linear schedule drops half as much then, which is its mean
 # On a CPU a batch of more is timed by a part of it: the step of a thousand photographs would take minutes and 100 GB.
@@ -48,6 +43,8 @@ class Cost:
         batch, timed_batch: images of a step, and of the steps that were timed.
         memory: peak in bytes; of the device, or on a CPU of the process.
         last, best: bytes of those checkpoints; best 0 without val.
+        start: seconds before the first step: the data set opened, the network built.
+        saving: seconds of the checkpoints of an epoch, the disk's own time aside.
     """
 
     step: float
@@ -62,6 +59,8 @@ class Cost:
     memory: int
     last: int
     best: int
+    start: float = 0.0
+    saving: float = 0.0
 
     @property
     def step_and_batch(self) -> float:
@@ -78,12 +77,13 @@ class Cost:
         return 2 * self.last + self.best
 
     def seconds(self, epochs: int, eval_every: int, done: float = 0.0) -> float:
-        """Of training and evaluating, of what is left when a share of it is done."""
+        """Of a start, training, evaluating and saving, of what is left when a share of it is done."""
         evaluations = -(-epochs // eval_every)
         loading = self.loading / self.batch
         image = max(self.evaluation, loading) if self.overlap else self.evaluation + loading
-        whole = epochs * self.steps_per_epoch * self.step_and_batch + evaluations * self.eval_images * image
-        return whole * (1.0 - done)
+        epoch = self.steps_per_epoch * self.step_and_batch + self.saving
+        whole = epochs * epoch + evaluations * self.eval_images * image
+        return whole * (1.0 - done) + (self.start if done < 1.0 else 0.0)
 
 
 def cost_class(plan: Plan) -> str:
@@ -111,7 +111,15 @@ class Timing:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.seconds = seconds
-        self.opened: dict[str, Data] = {}
+        self.opened: dict[str, tuple[Data, float] | str] = {}  # with the seconds it took, or why it could not be
+
+    def problem(self, plan: Plan) -> str:
+        """Why the data of a plan cannot be opened, in one line; "" where they can."""
+        try:
+            opened = self._open(_timed(plan), find_device(plan.runtime.device))
+        except (ValueError, FileNotFoundError, RuntimeError) as error:  # of the device
+            return " ".join(str(error).split())
+        return opened if isinstance(opened, str) else ""
 
     def cost(self, plan: Plan) -> Cost:
         """What the run of a plan costs.
@@ -119,17 +127,36 @@ class Timing:
         Raises:
             ValueError, FileNotFoundError: if the plan cannot be run.
         """
-        device = find_device(plan.runtime.device)
-        # Weights that hardly move cannot diverge, however often they see the same batch; nor can a constant rate,
-        # though more steps may be timed than the run has.
-        batch_size = timed_batch(plan, device.type == "cpu")
-        recipe = replace(plan.recipe, batch_size=batch_size, lr=1e-6, lr_schedule="constant")
-        timed = replace(plan, recipe=recipe)
+        device, timed = find_device(plan.runtime.device), _timed(plan)
+        opened = self._open(timed, device)
+        if isinstance(opened, str):
+            raise ValueError(opened)
+        data, seconds = opened
+        begun = time.perf_counter()
+        fit, _ = build_fit(timed, data, RunFolder(plan.run_dir()), device, Ranks(), StopRequest())
+        start = seconds + time.perf_counter() - begun
+        return replace(measure(fit, plan.recipe.batch_size, self.seconds), start=start)
+
+    def _open(self, timed: Plan, device: torch.device) -> tuple[Data, float] | str:
+        recipe = timed.recipe
         key = repr((timed.data, recipe.augment, recipe.batch_size, timed.cutout, timed.autoaugment, timed.runtime))
         if key not in self.opened:
-            self.opened[key] = open_data(timed, device, Ranks())
-        fit, _ = build_fit(timed, self.opened[key], RunFolder(plan.run_dir()), device, Ranks(), StopRequest())
-        return measure(fit, plan.recipe.batch_size, self.seconds)
+            begun = time.perf_counter()
+            try:
+                self.opened[key] = open_data(timed, device, Ranks()), time.perf_counter() - begun
+            except (ValueError, FileNotFoundError, RuntimeError) as error:
+                self.opened[key] = " ".join(str(error).split())
+        return self.opened[key]
+
+
+def _timed(plan: Plan) -> Plan:
+    """What is timed in the place of a plan.
+
+    Weights that hardly move cannot diverge, however often they see the same batch; nor can a constant rate, though more
+    steps may be timed than the run has.
+    """
+    batch_size = timed_batch(plan, find_device(plan.runtime.device).type == "cpu")
+    return replace(plan, recipe=replace(plan.recipe, batch_size=batch_size, lr=1e-6, lr_schedule="constant"))
 
 
 def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
@@ -144,15 +171,17 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
         ValueError: if the plan's batch is larger than the training set.
     """
     reset_peak(fit.device)
-    batch, loading = _time_loading(fit.data.train, seconds / 2, fit.device)
-    step = _time(lambda: fit.step(batch, HALF_WAY), seconds, fit.device)
+    batch, loading = time_loading(fit.data.train, seconds / 2, fit.device)
+    step = time_of(lambda: fit.step(batch, HALF_WAY), seconds, fit.device)
     network, evaluator = fit.state.evaluated.eval(), fit.task.evaluator(fit.data.test)
     with torch.no_grad(), autocast(fit.device, fit.settings.precision):
-        forward = _time(lambda: evaluator.update(network, batch), seconds / 4, fit.device)
+        forward = time_of(lambda: evaluator.update(network, batch), seconds / 4, fit.device)
     memory = peak(fit.device)
     # After a step, whose state belongs to a checkpoint: momentum, averages.
+    begun = time.perf_counter()
     last = _size({**fit.state.state_dict(), **fit.identity})
     best = _size({"model": fit.state.evaluated.state_dict(), **fit.identity}) if fit.data.val else 0
+    saving = time.perf_counter() - begun
     timed, train_images = batch.size, fit.data.train.num_samples
     if batch_size > train_images:
         raise ValueError(f"batch_size {batch_size} is larger than the {train_images} training samples")
@@ -170,70 +199,8 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
         memory=memory,
         last=last,
         best=best,
+        saving=saving,
     )
-
-
-def _time(run: Callable[[], object], seconds: float, device: torch.device) -> float:
-    """Median seconds of a call: a few that do not count, then up to 20 or until the time is spent."""
-    taken: list[float] = []
-    end = time.perf_counter() + seconds
-    for number in range(WARM_UP + MOST_STEPS):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        taken.append(time.perf_counter() - start)
-        if number == WARM_UP - 1:
-            end = max(end, time.perf_counter() + seconds / 2)
-        if time.perf_counter() > end and number:
-            break
-    counted = sorted(taken[WARM_UP:] or taken[1:])
-    return counted[len(counted) // 2]
-
-
-def _time_loading(loader: Any, seconds: float, device: torch.device) -> tuple[Any, float]:
-    """A batch, and the seconds from one to the next when nothing else is done meanwhile.
-
-    Worker processes bring their first batches all at the same time, and so on in waves: what is counted begins with
-    one and ends at the same place of another wave, so that no queue filled before it is taken for speed.
-    """
-    workers = getattr(loader, "workers", 0)
-    batches: Iterator[Any] = loader.epoch(0)
-    batch = next(batches)
-    _wait(device)
-    start = time.perf_counter()
-    count = 0
-    for batch in batches:  # noqa: B007 - the last one is handed back
-        count += 1
-        whole_waves = count % max(1, workers) == 0
-        if whole_waves and (count >= MOST_STEPS or time.perf_counter() - start > seconds):
-            break
-    _wait(device)
-    spent = time.perf_counter() - start
-    if hasattr(batches, "close"):
-        batches.close()  # ends the workers
-    return batch, spent / max(1, count)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> None:
-    """Let the largest use of memory be counted from here on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # Linux alone; elsewhere the peak is that of the whole process
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device: torch.device) -> int:
-    """The largest use of memory in bytes: of the device, or of this process without its loader workers."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _size(payload: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,11 @@ from omegaconf import DictConfig
 from configs.checking import UserError
 from configs.command_line import LAUNCHER, asks_for
 from configs.compose import compose_jobs, compose_without_trace
+from configs.plan import Plan
 from configs.resolve import resolve_composed
 from engine import cpu
+from engine.files import absent, remove_made
+from experiment.display import names_of
 from experiment.jobs import Job, run_jobs
 from experiment.launchers import check_launcher, launcher_of
 from experiment.outcome import CODE_OF, STOPPED_CODES, Outcome, exit_code, report_error
@@ -77,7 +81,7 @@ def run_job(
         maybe_this_rank_only = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
         done = getattr(error, "done", False)
         ends_all = maybe_this_rank_only or code in STOPPED_CODES
-        outcome = Outcome(code, refused="" if run else reason, ends_all=ends_all, done=done, reason=reason[:200])
+        outcome = Outcome(code, refused="" if run else reason, ends_all=ends_all, done=done, reason=reason)
     if sweep is not None and run is not None and os.environ.get("RANK", "0") == "0":
         from experiment.sweep import note_run
 
@@ -93,7 +97,7 @@ def run_command(arguments: list[str], sweep: Path | None) -> int:
         return _show(arguments, sweep is not None)
     if sweep is not None and workers > 1:
         return _run_pool(arguments, sweep, workers)
-    here = os.getpid()
+    here, made = os.getpid(), absent(sweep) if sweep is not None else []
     # Logs of ray itself are hard to find.
     command = Command(sweep, time.time(), log=launcher_of(arguments) == "ray")
     outcomes: list[Outcome] = []
@@ -114,37 +118,60 @@ def run_command(arguments: list[str], sweep: Path | None) -> int:
     for config, overrides, number in later:  # done by now, or waited for, or taken over if the other process died
         if not any(outcome.ends_all for outcome in outcomes):
             outcomes.append(run_job(command, config, overrides, number, "wait"))
-    return exit_code(outcomes, False) if sweep is None else _close(sweep, command.began, outcomes)
+    return exit_code(outcomes, False) if sweep is None else _close(sweep, command.began, outcomes, made)
 
 
 def _show(arguments: list[str], grid: bool) -> int:
     """Print what every job of a command would run; returns the exit code. Writes nothing."""
-    codes: list[int] = []
+    jobs: list[Job] = []
+    plans: list[Plan] = []
+    refused: dict[str, int] = {}  # each reason once
+    notes: Counter[str] = Counter()
 
     def each(config: DictConfig, overrides: list[str], number: int) -> None:
         try:
-            if grid:
-                print(f"\n=== run {number + 1}: {' '.join(overrides)}", flush=True)
-            plan, notes = resolve_composed(config, grid)
-            for note in notes:
-                print(f"note: {note}")
-            from experiment.preview import preview
-
-            print(preview(plan))
-        except Exception as error:
-            codes.append(report_error(error)[0])
+            plan, found = resolve_composed(config, grid)
+        except UserError as error:
+            if str(error) not in refused:
+                refused[str(error)] = report_error(error)[0]
+            return
+        notes.update(found)
+        plans.append(plan)
+        jobs.append(Job(number, overrides, plan.run_dir()))
 
     compose_without_trace(arguments, grid, each)
-    return max(codes, default=0)
+    for note, count in notes.items():
+        print(f"note: {note}{'' if count == 1 else f' ({count} runs)'}")
+    try:
+        from experiment.preview import preview, preview_grid
+
+        names = names_of(jobs)
+        if len(jobs) > 1:
+            print(preview_grid({names[job.number]: plan for job, plan in zip(jobs, plans, strict=True)}))
+        elif jobs:
+            print(preview(plans[0]))
+    except Exception as error:
+        return report_error(error)[0]
+    return max(refused.values(), default=0)
 
 
-def _close(sweep: Path, started: float, outcomes: list[Outcome]) -> int:
-    """Print the closing table of a sweep; returns its exit code."""
+def _close(sweep: Path, started: float, outcomes: list[Outcome], made: Sequence[Path]) -> int:
+    """Print the closing table of a sweep; returns its exit code.
+
+    Args:
+        sweep: its folder.
+        started: when the command was given.
+        outcomes: of its jobs; none where a launcher started them elsewhere.
+        made: what was absent of the folder before; it is removed again if no job left a run.
+    """
     from experiment.sweep import read_runs, summary_text
 
     refused = [outcome.refused for outcome in outcomes if outcome.refused]
     runs = read_runs(sweep, since=started)
-    print(f"\n{summary_text(runs, sweep, refused)}")
+    empty = bool(made and outcomes) and not any(Path(run["run"]).exists() for run in read_runs(sweep))
+    if empty:
+        remove_made(made)
+    print(f"\n{summary_text(runs, None if empty else sweep, refused)}")
     return exit_code(outcomes or [Outcome(CODE_OF.get(run["status"], 1)) for run in runs], True)
 
 
@@ -169,7 +196,7 @@ def _workers(arguments: list[str], sweep: Path | None) -> int:
 
 def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
     """Carry out a sweep several runs at a time; returns its exit code."""
-    started = time.time()
+    started, made = time.time(), absent(sweep)
     jobs: list[Job] = []
     again: list[Job] = []  # jobs whose run an earlier one does
     outcomes: list[Outcome] = []
@@ -193,8 +220,8 @@ def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
     compose_jobs(arguments, sweep, each)
     if len(configs) == 1:  # this process is there already, a worker would have to start
         outcomes.append(run_job(Command(sweep, started), configs[0], jobs[0].overrides, jobs[0].number, "wait"))
-        return _close(sweep, started, outcomes)
+        return _close(sweep, started, outcomes, made)
     for note, count in notes.items():
         print(f"note: {note}{'' if count == 1 else f' ({count} runs)'}")
     outcomes += run_jobs(jobs + again, workers, sweep, started, on_gpu)
-    return _close(sweep, started, outcomes)
+    return _close(sweep, started, outcomes, made)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from configs.checking import UserError
 from configs.compose import compose_without_trace
 from configs.plan import Plan
 from configs.resolve import resolve_composed
-from engine.console import duration, table
+from engine.console import counted, duration, table
 from experiment.shares import at_a_time, gpus, threads_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
     if sweep is None and jobs and jobs[0].refused:
         raise UserError(jobs[0].refused)
     answer, complete = price(jobs, lambda line: print(line, flush=True), workers if sweep is not None else 1)
-    print(f"\n{answer}\n\nnothing was trained; omit estimate=true to start")
+    print(f"\n{answer}\n\nnothing was trained{'; omit estimate=true to start' if complete else ''}")
     return 0 if complete else 2
 
 
@@ -98,8 +98,12 @@ def price(jobs: Sequence[Job], tell: Callable[[str], None], workers: int = 1) ->
         plans.setdefault(str(plan.run_dir()), plan)
         kinds.setdefault(cost_class(plan), plan)
     costs: dict[str, Cost] = {}
-    problems = [f"refused: {' '.join(job.overrides)}: {job.refused}" for job in jobs if job.refused]
     timing = Timing(min(SECONDS, TIME_FOR_ALL / max(1, len(kinds))))
+    _refuse_all(jobs, (timing.problem(plan) for plan in kinds.values()))
+    refused = Counter(job.refused for job in jobs if job.refused)
+    for reason, count in refused.items():
+        tell(f"refused: {reason} ({counted(count, 'job')})")
+    problems: dict[str, list[str]] = {}  # the variants by their reason
     for number, (kind, plan) in enumerate(kinds.items(), start=1):
         tell(f"timing {number} of {len(kinds)}: {plan.variant} on {plan.data.name}, {plan.model.name}")
         try:
@@ -107,7 +111,7 @@ def price(jobs: Sequence[Job], tell: Callable[[str], None], workers: int = 1) ->
         except (ValueError, FileNotFoundError, RuntimeError) as error:
             memory = type(error).__name__ == "OutOfMemoryError"
             hint = "; recipe.accumulate=2 halves what is held at once" if memory else ""
-            problems.append(f"cannot be run: {plan.variant}: {' '.join(str(error).split())[:300]}{hint}")
+            problems.setdefault(f"{' '.join(str(error).split())[:300]}{hint}", []).append(plan.variant)
     numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
     priced = [
         _priced(plan, numbers[kind], costs[kind]) for plan in plans.values() if (kind := cost_class(plan)) in costs
@@ -121,7 +125,20 @@ def price(jobs: Sequence[Job], tell: Callable[[str], None], workers: int = 1) ->
         note if count == 1 else f"{note} ({count} jobs)"
         for note, count in Counter(note for job in jobs for note in job.notes).items()
     ]
-    return "\n\n".join([*parts, "\n".join(f"note: {note}" for note in [*notes, *problems])]).strip(), not problems
+    notes += [f"cannot be run: {', '.join(variants)}: {reason}" for reason, variants in problems.items()]
+    text = "\n\n".join([*parts, "\n".join(f"note: {note}" for note in notes)]).strip()
+    return text, not (problems or refused)
+
+
+def _refuse_all(jobs: Sequence[Job], problems: Iterable[str]) -> None:
+    """Raise UserError if no job can be timed, all for one reason; `problems` are looked at until one is ""."""
+    reasons = {job.refused for job in jobs if job.refused}
+    for problem in problems:
+        reasons.add(problem)
+        if not problem or len(reasons) > 1:
+            return
+    if len(reasons) == 1:
+        raise UserError(reasons.pop())
 
 
 def _priced(plan: Plan, kind: int, cost: Cost) -> Priced:
@@ -175,7 +192,8 @@ def _sums(priced: list[Priced], kinds: dict[int, tuple[Plan, Cost]], workers: in
     seconds = [run.seconds for run in left]
     disk = sum(kinds[run.kind][1].disk for run in left)
     memory = max(cost.memory for _, cost in kinds.values())
-    rows = [("all together", duration(sum(seconds)), f"{len(left)} of {len(priced)} runs are not done")]
+    counts = f"{len(left)} of {len(priced)} runs are not done; without the start of Python and the disk's time"
+    rows = [("all together", duration(sum(seconds)), counts)]
     if workers > 1:
         devices = len(gpus()) if any(plan.runtime.device != "cpu" for plan, _ in kinds.values()) else 0
         places = min(workers, devices) if devices else workers

@@ -23,8 +23,8 @@ from dropblock import table_text
 from engine import checkpoint
 from engine.console import counted, result_text
 from engine.distributed import Ranks, find_device, join
-from engine.files import write_aside
-from engine.lifecycle import locked, refuse_another, require_equal, resume, status_kept
+from engine.files import absent, write_aside
+from engine.lifecycle import locked, nothing_left, refuse_another, require_equal, resume, status_kept
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
 from engine.records import DONE, RunFolder, code_diff, environment
@@ -55,7 +55,8 @@ def run_plan(
     intervals = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
     require_equal("configuration", {**plan.identity(), **intervals, "run folder": str(plan.run_dir())}, ranks)
     folder = RunFolder(plan.run_dir())
-    with locked(folder, ranks, began if plan.runtime.fresh else None, wait):
+    made = absent(folder.path, Path(plan.runtime.output_root))
+    with locked(folder, ranks, began if plan.runtime.fresh else None, wait), nothing_left(folder, made, ranks):
         plan_file = folder.path / "plan.yaml"
         if plan_file.exists():  # a folder given by run_dir= may hold another run
             refuse_another(folder.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
@@ -100,7 +101,6 @@ def _train(
     started = {**environment(), "device": str(device), "world_size": ranks.world_size}
     with status_kept(folder, ranks), StopRequest() as stop:
         if ranks.is_main:
-            folder.checkpoints.mkdir(exist_ok=True)
             for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": list(overrides)})):
                 write_aside(folder.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
             if started["dirty"]:
@@ -126,6 +126,8 @@ def _train(
 def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
     """Everything a run needs, built from its plan, standing where an earlier start left it."""
     data = open_data(plan, device, ranks)
+    if ranks.is_main:
+        folder.checkpoints.mkdir(exist_ok=True)
     found = checkpoint.load_latest(folder.checkpoints)
     ours = {
         "fingerprint": data.fingerprint,

@@ -41,16 +41,24 @@ def read_runs(sweep: Path, since: float = 0.0) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["time"] >= since]
 
 
-def summary_text(entries: list[dict[str, Any]], sweep: Path, refused: Sequence[str] = ()) -> str:
-    """The closing table of a sweep; `refused` are the reasons of jobs that came to no run."""
-    rows = [
-        (entry["status"], _shown(entry.get("last test")), entry["run"], " ".join(entry["reason"].split())[:100])
-        for entry in entries
-    ]
-    rows += [("FAILED", "-", "-", reason[:100]) for reason in refused]
+def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Sequence[str] = ()) -> str:
+    """The closing table of a sweep, each reason once below it.
+
+    Args:
+        entries: of its runs.
+        sweep: its folder; None if there is nothing in it.
+        refused: the reasons of jobs that came to no run.
+    """
+    rows = [(entry["status"], entry.get("last test"), entry["run"], entry["reason"]) for entry in entries]
+    rows += [("FAILED", None, "-", reason) for reason in refused]
+    reasons = [" ".join(reason.split()) for *_, reason in rows]
+    numbers = {reason: f"({i})" for i, reason in enumerate(dict.fromkeys(filter(None, reasons)), start=1)}
+    cells = [(*row[:1], _shown(row[1]), row[2], numbers.get(of, "")) for row, of in zip(rows, reasons, strict=True)]
     done = sum(entry["status"] == DONE for entry in entries)
-    lines = [table(("status", "last test", "run", "reason"), rows)] if rows else []
-    return "\n".join([*lines, f"{counted(done, 'run')} done, {len(rows) - done} not; listed in {sweep}"])
+    lines = [table(("status", "last test", "run", "reason"), cells)] if rows else []
+    lines += [f"{number} {reason}" for reason, number in numbers.items()]
+    place = "nothing was written" if sweep is None else f"listed in {sweep}"
+    return "\n".join([*lines, f"{counted(done, 'run')} done, {len(rows) - done} not; {place}"])
 
 
 def train_all(plans: Sequence[Plan], name: str) -> Path:

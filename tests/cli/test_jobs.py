@@ -156,7 +156,12 @@ def test_the_plans_of_a_grid_are_shown_and_nothing_is_written(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("-m", "seed=1,2", "plan=true", "jobs=2") == 0
-    assert capsys.readouterr().out.count("run directory: ") == 2
+    shown = capsys.readouterr().out
+    assert (shown.count("/seed-"), shown.count("expected drop")) == (2, 1)  # two seeds have one sites table
+    assert train("-m", "regularizer=none,dropblock", "keep_prob=0.8,0.9", "plan=true") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("expected drop") == 2  # two runs without a layer, and each keep_prob
+    assert "group_divisor" not in shown
     assert train("-m", "seed=1,2", f"run_dir={tmp_path / 'one'}", "plan=true") == 2
     assert "would share this directory" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

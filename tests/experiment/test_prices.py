@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from configs.command_line import asks_for
-from experiment.cost import Cost, _time_loading, cost_class
+from experiment.cost import Cost, cost_class
 from experiment.prices import finish
+from experiment.stopwatch import time_loading
 
 Train = Callable[..., int]
 
@@ -36,6 +37,9 @@ def test_seconds_add_up_training_and_evaluation() -> None:
     image = 0.001 + 0.05 / 32
     assert COST.seconds(epochs=5, eval_every=2) == pytest.approx(5 * 100 * 0.25 + 3 * 1_000 * image)
     assert COST.seconds(5, 2, done=0.75) == pytest.approx(COST.seconds(5, 2) / 4)
+    short = replace(COST, start=3.0, saving=0.5)
+    assert short.seconds(5, 2) == pytest.approx(COST.seconds(5, 2) + 3.0 + 5 * 0.5)
+    assert short.seconds(5, 2, done=1.0) == 0.0
     assert COST.images_per_s == pytest.approx(32 / 0.25)
     assert COST.disk == 24
 
@@ -90,11 +94,25 @@ def test_a_grid_names_duplicates_ignored_knobs_what_is_done_and_what_is_refused(
 
     assert train("-m", "groups=[9],[4]", "lr=-1,0.1", "estimate=true") == 2
     printed = capsys.readouterr().out
-    assert "refused: " in printed
-    assert "lr=-1" in printed
+    assert printed.startswith("refused: lr=-1.0: must be above 0 (2 jobs)\n")
+    assert printed.count("lr=-1") == 1
+    assert "omit estimate=true" not in printed
     assert "cannot be run: dropblock-b7-kp0.9" in printed
     assert "1 of 1 runs are not done" in printed
     assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_what_stops_every_run_is_said_at_once_and_once(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("-m", "regularizer=dropblock,cutout", "seed=1,2", "estimate=true")
+    assert train(*grid, "data=folder", f"data.root={tmp_path / 'no'}") == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert "no folder" in printed.err
+    assert train("-m", "regularizer=dropblock,dropout", "keep_prob=90", "estimate=true") == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("keep_prob=90")) == ("", 1)
 
 
 def test_a_sweep_is_priced(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +148,7 @@ class Waves:
 
 def test_loading_is_timed_over_whole_waves_of_the_workers() -> None:
     for workers in (3, 12):
-        _, spent = _time_loading(Waves(workers, 0.12), 0.2, torch.device("cpu"))
+        _, spent = time_loading(Waves(workers, 0.12), 0.2, torch.device("cpu"))
         assert spent == pytest.approx(0.12 / workers, rel=0.3)
 
 

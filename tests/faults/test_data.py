@@ -89,6 +89,23 @@ def test_missing_data_are_reported_before_anything_is_built(
     assert str(tmp_path / place) in line if place else "data.root" in line
 
 
+def test_data_that_cannot_be_opened_leave_nothing_behind(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("data=folder", f"data.root={tmp_path / 'absent'}")
+    assert train(*words) == 2
+    for jobs in ("1", "2"):
+        capsys.readouterr()
+        assert train("-m", *words, "regularizer=none,dropblock", f"jobs={jobs}") == 1
+        shown = capsys.readouterr().out
+        assert shown.count("test/ of the same form (.jpeg, .jpg, .png, .webp, .bmp)") == 1 + (jobs == "2") * 2
+        assert "0 runs done, 2 not; nothing was written" in shown
+    assert list(tmp_path.iterdir()) == []
+    assert train("-m", "regularizer=none", "seed=1,2", "data=fake,folder", f"data.root={tmp_path}", "epochs=1") == 1
+    assert len(list(tmp_path.glob("*/*/seed-*"))) == 2  # what could run stays, and what could not is listed
+    assert len(list(tmp_path.glob("sweeps/*/runs/*.json"))) == 4
+
+
 @pytest.mark.usefixtures("_nothing_is_built")
 @pytest.mark.parametrize("fault", ["missing in val", "missing in train", "renamed", "hidden", "no image", "nested"])
 def test_class_folders_that_do_not_fit_are_named(
