@@ -112,6 +112,8 @@ def _train(
         where = {"environment": started, "environments": fit.state.environments}
         summary = {**fit.result(), "parameters": parameters, **where, "plan": asdict(plan)}
         summary["styles"] = styles_of(plan.regularizer)
+        loaders = {"training": fit.data.train, "val": fit.data.val, "test": fit.data.test}
+        summary["images"] = {split: loader.num_samples for split, loader in loaders.items() if loader is not None}
         if ranks.is_main:
             add_to_hparams_table(folder.path, table_row(plan))
             folder.write("summary.json", summary)

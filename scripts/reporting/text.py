@@ -8,7 +8,7 @@ from engine.console import counted
 from scripts.reporting.comparison import Answer, Line, best_on_val
 from scripts.reporting.names import metric_label
 from scripts.reporting.statistics import POWER
-from scripts.reporting.sweep import Row, Sweep
+from scripts.reporting.sweep import Row, Run, Sweep
 
 SMALLEST_MEANS = (
     "*Smallest difference*: the true difference that n seeds with this spread would show to be significant with a "
@@ -27,10 +27,8 @@ def setting_text(sweep: Sweep) -> str:
     plan, environments = runs[0].plan, [e for run in runs for e in run.environments]
     commits = sorted({str(e["commit"])[:9] + ("+" if e["dirty"] else "") for e in environments})
     devices = sorted({e["device"] for e in environments})
-    subset = plan["data"]["train_subset"]
-    images = f"{subset:,} training images" if subset else "all training images"
     setting = (
-        f"{plan['model']['name']} of width {plan['model']['width']} on {plan['data']['name']}, {images}, "
+        f"{plan['model']['name']} of width {plan['model']['width']} on {data_text(runs[0])}, "
         f"{counted(plan['recipe']['epochs'], 'epoch')} of recipe `{plan['recipe']['name']}`"
     )
     if sweep.varied:
@@ -49,6 +47,14 @@ def setting_text(sweep: Sweep) -> str:
     if sweep.made_up:
         text = f"**Made-up images: these numbers say nothing of any method.** {text}"
     return text
+
+
+def data_text(run: Run) -> str:
+    """The data set, own data by their folder, and how many images each part of it has."""
+    data, images = run.plan["data"], run.summary.get("images")
+    subset = f"{data['train_subset']:,}" if data["train_subset"] else "all"
+    counts = [f"{number:,} {split}" for split, number in (images or {}).items()]
+    return f"{data['title'] or data['name']}, {', '.join(counts) if counts else f'{subset} training'} images"
 
 
 def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
