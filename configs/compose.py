@@ -35,7 +35,8 @@ def plan_of(*overrides: str, grid: bool = False) -> Plan:
         UserError: for an unknown key or an invalid value, in one line.
     """
     check_arguments(list(overrides))
-    return resolve_composed(config_of(*overrides), grid)[0]
+    plan, notes = resolve_composed(config_of(*overrides), grid)
+    return plan.made_by(overrides, notes)
 
 
 def config_of(*overrides: str) -> DictConfig:

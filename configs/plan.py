@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from configs.checking import UserError, check, load_yaml
 from configs.paper import PaperConfig, paper_from
@@ -42,6 +43,15 @@ class Plan:
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
     runtime: Runtime = field(default_factory=Runtime)
+    # How this very plan was made. No fields: a plan that `replace` makes of it is not what these overrides make.
+    overrides: ClassVar[tuple[str, ...]] = ()
+    notes: ClassVar[tuple[str, ...]] = ()
+
+    def made_by(self, overrides: Sequence[str], notes: Sequence[str]) -> Plan:
+        """This plan, with the overrides that made it and what its resolution noted for the user."""
+        object.__setattr__(self, "overrides", tuple(overrides))
+        object.__setattr__(self, "notes", tuple(notes))
+        return self
 
     @property
     def layers(self) -> list[LayerConfig]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -23,6 +24,11 @@ def as_written(name: str) -> RegularizerConfig:
         return check(NODES["regularizer"][name], RegularizerConfig)
     path = CONFIGS / "regularizer" / f"{name}.yaml"
     return check(load_yaml(path), RegularizerConfig) if path.exists() else RegularizerConfig()
+
+
+def styles_of(names: Iterable[str]) -> dict[str, dict[str, str | None]]:
+    """Label and colour of each regularizer, for the record of a run: a later process may not know those of a script."""
+    return {name: {"label": as_written(name).label, "colour": as_written(name).colour} for name in names}
 
 
 def check_chosen(config: Config) -> None:

@@ -90,6 +90,13 @@ def metric_text(name: str, value: float, places: int = 2) -> str:
     return f"{value:.{places + 2}f}" if "loss" in name else f"{value:.{places}f}%"
 
 
+NOTES = {  # behind the epoch of a result
+    ("best", "val"): ", the best on val",
+    ("best", "test"): ", chosen as the best on val",
+    ("peak", "test"): ", the best on test, as the paper reports; only shown for comparison",
+}
+
+
 def result_text(summary: dict[str, Any], folder: Path) -> str:
     """The short closing table of a run: every number with the split and the epoch it comes from."""
     headline = summary["headline"]
@@ -97,7 +104,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
     for which, split in (("last", "test"), ("last", "val"), ("best", "val"), ("best", "test"), ("peak", "test")):
         values = summary[which]
         if values and f"{split}/{headline}" in values:
-            note = {"best": " (chosen on val)", "peak": " (the paper's convention; chooses nothing)"}.get(which, "")
+            note = NOTES.get((which, split), "")
             rows.append(
                 (
                     f"{which} {split}/{headline}",
@@ -110,7 +117,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
             (
                 f"dropped in {group}",
                 f"{100 * drop['measured']:.2f}%",
-                f"expected {100 * drop['expected']:.2f}%, last epoch",
+                f"expected {100 * drop['expected']:.2f}%: the schedule's mean over the last epoch",
             )
         )
     rows.append(

@@ -8,6 +8,7 @@ another name, or its runs meet the old ones in their directory.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -73,16 +74,19 @@ def register_layer(
         keep_prob, groups, skip, schedule, group_divisor: its defaults; skip=None where the shortcut is no choice.
         sits_at: `maps` (wherever parts of feature maps may be dropped), `branches` (at the end of residual branches),
             or a function that says which sites it suits.
-        label, colour: of its rows in reports, "#rrggbb".
+        label, colour: of its rows in reports, "#rrggbb"; kept in the record of each run.
         options: its own knobs with their defaults. `block_size` is set by `block_size=7`, any other one by
             `regularizer.NAME.layer.options.KEY=VALUE`.
 
     Raises:
-        ValueError: for a name that is taken, or an unknown `sits_at`.
+        ValueError: for a name that is taken, an unknown `sits_at`, or another form of colour.
     """
     places: dict[str, Callable[[Site], bool]] = {"maps": on_maps, "branches": on_branches}
     if isinstance(sits_at, str) and sits_at not in places:
         raise ValueError(f"layer {name}: sits_at must be {' or '.join(places)} or a function, not '{sits_at}'")
+
+    if colour is not None and not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        raise ValueError(f"layer {name}: a colour is written #rrggbb, not '{colour}'")
 
     def make(site: Site, keep_prob: float, **values: Any) -> DropLayer:
         return layer(keep_prob=keep_prob, **values)

@@ -17,6 +17,7 @@ from torch import nn
 
 from configs.checking import load_yaml
 from configs.plan import Plan, plan_from
+from configs.regularizers import styles_of
 from data import Data
 from dropblock import table_text
 from engine import checkpoint
@@ -38,7 +39,7 @@ def run_plan(
 
     Args:
         plan: of the run.
-        overrides: the command line that made the plan, for the record.
+        overrides: those that made the plan, for the record.
         began: time (`time.time`) of the command; with fresh=true, an older run is moved aside. None: now.
         wait: until another process that trains this run has ended, instead of raising.
         log: what is printed goes to log.txt in the run directory, appended.
@@ -110,6 +111,9 @@ def _train(
         parameters = sum(p.numel() for p in fit.state.model.parameters())
         where = {"environment": started, "environments": fit.state.environments}
         summary = {**fit.result(), "parameters": parameters, **where, "plan": asdict(plan)}
+        summary["styles"] = styles_of(plan.regularizer)
+        loaders = {"training": fit.data.train, "val": fit.data.val, "test": fit.data.test}
+        summary["images"] = {split: loader.num_samples for split, loader in loaders.items() if loader is not None}
         if ranks.is_main:
             add_to_hparams_table(folder.path, table_row(plan))
             folder.write("summary.json", summary)

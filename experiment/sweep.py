@@ -24,7 +24,7 @@ def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: 
         sweep: the folder of the sweep.
         run: the run folder.
         status: DONE, STOPPED or FAILED.
-        overrides: the job's own, none for a plan from Python.
+        overrides: the job's own, none for a plan that Python has changed.
         reason: one line, for a job that did not end well.
         values: what the summary shows of it.
     """
@@ -84,19 +84,20 @@ def _trained(plan: Plan, sweep: Path, wait: bool) -> bool:
     from experiment.run import run_plan
 
     shown: dict[str, Any] = {"experiment": plan.experiment, "paper": asdict(plan.paper)}
-    print(f"\n=== {plan.run_dir()}", flush=True)
+    overrides = list(plan.overrides)
+    print("\n".join([f"\n=== {plan.run_dir()}", *(f"note: {note}" for note in plan.notes)]), flush=True)
     try:
-        summary = run_plan(plan, wait=wait)
+        summary = run_plan(plan, plan.overrides, wait=wait)
     except Exception as error:  # not a signal, which ends the whole sweep
         if getattr(error, "in_use", False):
             return False
         code, reason = report_error(error)
         if code in STOPPED_CODES:
             raise
-        note_run(sweep, plan.run_dir(), FAILED, [], reason, **shown)
+        note_run(sweep, plan.run_dir(), FAILED, overrides, reason, **shown)
         return True
     shown["last test"] = summary["last"].get(f"test/{summary['headline']}")
-    note_run(sweep, plan.run_dir(), DONE, [], **shown)
+    note_run(sweep, plan.run_dir(), DONE, overrides, **shown)
     return True
 
 

@@ -64,7 +64,7 @@ def body(
     images = f"{subset:,} training images of {plan.data.name}" if subset else plan.data.name
     trained = (
         f"{plan.model.name} trained on {images} for {recipe.epochs} epochs (recipe `{recipe.name}`, batch "
-        f"{recipe.batch_size}, seed {plan.seed}) with {label_of(plan.regularizer)}"
+        f"{recipe.batch_size}, seed {plan.seed}) with {label_of(plan.regularizer, summary.get('styles'))}"
     )
     if plan.layer is not None:
         where = ", ".join(map(str, plan.layer.groups or []))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from scripts.reporting.comparison import best_on_val
 from scripts.reporting.knob_figures import over_block_size, over_keep_prob, under_drop_lines
@@ -16,6 +18,8 @@ from scripts.reporting.setting import RUNS_A_ROW, paper_setting_text, task_of
 from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below, setting
 from scripts.reporting.sweep import Row, Sweep
 from scripts.reporting.tables import under_drop
+
+FEW_POINTS = 8  # of a line
 
 
 def ranking(sweep: Sweep, out: Path) -> None:
@@ -79,6 +83,7 @@ def mean_of(row: Row | None) -> float | None:
 def curves(sweep: Sweep, rows: Sequence[Row], out: Path) -> None:
     """The headline over the epochs, on test and on the training batches, with a band of one standard deviation."""
     names = {"test": sweep.rows[0].headline, "train": sweep.trained_metric}
+    longest = max(row.plan["recipe"]["epochs"] for row in rows)
     with drawing(out, 2, 10.0, 4.9) as (figure, (test, train)):
         used: list[str] = []
         for row in rows:
@@ -86,30 +91,40 @@ def curves(sweep: Sweep, rows: Sequence[Row], out: Path) -> None:
             used.append(tint)
             for axes, name in ((test, "test"), (train, "train")):
                 epochs, values = common_curve(row, f"{name}/{names[name]}", by_epoch=name == "train")
-                if not len(epochs):
-                    continue
-                mean = values.mean(1)
-                std = values.std(1, ddof=1) if values.shape[1] > 1 else np.zeros(len(epochs))
-                width = 2.2 if row.plan["regularizer"] in (["none"], ["dropblock"]) else 1.4
-                marker = "o" if len(epochs) < 4 else ""  # a line through few points shows nothing
-                axes.plot(epochs, mean, color=tint, linewidth=width, marker=marker, ms=4, label=sweep.label(row))
-                axes.fill_between(epochs, mean - std, mean + std, color=tint, alpha=0.13, linewidth=0)
+                if len(epochs):
+                    width = 2.2 if row.plan["regularizer"] in (["none"], ["dropblock"]) else 1.4
+                    mean_line(axes, epochs, values, color=tint, linewidth=width, label=sweep.label(row))
         test.set_title("on test", loc="left")
         train.set_title("on the training batches, as trained", loc="left")
         for axes in (test, train):
             axes.set_xlabel("epoch")
+            axes.set_xlim(0, 1.03 * longest)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         test.set_ylabel(sweep.metric)
         train.set_ylabel(metric_label(sweep.trained_metric, sweep.runs[0].summary))
         focus(test)
         legend_below(figure, [test])
 
 
+def mean_line(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> None:
+    """The mean over the runs with its band; where there are few points, which no line shows, with markers."""
+    mean = values.mean(1)
+    std = values.std(1, ddof=1) if values.shape[1] > 1 else np.zeros(len(epochs))
+    axes.plot(epochs, mean, marker="o" if len(epochs) < 4 else "", ms=4, **style)
+    if len(epochs) == 1:
+        axes.vlines(epochs, mean - std, mean + std, color=style["color"])
+    else:
+        axes.fill_between(epochs, mean - std, mean + std, color=style["color"], alpha=0.13, linewidth=0)
+
+
 def focus(axes: Axes) -> None:
-    """Cut off the first part of the rise, where all lines are alike."""
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()] or [np.zeros(1)])
-    if len(values) > 1:
-        low, high = np.quantile(values, 0.15), values.max()
-        axes.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.12 * (high - low) + 0.1)
+    """Cut off the first part of the rise, where all lines are alike, but the end of none; few points are no rise."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
+    if min(map(len, lines), default=0) < FEW_POINTS:
+        return
+    values = np.concatenate(lines)
+    low, high = min(np.quantile(values, 0.15), *(line[-1] for line in lines)), values.max()
+    axes.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.12 * (high - low) + 0.1)
 
 
 def few_rows(sweep: Sweep) -> list[Row]:

@@ -1,4 +1,7 @@
-"""What regularizers, knobs and metrics are called in a report; a regularizer's label and colour are in its YAML."""
+"""What regularizers, knobs and metrics are called in a report; label and colour of a regularizer are in its YAML.
+
+Those of a layer that a script registered are in the record of its runs (`styles` in summary.json).
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,23 @@ METRICS = {
 }
 
 
-def _style_of(name: str) -> tuple[str, str | None]:
-    """Label and colour; the name and none of a regularizer that a script registered elsewhere, or that is gone."""
-    written = as_written(name)
-    return written.label or name, written.colour
+Styles = Mapping[str, Mapping[str, Any]]  # label and colour by the name of a regularizer, as a run has recorded them
 
 
-def label_of(regularizers: Sequence[str]) -> str:
+def _style_of(name: str, recorded: Styles | None) -> tuple[str, str | None]:
+    """Label and colour; the name and none of a regularizer of which neither this process nor a record knows more."""
+    written, kept = as_written(name), (recorded or {}).get(name, {})
+    return written.label or kept.get("label") or name, written.colour or kept.get("colour")
+
+
+def label_of(regularizers: Sequence[str], recorded: Styles | None = None) -> str:
     """A list of regularizers as a reader calls it."""
-    return " + ".join(_style_of(name)[0] for name in regularizers)
+    return " + ".join(_style_of(name, recorded)[0] for name in regularizers)
 
 
-def colour_of(regularizers: Sequence[str]) -> str | None:
+def colour_of(regularizers: Sequence[str], recorded: Styles | None = None) -> str | None:
     """The colour of a regularizer's rows; of several together, their mean made darker; None where one has none."""
-    colours = [_style_of(name)[1] for name in regularizers]
+    colours = [_style_of(name, recorded)[1] for name in regularizers]
     if None in colours or not colours:
         return None
     parts = [[int(str(colour)[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]

@@ -11,13 +11,14 @@ from scripts.reporting.beside_paper import NOTE, paper_table
 from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Line, Report
 from scripts.reporting.dots import Scale, dots
-from scripts.reporting.names import colour_of
-from scripts.reporting.setting import deviations
+from scripts.reporting.setting import SILENT_PAPER, deviations
+from scripts.reporting.style import colour
 from scripts.reporting.sweep import Sweep
 from scripts.reporting.tables import (
+    DROPPED,
     count_text,
     difference_text,
-    drop_text,
+    drops_of,
     p_text,
     paper_text,
     time_text,
@@ -38,6 +39,7 @@ th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 13rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+.words { white-space: normal; max-width: 11rem; }
 tr:hover td { background: #f6f8fb; }
 .better { color: #1a6b34; font-weight: 600; } .worse { color: #a3281e; font-weight: 600; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 50%; }
@@ -77,6 +79,7 @@ def page(report: Report, folder: Path) -> str:
     parts = [f"<h1>{escape(sweep.name)}</h1>", f"<p>{prose(setting_text(sweep))}</p>", "<h2>Results</h2>"]
     parts.append(results(report))
     parts += [f'<p class="note">{prose(text)}</p>' for text in legend(sweep, report.lines).split("\n\n")]
+    parts += ["<h2>Each row in detail</h2>", details(report)]
     if sweep.lost:
         parts += ["<h2>Not in the numbers</h2>", plain_table(["job", "status", "reason"], sweep.lost)]
     if report.answers:
@@ -99,6 +102,7 @@ def page(report: Report, folder: Path) -> str:
     differing = deviations(sweep)
     if differing:
         parts += ["<h2>Deviations from the paper's setting</h2>", plain_table(["", "here", "paper"], differing)]
+        parts.append(f'<p class="note">{SILENT_PAPER}</p>')
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(sweep.name)}</title>'
     )
@@ -110,30 +114,30 @@ def page(report: Report, folder: Path) -> str:
 
 
 def results(report: Report) -> str:
-    """Every row with all that is known of it, and its differences as dots on one scale."""
-    sweep, metric = report.sweep, report.sweep.metric
+    """The headline of every row, and its differences as dots on one scale."""
     scale = Scale.of([line.difference for line in report.lines], report.sweep.study.margin)
     heads = [
-        *("", "n", f"{metric}, last epoch", "difference to baseline [95 %]", "by seed, and the interval", "Holm p"),
-        *("verdict", "smallest difference", "test loss", "loss difference [95 %]", "train - test", "peak"),
-        *("paper (peak)", "paper's difference", "dropped", "parameters", "time a run", "keep_prob", "seeds"),
+        *(
+            "",
+            "n",
+            f"{report.sweep.metric}, last epoch",
+            "difference to baseline [95\u00a0%]",
+            "by seed, and the interval",
+        ),
+        *("Holm p", "verdict", "smallest difference", "paper (peak)", "paper's difference"),
     ]
-    rows = [row_cells(sweep, line, scale) for line in report.lines]
-    shown = [i for i in range(len(heads)) if i == 0 or any(row[i][0] for row in rows)]
-    return table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return filled_columns(heads, [result_cells(report.sweep, line, scale) for line in report.lines])
 
 
-def row_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
+def result_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
     """The cells of a row, in the order of the heads of `results`."""
     row, difference = line.row, line.difference
-    tint = colour_of(row.plan["regularizer"]) or "#444444"
-    swatch = f'<span class="swatch" style="background:{tint}"></span> '
+    tint = colour(row)
     smallest = difference.smallest if difference else None
-    loss = line.loss_difference
     theirs = None if sweep.made_up else line.paper_difference
     paper = None if sweep.made_up else row.paper_number()[0]
     return [
-        (swatch + escape(line.label), line.label),
+        name_cell(line),
         number(str(len(row.runs)), len(row.runs)),
         number(line.last, line.last and line.last.mean),
         number(difference_text(difference, row), difference and difference.mean),
@@ -141,18 +145,52 @@ def row_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
         number(p_text(line.adjusted), line.adjusted),
         (f'<span class="{line.word}">{line.word}</span>' if line.word else "", line.word),
         number("" if smallest is None else f"{smallest:.2f}", smallest),
-        number(line.loss, line.loss and line.loss.mean),
-        number("" if loss is None else str(loss), loss and loss.mean),
-        number(line.gap, line.gap and line.gap.mean),
-        number(line.peak, line.peak and line.peak.mean),
         number("" if paper is None else paper_text(row), paper),
         number("" if theirs is None else f"{theirs:+z.2f}", theirs),
-        number(drop_text(row), drop_text(row)[:5]),
+    ]
+
+
+def details(report: Report) -> str:
+    """What else is known of every row."""
+    heads = ["", DROPPED, "keep_prob", "peak", "train - test", "test loss", "loss difference [95\u00a0%]"]
+    heads += ["parameters", "time a run", "seeds"]
+    return filled_columns(heads, [detail_cells(report.sweep, line) for line in report.lines])
+
+
+def detail_cells(sweep: Sweep, line: Line) -> list[Cell]:
+    """The cells of a row, in the order of the heads of `details`."""
+    row, loss = line.row, line.loss_difference
+    measured = [drop["measured"] for drop in row.runs[0].summary["drop_last_epoch"].values()]
+    choice = f'<div class="words">{escape(choice_of_keep_prob(sweep, row))}</div>'
+    return [
+        name_cell(line),
+        ("<br>".join(map(escape, drops_of(row))), max(measured, default="")),
+        (choice if row.knob("keep_prob") is not None else "", row.knob("keep_prob") or ""),
+        number(line.peak, line.peak and line.peak.mean),
+        number(line.gap, line.gap and line.gap.mean),
+        number(line.loss, line.loss and line.loss.mean),
+        number("" if loss is None else str(loss), loss and loss.mean),
         number(count_text(line.parameters), line.parameters),
         number(time_text(line.seconds.mean), line.seconds.mean),
-        number(choice_of_keep_prob(sweep, row), row.knob("keep_prob")),
-        number(" ".join(map(str, row.seeds)), len(row.seeds)),
+        number(seeds_text(row.seeds), len(row.seeds)),
     ]
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds by number, many in a row as a range."""
+    in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else " ".join(map(str, seeds))
+
+
+def name_cell(line: Line) -> Cell:
+    swatch = f'<span class="swatch" style="background:{colour(line.row)}"></span> '
+    return swatch + escape(line.label), line.label
+
+
+def filled_columns(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A table without the columns in which no row has anything."""
+    shown = [i for i in range(len(heads)) if i == 0 or any(row[i][0] for row in rows)]
+    return table([heads[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
 def number(shown: object, value: object) -> Cell:
@@ -172,7 +210,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 def plain_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The same of cells that are text."""
-    return table(heads, [[(escape(str(cell)), cell) for cell in row] for row in rows])
+    return table(heads, [[number(cell, cell) for cell in row] for row in rows])
 
 
 def figure(picture: Path, caption: str) -> str:

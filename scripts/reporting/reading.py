@@ -146,9 +146,15 @@ def named(entry: dict[str, Any]) -> str:
 
 
 def in_paper_order(row: Row) -> tuple[Any, ...]:
-    """Tables and figures by number, rows and lines by number, then by what is varied."""
+    """Tables and figures by number, rows and lines by number; the baseline first, then by what is varied."""
     numbered = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row.paper.get("place") or "~")]
-    return numbered, row.knob("keep_prob") or 0, row.knob("block_size") or 0, row.plan["regularizer"]
+    return (
+        numbered,
+        not row.is_baseline,
+        row.knob("keep_prob") or 0,
+        row.knob("block_size") or 0,
+        row.plan["regularizer"],
+    )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ BASIC_BLOCKS = ("resnet18", "resnet34")
 # Where the files are, and what follows from another value that is listed: no deviations of their own.
 SILENT = ("root", "download", "model_width", "on_bad_image", "decoder", "eval_batch_size", "decay_epochs")
 WHOLE = ("data.train_subset",)
+MICRO_BATCH = "micro-batch of a device, over which BatchNorm and DropBlock normalise"
+SILENT_PAPER = (
+    "Where the paper does not state a value, such as the length of the warm-up, its column has that of the authors' "
+    "released code."
+)
 NAMES = {"data.name": "data", "model.name": "model", "recipe.name": "recipe", "data.train_subset": "training images"}
 
 
@@ -51,9 +56,12 @@ def not_silent(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def deviations(sweep: Sweep) -> list[tuple[str, str, str]]:
-    """(what, here, in the paper) for everything in which the runs of a sweep differ from the paper's setting."""
+    """(what, here, in the paper) for everything in which the runs of a sweep differ from the paper's setting.
+
+    None where no row stands beside one of the paper's.
+    """
     paper_values = paper_setting(task_of(sweep))
-    if not paper_values:
+    if not paper_values or not any(row.paper.get("place") for row in sweep.rows):
         return []
     defaults = not_silent({part: asdict(schema()) for part, schema in PARTS.items()})  # of keys newer than a run
     settings = [{**defaults, **not_silent({part: run.plan[part] for part in PARTS})} for run in sweep.runs]
@@ -84,7 +92,7 @@ def beyond_the_configuration(sweep: Sweep) -> list[tuple[str, str, str]]:
     batches = {r["batch_size"] // (r["accumulate"] * n) for r, n in zip(recipes, ranks, strict=True)}
     if task_of(sweep) == "classification" and batches != {128}:
         text = ", ".join(map(str, sorted(batches)))
-        found.append(("images behind one BatchNorm statistic and one normaliser", text, "128 (a core)"))
+        found.append((MICRO_BATCH, text, "128 (a core)"))
     cutouts = sorted({(plan["cutout"], plan["data"]["image_size"]) for plan in plans if plan["cutout"]})
     if cutouts:
         sides = ", ".join(f"{side} of {image} pixels" for side, image in cutouts)

@@ -67,7 +67,7 @@ def legend_below(figure: Figure, panels: Sequence[Axes], title: str | None = Non
 
 def colour(row: Row, used: Sequence[str] = ()) -> str:
     """The colour of a method; of the same method a second time, another."""
-    own = colour_of(row.plan["regularizer"]) or OTHER[0]
+    own = row.colour or OTHER[0]
     return own if own not in used else next((other for other in OTHER if other not in used), INK)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from configs.paper import StudyConfig, paper_from
 from configs.plan import plan_from
 from engine.records import RunFolder
-from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, knob_text, label_of, metric_label
+from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, colour_of, knob_text, label_of, metric_label
 from scripts.reporting.statistics import Spread, epoch_means
 
 MADE_UP = ("fake",)  # data sets whose accuracies say nothing
@@ -87,6 +87,10 @@ class Row:
     @property
     def experiment(self) -> str | None:
         return self.runs[0].entry.get("experiment")
+
+    @property
+    def colour(self) -> str | None:
+        return colour_of(self.plan["regularizer"], self.runs[0].summary.get("styles"))
 
     @property
     def is_baseline(self) -> bool:
@@ -208,7 +212,7 @@ class Sweep:
     def label(self, row: Row, without: str = "") -> str:
         """A row as a phrase: keep_prob and block size, and what else sets it apart from rows with its regularizer."""
         alike = [other.tried for other in self.rows if other.plan["regularizer"] == row.plan["regularizer"]]
-        parts = [label_of(row.plan["regularizer"])]
+        parts = [label_of(row.plan["regularizer"], row.runs[0].summary.get("styles"))]
         for key, value in row.tried.items():
             shown = key in ALWAYS_SHOWN or any(other.get(key) != value for other in alike)
             if shown and value is not None and key != without:

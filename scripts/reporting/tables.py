@@ -9,15 +9,16 @@ from scripts.reporting.beside_paper import NOTE, paper_table
 from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Answer, Line, Report, best_on_val, difference
 from scripts.reporting.names import metric_label
-from scripts.reporting.setting import deviations
+from scripts.reporting.setting import SILENT_PAPER, deviations
 from scripts.reporting.statistics import Difference, Spread
 from scripts.reporting.sweep import Row, Sweep
 from scripts.reporting.text import answer_cells, choice_of_keep_prob, legend, setting_text
 
 RESULTS = ["", "n", "last epoch", "difference [95 %]", "Holm p", "verdict", "paper (peak)", "its difference"]
+DROPPED = "dropped in the last epoch: measured (expected)"
 DETAILS = [
     *("", "by seed", "smallest difference", "test loss", "its difference [95 %]", "train - test", "peak"),
-    *("dropped", "parameters", "time", "keep_prob"),
+    *(DROPPED, "parameters", "time", "keep_prob"),
 ]
 
 
@@ -77,7 +78,8 @@ def details_row(sweep: Sweep, line: Line) -> list[object]:
     smallest = line.difference.smallest if line.difference else None
     return [
         *(line.label, by_seed_text(line.difference), "" if smallest is None else f"{smallest:.2f}", line.loss),
-        *("" if line.loss_difference is None else str(line.loss_difference), line.gap, line.peak, drop_text(line.row)),
+        *("" if line.loss_difference is None else str(line.loss_difference), line.gap, line.peak),
+        ", ".join(drops_of(line.row)),
         *(count_text(line.parameters), time_text(line.seconds.mean), choice_of_keep_prob(sweep, line.row)),
     ]
 
@@ -88,14 +90,13 @@ def without_empty(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> t
     return [headers[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def drop_text(row: Row) -> str:
-    """Measured drop of the last group at the last epoch, beside the closed form; of a head, where only that drops."""
-    groups = row.runs[0].summary["drop_last_epoch"]
-    if not groups:
-        return ""
-    last = max(groups, key=lambda name: (name.rpartition("group")[2].isdigit(), name))  # of several layers the first
-    measured = Spread(tuple(run.summary["drop_last_epoch"][last]["measured"] for run in row.runs)).mean
-    return f"{100 * measured:.2f} % ({100 * groups[last]['expected']:.2f})"
+def drops_of(row: Row) -> list[str]:
+    """The drop of each group in the last epoch, mean of what the runs measured, beside the closed form."""
+    found = []
+    for group, drop in row.runs[0].summary["drop_last_epoch"].items():
+        measured = Spread(tuple(run.summary["drop_last_epoch"][group]["measured"] for run in row.runs)).mean
+        found.append(f"{group} {100 * measured:.2f} % ({100 * drop['expected']:.2f})")
+    return found
 
 
 def chosen(sweep: Sweep, knob: str) -> str:
@@ -195,5 +196,5 @@ def report_text(report: Report) -> str:
     differing = deviations(sweep)
     if differing:
         parts += ["## Deviations from the paper's setting", markdown_table(["", "here", "paper"], differing, left=3)]
-        parts.append("Where the paper is silent (warm-up) its column has the released code's value.")
+        parts.append(SILENT_PAPER)
     return "\n\n".join(parts) + "\n"

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from engine.console import counted
 from scripts.reporting.comparison import Answer, Line, best_on_val
 from scripts.reporting.names import metric_label
-from scripts.reporting.sweep import Row, Sweep
+from scripts.reporting.statistics import POWER
+from scripts.reporting.sweep import Row, Run, Sweep
+
+SMALLEST_MEANS = (
+    "*Smallest difference*: the true difference that n seeds with this spread would show to be significant with a "
+    f"probability of {100 * POWER:.0f} % (before the correction)."
+)
+DROPPED_MEANS = (
+    "*Dropped*: share of the units of each group, measured over the last epoch; in brackets what is expected from the "
+    "mean of the schedule over the last epoch: while a schedule rises, less than the rate that it ends at."
+)
+NOT_TUNED_MEANS = "*Not tuned*: keep_prob as the configuration has it, not chosen on a validation split."
 
 
 def setting_text(sweep: Sweep) -> str:
@@ -16,10 +27,8 @@ def setting_text(sweep: Sweep) -> str:
     plan, environments = runs[0].plan, [e for run in runs for e in run.environments]
     commits = sorted({str(e["commit"])[:9] + ("+" if e["dirty"] else "") for e in environments})
     devices = sorted({e["device"] for e in environments})
-    subset = plan["data"]["train_subset"]
-    images = f"{subset:,} training images" if subset else "all training images"
     setting = (
-        f"{plan['model']['name']} of width {plan['model']['width']} on {plan['data']['name']}, {images}, "
+        f"{plan['model']['name']} of width {plan['model']['width']} on {data_text(runs[0])}, "
         f"{counted(plan['recipe']['epochs'], 'epoch')} of recipe `{plan['recipe']['name']}`"
     )
     if sweep.varied:
@@ -38,6 +47,14 @@ def setting_text(sweep: Sweep) -> str:
     if sweep.made_up:
         text = f"**Made-up images: these numbers say nothing of any method.** {text}"
     return text
+
+
+def data_text(run: Run) -> str:
+    """The data set, own data by their folder, and how many images each part of it has."""
+    data, images = run.plan["data"], run.summary.get("images")
+    subset = f"{data['train_subset']:,}" if data["train_subset"] else "all"
+    counts = [f"{number:,} {split}" for split, number in (images or {}).items()]
+    return f"{data['title'] or data['name']}, {', '.join(counts) if counts else f'{subset} training'} images"
 
 
 def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
@@ -68,23 +85,20 @@ def columns(sweep: Sweep, lines: Sequence[Line]) -> list[tuple[object, str]]:
         f"±{sweep.study.margin:g} points; else not resolved. Only p is corrected: an interval may exclude 0 where Holm "
         "p does not reach .05."
     )
-    smallest = "what this many seeds with this spread would find in 80 % of such experiments (before the correction)"
     gap = f"{trained} of the training batches of the last epoch, as trained, less test"
     return [
         (True, f"{start} the headline."),
         (differences, f"*Difference*: to the baseline, within seeds{ends}."),
         (tested, f"*Holm p*: of the paired t test, corrected for the comparisons of this table ({tested})."),
         (differences, by_rule if tested else "*Verdict*: not resolved, where there is no test."),
-        (intervals, f"*Smallest difference*: {smallest}."),
+        (intervals, SMALLEST_MEANS),
         (any(line.gap for line in lines), f"*Train - test*: {gap}."),
         (
             True,
-            f"*Peak*: the maximum over the {evaluations} of a run on test, the paper's convention; chooses nothing.",
+            f"*Peak*: the highest of the {evaluations} of a run on test, as the paper reports; for comparison only.",
         ),
-        (
-            any(row.runs[0].summary["drop_last_epoch"] for row in sweep.rows),
-            "*Dropped*: share of units in the last group, measured in the last epoch (and expected).",
-        ),
+        (any(row.runs[0].summary["drop_last_epoch"] for row in sweep.rows), DROPPED_MEANS),
+        (any("not tuned" in choice_of_keep_prob(sweep, row) for row in sweep.rows), NOT_TUNED_MEANS),
     ]
 
 
@@ -95,7 +109,7 @@ def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:
         return ""
     if not study.keep_prob or study.pilot_seed is None:
         varied = any(row in rows for rows in sweep.lines("keep_prob"))
-        return f"{own:g}, varied here" if varied else f"{own:g}, as configured"
+        return f"{own:g}, varied here" if varied else f"{own:g}, not tuned"
     candidates = ", ".join(f"{value:g}" for value in study.keep_prob)
     alike = [pilot for pilot in sweep.pilots if alike_but_for_keep_prob(pilot, row)]
     best = best_on_val(alike)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.console import SurvivingStream, metric_text
+from engine.console import SurvivingStream, metric_text, result_text
 from engine.loggers import add_to_hparams_table
 from engine.summary import epoch_line
 from tests.conftest import ROOT
@@ -44,6 +44,17 @@ def test_metrics_are_percentages_but_for_losses() -> None:
         "41.26%",
         "12.00%",
     ]
+
+
+def test_the_closing_table_says_what_each_number_is() -> None:
+    values = {"epoch": 2, "test/top1": 70.0, "val/top1": 71.0}
+    record = {which: dict(values) for which in ("last", "best", "peak")}
+    record |= {"headline": "top1", "drop_last_epoch": {"group4": {"measured": 0.0748, "expected": 0.0744}}}
+    text = result_text({**record, "images_per_s": 100.0, "train_seconds": 9.0}, Path("run"))
+    ends = {line[:18].strip(): " ".join(line.split()[3:]) for line in text.splitlines()}
+    assert ends["best test/top1"] == "epoch 2, chosen as the best on val"
+    assert ends["peak test/top1"] == "epoch 2, the best on test, as the paper reports; only shown for comparison"
+    assert "expected 7.44%: the schedule's mean over the last epoch" in text
 
 
 def test_tensorboard_shows_the_columns_of_all_runs(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ import pytest
 import dropblock
 import models
 from configs import registered
-from configs.checking import UserError
+from configs.checking import UserError, load_yaml
 from configs.regularizers import as_written
-from experiment import plan_of, register_layer, register_model, register_schedule, run_plan
+from experiment import plan_of, register_layer, register_model, register_schedule, run_plan, run_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,7 +84,7 @@ def test_a_network_for_one_run(tmp_path: Path) -> None:
         return example("own_parts.py")["SmallNet"](num_classes, in_channels, width=4)
 
     plan = plan_of("data=fake", "epochs=1", "progress=false", "device=cpu", "groups=[4]", "skip=false", "block_size=3")
-    plan = plan.__class__(**{**vars(plan), "runtime": plan.runtime.__class__(output_root=str(tmp_path))})
+    plan = replace(plan, runtime=replace(plan.runtime, output_root=str(tmp_path)))
     summary = run_plan(plan, model=thin_net)
     assert summary["plan"]["model"]["name"] == "thin_net"
     assert summary["parameters"] < 5000
@@ -105,9 +108,37 @@ def test_what_cannot_be_registered() -> None:
         plan_of("data=fake", "schedule=mine")
 
 
-def test_a_sweep_goes_on_past_a_run_that_fails(tmp_path: Path) -> None:
-    from experiment import run_sweep
+def test_a_sweep_from_a_script_records_and_prints_what_train_py_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("data=digits", "data.train_subset=64", "epochs=1", "progress=false", "device=cpu", "model.width=4")
+    plan = plan_of(*words, "model=resnet18", "regularizer=none", f"output_root={tmp_path}")
+    sweep = run_sweep([plan], "one")
+    assert "note: epochs=1: warmup_epochs of the recipe scaled" in capsys.readouterr().out
+    (run,) = tmp_path.glob("digits-resnet18/*/seed-1")
+    recorded = load_yaml(run / "config_min.yaml")["overrides"]
+    assert recorded == [*words, "model=resnet18", "regularizer=none", f"output_root={tmp_path}"]
+    assert json.loads(next(sweep.glob("runs/*.json")).read_text())["overrides"] == recorded
+    assert plan_of(*recorded) == plan
+    assert replace(plan, seed=2).overrides == ()  # which these overrides do not make
 
+
+def test_a_report_in_another_process_has_label_and_colour_of_a_layer(tmp_path: Path) -> None:
+    from dropblock import DropBlock2d
+
+    register_layer("mine", DropBlock2d, keep_prob=0.9, block_size=3, label="my own layer", colour="#12ab34")
+    words = ("data=fake", "epochs=1", "progress=false", "device=cpu", "model=resnet18", "model.width=4")
+    plans = [plan_of(*words, f"regularizer={name}", f"output_root={tmp_path}") for name in ("none", "mine")]
+    sweep = run_sweep(plans, "two")
+    report = [sys.executable, str(ROOT / "scripts" / "report.py"), str(sweep)]
+    subprocess.run(report, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert "| my own layer, keep_prob 0.9, block 3 | 1 |" in (sweep / "report.md").read_text()
+    assert "#12ab34" in (sweep / "report.html").read_text()
+    with pytest.raises(ValueError, match="a colour is written #rrggbb"):
+        register_layer("other", DropBlock2d, keep_prob=0.9, colour="green")
+
+
+def test_a_sweep_goes_on_past_a_run_that_fails(tmp_path: Path) -> None:
     def broken(num_classes: int) -> Any:
         raise ValueError("no such network")
 

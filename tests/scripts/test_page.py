@@ -31,7 +31,7 @@ VALUES = {"none": (80.0, 80.4, 80.2, 79.9), "dropblock": (81.1, 81.3, 81.3, 80.8
 class Tags(HTMLParser):
     """Counts tags, and fails where one is not closed."""
 
-    VOID = ("meta", "img", "rect", "line")
+    VOID = ("meta", "br", "img", "rect", "line")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -89,6 +89,27 @@ def test_page_csv_and_markdown_say_the_same(folder: Path) -> None:
     assert float(rows[0]["loss_mean"]) == pytest.approx(0.8)
     assert float(rows[2]["gap_mean"]) == pytest.approx(100 - 81, abs=4)
     assert rows[0]["parameters"] == "123456"
+
+
+def test_the_drop_of_every_group_stands_beside_the_expected_one(folder: Path) -> None:
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert "| group3 2.31 % (2.32), group4 9.67 % (9.68) |" in text
+    assert "group3 2.31 % (2.32)<br>group4 9.67 % (9.68)" in page
+    for shown in (page, text):
+        assert "dropped in the last epoch: measured (expected)" in shown
+        assert "the mean of the schedule over the last epoch" in shown
+        assert "0.9, not tuned" in shown
+
+
+def test_the_papers_setting_is_no_matter_of_a_sweep_without_its_rows(folder: Path, tmp_path: Path) -> None:
+    for name in ("report.html", "report.md"):
+        assert "Deviations" not in (folder / name).read_text()
+    plan = plan_of("experiment=table1/baseline", "data=digits")
+    beside = note(tmp_path, plan, write_run(tmp_path, plan, 80.0, epochs=1))
+    assert main([str(beside)]) == 0
+    for name in ("report.html", "report.md"):
+        assert "Where the paper does not state a value" in (beside / name).read_text()
+        assert "None" not in (beside / name).read_text()  # top-5, which the paper has and these runs do not
 
 
 def test_tensorboard_gets_the_mean_over_the_seeds(folder: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_papers_own_setting_deviates_in_nothing(tmp_path: Path) -> None:
     found = {what: (here, paper) for what, here, paper in deviations(read_sweep(folder))}
     assert found == {
         "runs a row": ("1", "3"),
-        "images behind one BatchNorm statistic and one normaliser": ("1024", "128 (a core)"),
+        "micro-batch of a device, over which BatchNorm and DropBlock normalise": ("1024", "128 (a core)"),
     }
 
 
