@@ -1,9 +1,8 @@
 """Scenes composed of scikit-learn's handwritten digits, for segmentation and detection without a download.
 
 A few digits of different sizes stand on a coloured, noisy background among fragments of other digits, and may partly
-cover each other. The digits of train, val and test
-are disjoint, so test scenes show handwriting that no training scene has shown. Every scene is a fixed function of its
-split and number.
+cover each other. The digits of train, val and test are disjoint, so test scenes show handwriting that no training scene
+has shown. Every scene is a fixed function of its split and number.
 """
 
 from __future__ import annotations

@@ -116,16 +116,9 @@ def page(report: Report, folder: Path) -> str:
 def results(report: Report) -> str:
     """The headline of every row, and its differences as dots on one scale."""
     scale = Scale.of([line.difference for line in report.lines], report.sweep.study.margin)
-    heads = [
-        *(
-            "",
-            "n",
-            f"{report.sweep.metric}, last epoch",
-            "difference to baseline [95\u00a0%]",
-            "by seed, and the interval",
-        ),
-        *("Holm p", "verdict", "smallest difference", "paper (peak)", "paper's difference"),
-    ]
+    heads = ["", "n", f"{report.sweep.metric}, last epoch", "difference to baseline [95\u00a0%]"]
+    heads += ["by seed, and the interval", "Holm p", "verdict", "smallest difference"]
+    heads += ["paper (peak)", "paper's difference"]
     return filled_columns(heads, [result_cells(report.sweep, line, scale) for line in report.lines])
 
 
