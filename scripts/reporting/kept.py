@@ -9,8 +9,8 @@ from scripts.reporting.tables import markdown_table
 
 NOT_RUN = "*Not run yet.*"
 
-# One row for each task: what was trained, the metric; the kept result, and the experiments without and with DropBlock.
-# Which they are was decided before any of them was run: DropBlock in groups 3 and 4 of the backbone.
+# One row for each task: what was trained, the metric, the kept result, and the experiment with DropBlock. It is the one
+# in groups 3 and 4 of the backbone, which was decided before the runs that are shown.
 TASKS = (
     ("classification", "ResNet-18, 5,000 CIFAR-10 images", "top-1", "table1_small", "table1_small/dropblock"),
     ("segmentation", "ResNet-18-FPN, 92 CamVid images", "mIoU", "camvid_where", "camvid/backbone"),
@@ -82,8 +82,8 @@ def studies_table(results: Path) -> str:
     lines = []
     for name, question in STUDIES.items():
         counts = sorted({int(row["n"]) for row in rows_of(results / name)})
-        seeds = "-".join(map(str, counts))
-        state = f"{seeds} seeds, [report](results/{name}/report.md)" if counts else "not run yet"
+        seeds = "-".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
+        state = f"{seeds}, [report](results/{name}/report.md)" if counts else "not run yet"
         lines.append([f"`+sweep={name}`", question, state])
     return markdown_table(["study", "question", "state"], lines, left=3)
 
