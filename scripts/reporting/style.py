@@ -105,9 +105,10 @@ def baseline_line(axes: Axes, mean: float, label: str | None = None) -> None:
 
 
 def setting(sweep: Sweep) -> str:
-    plan = sweep.runs[0].plan
+    """What was trained on what, for an axis."""
+    run, plan = sweep.runs[0], sweep.runs[0].plan
     subset = plan["data"]["train_subset"]
     counts = sorted({len(row.runs) for row in sweep.rows})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]}-{counts[-1]}"
     part = f", {subset:,} images" if subset else ""
-    return f"{plan['data']['name']}{part}, {plan['model']['name']}, {n}"
+    return f"{run.data_name}{part}, {plan['model']['name']}, {n}"

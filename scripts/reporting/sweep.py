@@ -33,6 +33,11 @@ class Run:
         return self.plan["seed"]
 
     @property
+    def data_name(self) -> str:
+        """The data set; one's own by the name of its folder."""
+        return self.plan["data"]["title"] or self.plan["data"]["name"]
+
+    @property
     def configuration(self) -> str:
         """What all seeds of a configuration share, wherever their directories are."""
         return plan_from(self.plan).hash()

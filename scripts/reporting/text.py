@@ -54,7 +54,7 @@ def data_text(run: Run) -> str:
     data, images = run.plan["data"], run.summary.get("images")
     subset = f"{data['train_subset']:,}" if data["train_subset"] else "all"
     counts = [f"{number:,} {split}" for split, number in (images or {}).items()]
-    return f"{data['title'] or data['name']}, {', '.join(counts) if counts else f'{subset} training'} images"
+    return f"{run.data_name}, {', '.join(counts) if counts else f'{subset} training'} images"
 
 
 def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
