@@ -99,6 +99,13 @@ def small_faster(results: Path, workers: str) -> str:
     return f"{own / other:.1f}" if workers else f"{rows['this']['faster']['median']:.1f}"
 
 
+def jobs_ratio(results: Path) -> str:
+    """How many times as fast a small table is with two runs at a time."""
+    rows = read(results, "jobs")["rows"]
+    (row,) = (row for row in rows if (row["what"], row["jobs"]) == ("a table", "jobs=2"))
+    return f"{row['times_as_fast']['median']:.2f}"
+
+
 @cache
 def units() -> dict[int, int]:
     """Units of one image at the sites of ResNet-50 in groups 3 and 4, at 224 pixels; their number under 0."""
@@ -139,6 +146,7 @@ VALUES: dict[str, Callable[[Path], str]] = {
     "op_14x14": lambda results: times_to_floor(results, "32x1024x14x14"),
     "step_float32": lambda results: overhead(results, "float32"),
     "step_bfloat16": lambda results: overhead(results, "bfloat16"),
+    "jobs": jobs_ratio,
     "loop_outside": outside_ms,
     "loop_step": lambda results: f"{loop(results)['step_ms']['barest loop']['median']:.0f} ms",
     "loop_cost": lambda results: f"{100 * loop(results)['cost']['median']:+.1f} %",
