@@ -15,9 +15,9 @@ import train
 from engine.checkpoint import load
 from engine.guard import all_finite
 from engine.records import RunFolder
-from tests.comparison import assert_identical, assert_same
+from tests.comparison import assert_identical
 from tests.data.mask_files import write_folder, write_mask
-from tests.ranks.test_ranks import codes, outputs
+from tests.faults.two_ranks import trained_by_two_ranks
 from tests.resume.test_kills import kill_often
 from tests.trainer import SEGMENTATION, Starter, assert_no_scars, only_run
 
@@ -53,19 +53,7 @@ def test_evaluation_gives_the_summary_again(uninterrupted: Reference, tmp_path: 
 
 
 def test_two_ranks_hold_the_same_and_count_every_image_once(starter: Starter, tmp_path: Path) -> None:
-    faults = {r: {"keep_state": str(tmp_path / f"{r}.pt"), "ledger": str(tmp_path / f"{r}")} for r in range(2)}
-    words = (*SEGMENTATION, "epochs=2", f"output_root={tmp_path / 'out'}")
-    processes = starter.ranks(*words, faults=faults)
-    assert codes(processes) == [0, 0], outputs(processes)
-    assert_same(load(tmp_path / "0.pt"), load(tmp_path / "1.pt"))
-    ledgers = [[json.loads(line) for line in (tmp_path / f"{r}").read_text().splitlines()] for r in range(2)]
-    seen = [i for lines in ledgers for line in lines if "step" in line for i in line["samples"]]
-    assert len(seen) == 2 * 96
-    assert len(set(seen)) == 96
-    run, out = only_run(tmp_path / "out"), tmp_path / "result.json"
-    assert evaluate.main([f"run={run.path}", f"json={out}", "device=cpu"]) == 0  # by one process
-    result, summary = json.loads(out.read_text()), run.summary()
-    assert result["tables"] == summary["tables"]
+    result, summary = trained_by_two_ranks(starter, tmp_path, (*SEGMENTATION, "epochs=2"), samples=96, epochs=2)
     assert result["miou"] == summary["last"]["test/miou"]
     assert result["loss"] == pytest.approx(summary["last"]["test/loss"], rel=1e-12)  # sums of another order
 
