@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ class Line:
         peak_difference: of the maximum over the epochs, the paper's convention.
         loss, loss_difference: on test.
         gap: of `sweep.trained_metric` between the training batches, as trained, and test.
+        dropped: share of the units dropped over the whole run, by group.
         paper_difference: the paper's own, to its baseline within the same table or figure.
     """
 
@@ -37,6 +38,7 @@ class Line:
     loss: Spread | None
     loss_difference: Difference | None
     gap: Spread | None
+    dropped: Mapping[str, Spread]
     parameters: int | None
     seconds: Spread
     paper_difference: float | None
@@ -74,6 +76,7 @@ def lines_of(sweep: Sweep) -> list[Line]:
             loss=row.spread("last", metric="loss"),
             loss_difference=difference(sweep, row, metric="loss"),
             gap=spread_of(row, lambda run: run.gap(trained)),
+            dropped=dropped_over_the_run(row),
             parameters=row.runs[0].summary.get("parameters"),
             seconds=Spread(tuple(run.summary["train_seconds"] for run in row.runs)),
             paper_difference=paper_difference(row, sweep.baseline_of(row)),
@@ -94,6 +97,14 @@ def spread_of(row: Row, value: Callable[[Run], float | None]) -> Spread | None:
     """Of something of every run that has it."""
     values = tuple(number for run in row.runs if (number := value(run)) is not None)
     return Spread(values) if values else None
+
+
+def dropped_over_the_run(row: Row) -> dict[str, Spread]:
+    """The share of the units of each group that all steps of a run dropped."""
+    of_runs = [run.dropped() for run in row.runs]
+    return {
+        group: Spread(tuple(of[group] for of in of_runs)) for group in of_runs[0] if all(group in o for o in of_runs)
+    }
 
 
 def paper_difference(row: Row, baseline: Row | None) -> float | None:

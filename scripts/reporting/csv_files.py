@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.reporting.comparison import Answer, Line, columns_of
@@ -34,6 +34,7 @@ def rows_csv(sweep: Sweep, lines: Sequence[Line]) -> str:
         values |= mean_and_std("peak_difference", line.peak_difference)
         values |= mean_and_std("last_val", row.spread("last", "val"))
         values |= mean_and_std("best_test", row.spread("best"))
+        values["dropped"] = shares_text({group: share.mean for group, share in line.dropped.items()})
         values |= {"parameters": line.parameters, "seconds": round(line.seconds.mean, 1)}
         values |= {"keep_prob_choice": choice_of_keep_prob(sweep, row), "paper_place": row.paper.get("place")}
         paper = (None, None) if sweep.made_up else row.paper_number()
@@ -52,6 +53,7 @@ def runs_csv(sweep: Sweep) -> str:
             for which, split in VALUES:
                 line[f"{which}_{split}"] = run.value(which, split)
             line |= {"last_test_loss": run.value("last", "test", "loss"), "gap": rounded(run.gap(trained))}
+            line["dropped"] = shares_text(run.dropped())
             line |= {"parameters": run.summary.get("parameters")}
             line |= {"train_seconds": round(run.summary["train_seconds"], 1), "device": joined(run, "device")}
             dirty = any(environment["dirty"] for environment in run.environments)
@@ -83,6 +85,11 @@ def under_drop_csv(sweep: Sweep) -> str:
                 names = ("block_size", "keep_prob", row.headline, "loss")
                 table.append({**line, **{name: point.get(name) for name in names}})
     return csv_text(table)
+
+
+def shares_text(shares: Mapping[str, float]) -> str:
+    """`group:share` of each group."""
+    return " ".join(f"{group}:{share:.5f}" for group, share in shares.items())
 
 
 def joined(run: Run, key: str) -> str:

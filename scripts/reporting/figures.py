@@ -10,11 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from scripts.reporting.comparison import best_on_val
+from scripts.reporting.comparison import best_on_val, difference
 from scripts.reporting.knob_figures import over_block_size, over_keep_prob, under_drop_lines
 from scripts.reporting.mean_curves import common_curve
 from scripts.reporting.names import metric_label
 from scripts.reporting.setting import RUNS_A_ROW, paper_setting_text, task_of
+from scripts.reporting.statistics import Difference
 from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below, setting
 from scripts.reporting.sweep import Row, Sweep
 from scripts.reporting.tables import under_drop
@@ -23,30 +24,26 @@ FEW_POINTS = 8  # of a line
 
 
 def ranking(sweep: Sweep, out: Path) -> None:
-    """The table as a picture: ours, and the paper's number of every row on the left where there is one."""
-    rows = sweep.rows
-    beside = not sweep.made_up and any(row.paper_number()[0] is not None for row in rows)
-    y = np.arange(len(rows))[::-1]
-    with drawing(out, 1 + beside, 10.0 if beside else 7.0, 1.6 + 0.36 * len(rows)) as (figure, panels):
-        ours = panels[-1]
-        if beside:
+    """The table as a picture: ours beside the paper's numbers, or beside our differences where it has none."""
+    rows, y = sweep.rows, np.arange(len(sweep.rows))[::-1]
+    of_paper = not sweep.made_up and any(row.paper_number()[0] is not None for row in rows)
+    paired = not of_paper and any(of.interval for row in rows if (of := difference(sweep, row)))
+    with drawing(out, 1 + (of_paper or paired), 10.0 if of_paper or paired else 7.0, 1.6 + 0.36 * len(rows)) as drawn:
+        figure, panels = drawn
+        ours = panels[-1] if of_paper else panels[0]
+        our_panel(ours, sweep, y)
+        if of_paper:
             paper_panel(panels[0], sweep, y)
             ours.set_title("here", loc="left")
-        for row, height in zip(rows, y, strict=True):
-            our_points(ours, row, height)
-        base = mean_of(sweep.baseline)
-        if base is not None:
-            ours.axvline(base, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
-        ours.set_xlabel(f"{sweep.metric}\n{setting(sweep)}")
+        if paired:
+            difference_panel(panels[1], sweep, y)
+            ours.set_title("mean and standard deviation", loc="left")
         for axes in panels:
             axes.set_ylim(-0.7, len(rows) - 0.4)
             axes.set_yticks(y)
             axes.set_yticklabels([])
             axes.grid(axis="y", visible=False)
         panels[0].set_yticklabels([sweep.label(row).replace(" smoothing, ", " smoothing,\n") for row in rows])
-        ours.plot([], [], "o", color=INK, label="last epoch")
-        ours.plot([], [], "o", mfc="white", mec=INK, label="peak")
-        ours.plot([], [], "|", color=INK, label="single runs")
         figure.legend(*ours.get_legend_handles_labels(), loc="outside lower right", ncols=3, handletextpad=0.3)
 
 
@@ -64,20 +61,51 @@ def paper_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     axes.set_xlabel(f"{sweep.metric}\n{paper_setting_text(sweep)}{f', n = {stated}' if stated else ''}")
 
 
-def our_points(axes: Axes, row: Row, height: float) -> None:
-    """Mean and deviation at the last epoch, the peak, and a tick for every run."""
-    tint = colour(row)
-    if last := row.spread("last"):
-        axes.errorbar(last.mean, height, xerr=last.std or 0, fmt="o", color=tint, capsize=2.5, ms=6)
-        values = list(row.by_seed().values())
-        axes.plot(values, np.full(len(values), height - 0.24), "|", color=tint, alpha=0.7, ms=5)
-    if peak := row.spread("peak"):
-        axes.plot(peak.mean, height, "o", mfc="white", mec=tint, ms=6, zorder=1.5)
+def our_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
+    """Mean and deviation at the last epoch, the peak, and a tick for every run; the baseline as a line."""
+    for row, height in zip(sweep.rows, y, strict=True):
+        tint = colour(row)
+        if last := row.spread("last"):
+            axes.errorbar(last.mean, height, xerr=last.std or 0, fmt="o", color=tint, capsize=2.5, ms=6)
+            ticks(axes, last.values, height, tint)
+        if peak := row.spread("peak"):
+            axes.plot(peak.mean, height, "o", mfc="white", mec=tint, ms=6, zorder=1.5)
+    base = sweep.baseline.spread("last") if sweep.baseline else None
+    if base is not None:
+        axes.axvline(base.mean, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
+    axes.set_xlabel(f"{sweep.metric}\n{setting(sweep)}")
+    axes.plot([], [], "o", color=INK, label="last epoch")
+    axes.plot([], [], "o", mfc="white", mec=INK, label="peak")
+    axes.plot([], [], "|", color=INK, label="single runs")
 
 
-def mean_of(row: Row | None) -> float | None:
-    spread = row.spread("last") if row else None
-    return None if spread is None else spread.mean
+def difference_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
+    """What each row has more than its baseline, paired by seed, with its 95 % interval and a tick for every seed."""
+    for row, height in zip(sweep.rows, y, strict=True):
+        if of := difference(sweep, row):
+            draw_difference(axes, of, height, colour(row))
+    difference_axis(axes, "no regularizer" if sweep.compared_to is None else "the baseline", sweep.study.margin)
+
+
+def draw_difference(axes: Axes, of: Difference, height: float, tint: str) -> None:
+    """A dot, a bar for the interval, a tick for every seed."""
+    if of.interval:
+        axes.plot(of.interval, (height, height), "-", color=tint, linewidth=1.6)
+    axes.plot(of.mean, height, "o", color=tint, ms=6)
+    ticks(axes, of.values, height, tint)
+
+
+def difference_axis(axes: Axes, baseline: str, margin: float) -> None:
+    """Words, the line at 0, and the margin of equivalence in grey."""
+    axes.axvspan(-margin, margin, color=BASELINE, alpha=0.13, linewidth=0)
+    axes.axvline(0, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
+    axes.set_title("difference, 95 % interval", loc="left")
+    axes.set_xlabel(f"to {baseline}, paired by seed\ngrey: within ±{margin:g} points")
+
+
+def ticks(axes: Axes, values: Sequence[float], height: float, tint: str) -> None:
+    """A tick for every run, below its row."""
+    axes.plot(values, np.full(len(values), height - 0.24), "|", color=tint, alpha=0.7, ms=5)
 
 
 def curves(sweep: Sweep, rows: Sequence[Row], out: Path) -> None:
@@ -143,7 +171,7 @@ def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
     drawn_below = sweep.lines("keep_prob") or sweep.lines("block_size") or under_drop(sweep)
     if of_a_table or (not drawn_below and len(sweep.rows) > 1):
         ranking(sweep, out / "ranking.png")
-        made.append(("The table as a picture, mean and standard deviation.", "ranking.png"))
+        made.append(("The table as a picture.", "ranking.png"))
     if sweep.lines("keep_prob"):
         over_keep_prob(sweep, out / "keep_prob.png")
         made.append(("Over keep_prob (the paper's Figure 3); bars are one standard deviation.", "keep_prob.png"))

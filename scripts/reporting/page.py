@@ -16,11 +16,13 @@ from scripts.reporting.style import colour
 from scripts.reporting.sweep import Sweep
 from scripts.reporting.tables import (
     DROPPED,
+    OVER_THE_RUN,
     count_text,
     difference_text,
     drops_of,
     p_text,
     paper_text,
+    run_drops_of,
     time_text,
 )
 from scripts.reporting.text import answer_cells, choice_of_keep_prob, legend, setting_text
@@ -145,7 +147,7 @@ def result_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
 
 def details(report: Report) -> str:
     """What else is known of every row."""
-    heads = ["", DROPPED, "keep_prob", "peak", "train - test", "test loss", "loss difference [95\u00a0%]"]
+    heads = ["", DROPPED, OVER_THE_RUN, "keep_prob", "peak", "train - test", "test loss", "loss difference [95\u00a0%]"]
     heads += ["parameters", "time a run", "seeds"]
     return filled_columns(heads, [detail_cells(report.sweep, line) for line in report.lines])
 
@@ -158,6 +160,7 @@ def detail_cells(sweep: Sweep, line: Line) -> list[Cell]:
     return [
         name_cell(line),
         ("<br>".join(map(escape, drops_of(row))), max(measured, default="")),
+        ("<br>".join(map(escape, run_drops_of(line))), max((s.mean for s in line.dropped.values()), default="")),
         (choice if row.knob("keep_prob") is not None else "", row.knob("keep_prob") or ""),
         number(line.peak, line.peak and line.peak.mean),
         number(line.gap, line.gap and line.gap.mean),

@@ -60,6 +60,11 @@ class Run:
         """A metric of training over each epoch's samples, by epoch."""
         return epoch_means(self.folder.metrics(), name)
 
+    def dropped(self) -> dict[str, float]:
+        """The share of the units of each group that was dropped over all steps of the run; {} where nothing drops."""
+        found = {group: self.epoch_means(f"drop/measured/{group}") for group in self.summary["drop_last_epoch"]}
+        return {group: sum(means.values()) / len(means) for group, means in found.items() if means}
+
     def gap(self, metric: str) -> float | None:
         """A metric on the training batches of the last epoch, as trained, less that on test; None without one."""
         trained = self.epoch_means(f"train/{metric}")

@@ -16,9 +16,10 @@ from scripts.reporting.text import answer_cells, choice_of_keep_prob, legend, se
 
 RESULTS = ["", "n", "last epoch", "difference [95 %]", "Holm p", "verdict", "paper (peak)", "its difference"]
 DROPPED = "dropped in the last epoch: measured (expected)"
+OVER_THE_RUN = "dropped over the run"
 DETAILS = [
     *("", "by seed", "smallest difference", "test loss", "its difference [95 %]", "train - test", "peak"),
-    *(DROPPED, "parameters", "time", "keep_prob"),
+    *(DROPPED, OVER_THE_RUN, "parameters", "time", "keep_prob"),
 ]
 
 
@@ -79,7 +80,7 @@ def details_row(sweep: Sweep, line: Line) -> list[object]:
     return [
         *(line.label, by_seed_text(line.difference), "" if smallest is None else f"{smallest:.2f}", line.loss),
         *("" if line.loss_difference is None else str(line.loss_difference), line.gap, line.peak),
-        ", ".join(drops_of(line.row)),
+        *(", ".join(drops_of(line.row)), ", ".join(run_drops_of(line))),
         *(count_text(line.parameters), time_text(line.seconds.mean), choice_of_keep_prob(sweep, line.row)),
     ]
 
@@ -97,6 +98,11 @@ def drops_of(row: Row) -> list[str]:
         measured = Spread(tuple(run.summary["drop_last_epoch"][group]["measured"] for run in row.runs)).mean
         found.append(f"{group} {100 * measured:.2f} % ({100 * drop['expected']:.2f})")
     return found
+
+
+def run_drops_of(line: Line) -> list[str]:
+    """The share of each group's units that the whole run dropped, which schedules with one keep_prob differ in."""
+    return [f"{group} {100 * share.mean:.2f} %" for group, share in line.dropped.items()]
 
 
 def chosen(sweep: Sweep, knob: str) -> str:

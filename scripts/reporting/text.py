@@ -16,7 +16,8 @@ SMALLEST_MEANS = (
 )
 DROPPED_MEANS = (
     "*Dropped*: share of the units of each group, measured over the last epoch; in brackets what is expected from the "
-    "mean of the schedule over the last epoch: while a schedule rises, less than the rate that it ends at."
+    "mean of the schedule over the last epoch: while a schedule rises, less than the rate that it ends at. *Dropped "
+    "over the run*: measured over all steps."
 )
 NOT_TUNED_MEANS = "*Not tuned*: keep_prob as the configuration has it, not chosen on a validation split."
 

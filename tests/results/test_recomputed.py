@@ -107,6 +107,10 @@ def test_each_row_is_that_of_its_runs(name: str) -> None:
                 agree(row, f"{column}_mean", values.mean())
             if len(values) > 1:
                 agree(row, f"{column}_std", values.std(ddof=1))
+        for share in row.get("dropped", "").split():
+            group, value = share.split(":")
+            found = [float(dict(part.split(":") for part in run["dropped"].split())[group]) for run in own]
+            assert float(value) == pytest.approx(np.mean(found), abs=2e-5), row["label"]
         setting = {key: own[0][key] for key in SETTING}
         plain = [run for run in runs if run["regularizer"] == "none" and all(run[k] == v for k, v in setting.items())]
         if own[0]["regularizer"] == "none" or not plain:

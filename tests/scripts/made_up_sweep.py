@@ -32,20 +32,23 @@ def jobs(sweep: str) -> list[list[str]]:
 
 
 def write_run(root: Path, plan: Plan, top1: float, epochs: int = 40) -> Path:
-    """A finished run whose accuracy rises to `top1`; val lies 0.5 above test."""
+    """A finished run whose accuracy rises to `top1` and whose drop rises from nothing; val lies 0.5 above test."""
     path = root / "place" / f"{plan.variant}-{plan.hash()}" / f"seed-{plan.seed}"
     path.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(plan.seed)
     lines, points = [], []
+    shares = {"group3": {"measured": 0.0231, "expected": 0.0232}, "group4": {"measured": 0.0967, "expected": 0.0968}}
     for epoch in range(1, epochs + 1):
         done = 1 - float(np.exp(-epoch / (0.2 * epochs)))
         lines.append({"step": 10 * epoch, "epoch": epoch, "train/top1": 60 + 40 * done + float(noise.normal(0, 1))})
+        if plan.layer:
+            rising = {f"drop/measured/{group}": share["measured"] * epoch / epochs for group, share in shares.items()}
+            lines[-1] |= rising
         if epoch % 5 == 0 or epoch == epochs:
             value = top1 - 30 * (1 - done) + (float(noise.normal(0, 0.2)) if epoch < epochs else 0.0)
             points.append({"epoch": epoch, "val/top1": value + 0.5, "test/top1": value, "test/loss": 0.8})
             lines.append({"step": 10 * epoch, **points[-1]})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shares = {"group3": {"measured": 0.0231, "expected": 0.0232}, "group4": {"measured": 0.0967, "expected": 0.0968}}
     summary = {
         "last": points[-1],
         "best": max(points, key=lambda point: point["val/top1"]),

@@ -95,6 +95,8 @@ def test_the_drop_of_every_group_stands_beside_the_expected_one(folder: Path) ->
     page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     assert "| group3 2.31 % (2.32), group4 9.67 % (9.68) |" in text
     assert "group3 2.31 % (2.32)<br>group4 9.67 % (9.68)" in page
+    assert "| group3 1.39 %, group4 5.80 % |" in text  # a drop that rises over five epochs: 0.6 of its end
+    assert "group3 1.39 %<br>group4 5.80 %" in page
     for shown in (page, text):
         assert "dropped in the last epoch: measured (expected)" in shown
         assert "the mean of the schedule over the last epoch" in shown
