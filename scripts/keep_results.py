@@ -15,6 +15,7 @@ from scripts.pages import RESULTS, fill_all
 from scripts.report import write_report
 from scripts.reporting.kept import results_table
 from scripts.reporting.reading import read_sweep
+from scripts.reporting.regimes import draw_regimes
 
 
 @guarded
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name", help="what to call it in docs/results")
     given = parser.parse_args(arguments)
     write_report(read_sweep(given.sweep), RESULTS / given.name, with_page=False)
+    draw_regimes(RESULTS)
     for page in fill_all():
         print(f"filled {page}")
     print(results_table(RESULTS / given.name))

@@ -54,7 +54,7 @@ def text_of(name: str, page: Path) -> str:
         "tasks": lambda: tasks_table(RESULTS),
         "studies": lambda: studies_table(RESULTS),
         "picture": lambda: picture(rest, to_root),
-        "findings": lambda: findings_table(RESULTS, f"{to_root}docs/results/"),
+        "findings": lambda: findings_table(RESULTS, rest.split(","), f"{to_root}docs/results/"),
         "drop_rates": lambda: drop_rates_table(json.loads((RESULTS / "drop_rates.json").read_text())),
         "measured": lambda: measured_values.text_of(rest, RESULTS),
         "configuration": lambda: configuration_tables.text_of(rest),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.reporting.tables import markdown_table
@@ -29,12 +30,11 @@ STUDIES = {
 }
 
 
-def rows_of(result: Path) -> list[dict[str, str]]:
-    """The rows of a kept report; none where it has not been run."""
-    report = result / "report.csv"
-    if not report.exists():
+def rows_of(result: Path, name: str = "report.csv") -> list[dict[str, str]]:
+    """The rows of a file of a kept report; none where it has not been run."""
+    if not (result / name).exists():
         return []
-    with open(report) as file:
+    with open(result / name) as file:
         return list(csv.DictReader(file))
 
 
@@ -88,23 +88,23 @@ def studies_table(results: Path) -> str:
     return markdown_table(["study", "question", "state"], lines, left=3)
 
 
-def findings_table(results: Path, link: str = "docs/results/") -> str:
-    """The claims of all kept results (claims.csv), each with its difference averaged over cells; empty without any.
+def findings_table(results: Path, names: Sequence[str], link: str = "docs/results/") -> str:
+    """The claims of kept results (claims.csv), each with its difference averaged over cells; or that there are none.
 
     Args:
         results: the folder docs/results.
+        names: of the results.
         link: the way there from the page that shows the table.
     """
     lines = []
-    for path in sorted(results.glob("*/claims.csv")):
-        with open(path) as file:
-            for row in csv.DictReader(file):
-                if row["difference"]:
-                    cells = f"{row['positive']} of {row['cells']}"
-                    source = f"[{path.parent.name}]({link}{path.parent.name}/report.md)"
-                    lines.append([row["claim"], difference(row), row["n"], cells, row["verdict"], source])
+    for name in names:
+        for row in rows_of(results / name, "claims.csv"):
+            if row["difference"]:
+                cells = f"{row['positive']} of {row['cells']}"
+                source = f"[{name}]({link}{name}/report.md)"
+                lines.append([row["claim"], difference(row), row["n"], cells, row["verdict"], source])
     headers = ["the paper", "here, points [95 %]", "n", "cells above 0", "verdict", "from"]
-    return markdown_table(headers, lines) if lines else ""
+    return markdown_table(headers, lines) if lines else NOT_RUN
 
 
 def number(mean: str, std: str = "", sign: str = "") -> str:

@@ -1,0 +1,56 @@
+"""One figure of the question when to drop: the schedules where a network overfits, and where it underfits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.reporting.figures import difference_axis, draw_difference
+from scripts.reporting.kept import rows_of
+from scripts.reporting.names import colour_of
+from scripts.reporting.statistics import Difference
+from scripts.reporting.style import INK, drawing
+
+REGIMES = {"schedules_overfit": "overfits", "schedules_underfit": "underfits"}
+SCHEDULES = ("linear", "constant", "early", "late")
+MARGIN = 0.5  # points, as both sweeps declare it
+
+
+def draw_regimes(results: Path) -> Path | None:
+    """Draw schedules.png from the kept reports of both sweeps; None, and nothing drawn, where one is missing.
+
+    Args:
+        results: the folder docs/results.
+    """
+    tables = {title: rows_of(results / name) for name, title in REGIMES.items()}
+    if not all(tables.values()):
+        return None
+    out = results / "schedules.png"
+    with drawing(out, 2, 10.0, 3.6) as (_, panels):
+        for axes, (title, rows) in zip(panels, tables.items(), strict=True):
+            compared = [row for schedule in SCHEDULES for row in rows if row["schedule"] == schedule]
+            heights = range(len(compared))[::-1]
+            for row, height in zip(compared, heights, strict=True):
+                draw_difference(axes, difference_of(row), height, colour_of(["dropblock"]) or INK)
+            difference_axis(axes, "no regularizer", MARGIN)
+            axes.set_xlabel(
+                f"top-1 on test, difference to no regularizer\nwith 95 % interval; grey: within ±{MARGIN:g} points"
+            )
+            axes.set_title(f"a network that {title}, n = {compared[0]['n']}", loc="left")
+            axes.set_yticks(heights, [name_of(row) for row in compared])
+            axes.set_ylim(-0.6, len(compared) - 0.5)
+            axes.grid(axis="y", visible=False)
+    return out
+
+
+def difference_of(row: dict[str, str]) -> Difference:
+    """The difference of a row of report.csv, seed by seed."""
+    pairs = [pair.split(":") for pair in row["by_seed"].split()]
+    return Difference(tuple(float(value) for _, value in pairs), tuple(int(seed) for seed, _ in pairs))
+
+
+def name_of(row: dict[str, str]) -> str:
+    """Schedule and keep_prob, and below them what was dropped of the last group over the run."""
+    group, share = row["dropped"].split()[-1].split(":")
+    return (
+        f"{row['schedule']}, keep_prob {float(row['keep_prob']):g}\n{100 * float(share):.1f} % of {group} over the run"
+    )
