@@ -18,7 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts import configuration_tables, measured_values
 from scripts.drop_rates import markdown as drop_rates_table
-from scripts.reporting.kept import NOT_RUN, findings_table, results_table, studies_table, tasks_table
+from scripts.reporting.kept import (
+    NOT_RUN,
+    findings_table,
+    results_table,
+    studies_table,
+    tasks_table,
+    value_text,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -54,6 +61,7 @@ def text_of(name: str, page: Path) -> str:
         "tasks": lambda: tasks_table(RESULTS),
         "studies": lambda: studies_table(RESULTS),
         "picture": lambda: picture(rest, to_root),
+        "value": lambda: value_text(rest, RESULTS),
         "findings": lambda: findings_table(RESULTS, rest.split(","), f"{to_root}docs/results/"),
         "drop_rates": lambda: drop_rates_table(json.loads((RESULTS / "drop_rates.json").read_text())),
         "measured": lambda: measured_values.text_of(rest, RESULTS),

@@ -107,6 +107,20 @@ def findings_table(results: Path, names: Sequence[str], link: str = "docs/result
     return markdown_table(headers, lines) if lines else NOT_RUN
 
 
+def value_text(place: str, results: Path) -> str:
+    """One number of a kept report within a sentence.
+
+    Args:
+        place: RESULT/EXPERIMENT/COLUMN, the experiment without its folder: table1_small/dropblock/loss_difference.
+        results: the folder docs/results.
+    """
+    name, experiment, column = place.split("/")
+    (row,) = (row for row in rows_of(results / name) if row["experiment"].rpartition("/")[2] == experiment)
+    if f"{column}_low" in row:
+        return difference(row, column)
+    return number(row[f"{column}_mean"], row[f"{column}_std"]) if f"{column}_mean" in row else number(row[column])
+
+
 def number(mean: str, std: str = "", sign: str = "") -> str:
     """A mean with its standard deviation, as far as there is one."""
     if not mean:
@@ -114,8 +128,8 @@ def number(mean: str, std: str = "", sign: str = "") -> str:
     return f"{float(mean):{sign}z.2f}" + (f" ± {float(std):.2f}" if std else "")
 
 
-def difference(row: dict[str, str]) -> str:
+def difference(row: dict[str, str], column: str = "difference") -> str:
     """A difference and its interval, which a single pair does not have."""
-    mean, low, high = (row[f"difference{end}"] for end in ("", "_low", "_high"))
+    mean, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
     ends = f" [{float(low):+z.2f}, {float(high):+z.2f}]" if low else ""
     return f"{float(mean):+z.2f}{ends}" if mean else ""
