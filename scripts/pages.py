@@ -95,7 +95,8 @@ def command(name: str) -> str:
 
     if name == "evaluate":
         return f"`python evaluate.py run={plan_of().run_dir()}`"
-    overrides = {"grid": ["data=folder", "data.root=my_images", "regularizer=none,dropout,dropblock", "seed=1,2,3"]}
+    data = ["data=folder", "data.root=my_images", "data.image_size=160", "recipe=imagenette"]
+    overrides = {"grid": [*data, "regularizer=none,dropout,dropblock", "seed=1,2,3"]}
     line = f"python train.py -m {' '.join(overrides[name])}"
     return f"```\n{line}\npython scripts/report.py outputs/sweeps/{sweep_name(overrides[name])}\n```"
 

@@ -241,6 +241,8 @@ def test_the_pilots_of_another_setting_choose_nothing(tmp_path: Path, monkeypatc
     assert choice_of_keep_prob(sweep, row) == "0.9, on val from 0.8, 0.9 (seed 100)"
     sweep.pilots[0].runs[0].summary["last"]["val/top1"] = 95.0
     assert choice_of_keep_prob(sweep, row).endswith("; val prefers 0.8")
+    other = next(row for row in sweep.rows if row.plan["regularizer"] == ["dropout"])
+    assert choice_of_keep_prob(sweep, other) == "0.7, without a pilot of its own"
 
 
 def test_runs_of_different_tasks_have_no_common_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
