@@ -147,7 +147,7 @@ class LayerConfig:
     group_shares: list[float] | None = option(None, "instead: share of the drop rate of groups 1, 2, ...")
     schedule_start: float | None = option(None, "share of the run at which `late` starts", least=0, most=1)
     schedule_end: float | None = option(None, "share of the run at which `early` and `ramp` end", least=0, most=1)
-    head_share: float = option(1.0, "share of the drop rate that a head gets", least=0)
+    head_share: float = option(1.0, "share of the drop rate that a head gets", least=0, most=1)
     depth_rule: str = option("group", "how the drop rate is divided over the depth", DEPTH_RULES)
     options: dict[str, Any] = option({}, "further knobs, of this layer alone")
 

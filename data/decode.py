@@ -21,6 +21,8 @@ Part = Callable[[int, int], tuple[int, int, int, int]]  # height and width to to
 Decode = Callable[[Content, Part], Pixels]
 MAX_PIXELS = 90_000_000  # a header that promises more is not believed: 65000x65000 would take 12.8 GB to decode
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow could open others, some of them by starting programs
+GRAY = ("1", "L", "LA")
+EIGHT_BITS = (*GRAY, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 DECODERS = ("auto", "simplejpeg", "pillow", "pil")
 
 
@@ -31,7 +33,12 @@ def check_size(height: int, width: int) -> None:
 
 
 def open_rgb(content: Content) -> Image.Image:
-    """Decode with Pillow to an RGB image: gray is repeated, CMYK converted, alpha dropped."""
+    """Decode with Pillow to an RGB image: gray is repeated, CMYK converted, alpha dropped.
+
+    Raises:
+        ValueError, OSError, DecompressionBombError: for a file that is no such image, damaged or too large, or has more
+            than 8 bits a channel.
+    """
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -39,6 +46,8 @@ def open_rgb(content: Content) -> Image.Image:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     with image:
         check_size(image.height, image.width)
+        if image.mode not in EIGHT_BITS:
+            raise ValueError(f"pixels of mode {image.mode}, not 8 bits a channel")
         if image.mode == "RGB":  # convert would copy it
             image.load()
             return image

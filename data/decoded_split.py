@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from data.crops import center
-from data.decode import FORMATS, Content, Decode, Pixels, pick_decoder, unreadable, whole, why
+from data.decode import FORMATS, GRAY, Content, Decode, Pixels, pick_decoder, unreadable, whole, why
 from data.folders import Files
 from data.pictures import resized
 
-GRAY = ("L", "1", "LA")
-EIGHT_BITS = (*GRAY, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 log = logging.getLogger(__name__)
 
 
@@ -87,8 +85,6 @@ def _square(content: Content, size: int, decode: Decode) -> tuple[Pixels, bool, 
 
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         mode = image.mode
-    if mode not in EIGHT_BITS:
-        raise ValueError(f"pixels of mode {mode}, not 8 bits a channel")
     pixels = decode(content, whole)
     height, width = pixels.shape[:2]
     if (height, width) == (size, size):

@@ -59,13 +59,19 @@ def open_detection(
         notes: what the reader has to say; the cut and the boxes that are treated specially are added.
 
     Raises:
-        ValueError: for an augmentation that does not apply to images with boxes, or data without boxes.
+        ValueError: for an augmentation that does not apply to images with boxes, or a split without boxes.
     """
     augment.refuse(f"is for classification, not for {name}", "crop_padding", "cutout", "autoaugment")
     classes = splits["train"].annotated.categories.names
     if splits["train"].annotated.objects.ignored.all():
         raise ValueError(f"{name}: the training images have no boxes to train on")
     parts = cut.parts(splits)
+    for split in ("val", "test"):
+        if len(parts[split]) and parts[split].annotated.objects.ignored.all():
+            instead = (
+                "" if split in splits else "; they were cut from train: give data.val_split or another val_fraction"
+            )
+            raise ValueError(f"{name}: the {split} images have no boxes to measure AP by{instead}")
     normalize = Normalize(*statistics, size, loading.device)
 
     def loader(split: str, batches: Batches) -> BoxLoader:

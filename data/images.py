@@ -93,7 +93,7 @@ class ImageLoader:
         reading: Reading,
         loading: Loading,
     ) -> None:
-        self.num_samples, self.bad = len(files), BadImages(len(files), reading.on_bad_image == "skip")
+        self.num_samples, self.bad = len(files), BadImages(batches.of_this_rank, reading.on_bad_image == "skip")
         self.bad_images = self.bad.reasons
         self.batches, self.normalize, self.device, self.workers = batches, normalize, loading.device, reading.workers
         self.channels_last = loading.channels_last

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Content, Decode, Pixels, check_size, pick_decoder, unreadable, whole, why
+from data.decode import FORMATS, Content, Decode, Pixels, check_size, pick_decoder, unreadable, whole, why
 from data.interface import IGNORE
 from data.joint import Mask
 from data.splits import Indices
@@ -161,9 +161,9 @@ def pixels_of(files: MaskFiles) -> int:
     total = 0
     for index in range(len(files)):
         try:
-            with Image.open(files.name(index)) as image:
+            with Image.open(files.name(index), formats=FORMATS) as image:
                 total += image.width * image.height
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             continue
     return total
 

@@ -142,7 +142,7 @@ class PlacedLoader(ABC, Generic[Batch]):
         self.placed, self.num_samples, self.batches, self.normalize = placed, placed.length, batches, normalize
         self.device, self.channels_last = loading.device, loading.channels_last
         self.workers = reading.workers if in_files else 0
-        self.bad = BadImages(placed.length, placed.skip)
+        self.bad = BadImages(batches.of_this_rank, placed.skip)
         self.bad_images = self.bad.reasons
 
     @abstractmethod

@@ -124,7 +124,8 @@ def check(target: Path, tell: Tell) -> None:
 
 def _shard(files: Files, path: Path, how: Preparation, pool: Any, tell: Tell) -> dict[str, Any]:
     """What is known of a shard: of an earlier call if it is there and whole, else of one written now."""
-    # The names and sizes of the files that it is made of: another source is noticed without reading it.
+    # The names of the files that it is made of: another source is noticed without reading it. A file that was replaced
+    # under its name is not.
     source = hashlib.sha256(json.dumps([asdict(how), len(files)]).encode())
     source.update(np.ascontiguousarray(files.names).data)
     aside = path.with_suffix(".json")

@@ -102,6 +102,11 @@ class Batches:
         if self.batch_size < self.world_size:
             raise ValueError(f"eval_batch_size {self.batch_size} is smaller than the {self.world_size} ranks")
 
+    @property
+    def of_this_rank(self) -> int:
+        """How many samples this rank sees in an epoch, about."""
+        return -(-self.num_samples // self.world_size)
+
     def _share(self, batch: int) -> tuple[int, int]:
         begin = batch * self.batch_size
         size = min(self.batch_size, self.num_samples - begin)

@@ -45,7 +45,7 @@ class BadImages:
     """The images of a split that could not be read.
 
     Args:
-        num_samples: of the split.
+        num_samples: that this process reads in an epoch.
         skip: leave them out, up to a small share of an epoch; else any ends the run.
     """
 

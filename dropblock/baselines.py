@@ -47,7 +47,8 @@ def drop_together(
         a tensor like `x`; dropped units are 0 even where `x` is NaN.
 
     Raises:
-        ValueError: for another number of dimensions, an unknown `together`, or a keep_prob outside [0, 1].
+        ValueError: for another number of dimensions, an unknown `together`, or a number outside [0, 1] as keep_prob; a
+            tensor is clamped.
         TypeError: if `x` is not floating point, or keep_prob no number.
     """
     refuse_positional("drop_together", positional)
@@ -70,7 +71,7 @@ def drop_together_counted(x: Tensor, keep_prob: Tensor, together: str, seed: Ten
     own = x.shape[: TOGETHER[together]]
     kept = random_mask((*own, *[1] * (x.ndim - len(own))), keep_prob, seed)
     exact = torch.promote_types(x.dtype, torch.float32)
-    rate = keep_prob.to(exact)
+    rate = keep_prob.to(exact).clamp(0, 1)  # as the mask has it: the host does not read a tensor to refuse it
     # Where nothing is kept the factor is 0 and not infinite, as 0 * inf in the backward pass would be NaN.
     scale = torch.where(rate > 0, 1.0 / rate, torch.zeros_like(rate))
     y = (x.to(exact) * scale).to(x.dtype).masked_fill(~kept, 0)

@@ -64,8 +64,15 @@ class LayerControl:
             example: see `LayerControl`.
 
         Raises:
-            ValueError: if two layers want one site, or a specification does not suit the network.
+            ValueError: if two layers want one site, a specification does not suit the network, or the network has
+                layers of its own, which no specification decides.
         """
+        for path, module in model.named_modules():
+            if isinstance(module, DropLayer):
+                raise ValueError(
+                    f"{type(model).__name__} has a {type(module).__name__} of its own at {path}: let it declare a site "
+                    "there, so that the configuration decides what sits in it"
+                )
         schedules: dict[str, KeepProbSchedule] = {}
         taken: dict[str, str] = {}
         for number, spec in enumerate(specs, start=1):

@@ -62,7 +62,8 @@ def drop_block2d(
         a tensor like `x`.
 
     Raises:
-        ValueError: for another number of dimensions or a keep_prob or block_size out of range.
+        ValueError: for another number of dimensions or a keep_prob or block_size out of range. A tensor as keep_prob is
+            not read on a GPU, but clamped.
         TypeError: for a rate by position, more than one rate, or a type that does not fit.
     """
     refuse_positional("drop_block2d", positional)

@@ -79,10 +79,14 @@ class DropLayer(nn.Module):
         return y
 
     def seed_of(self, x: Tensor) -> Tensor:
-        """The seed of the next mask. A head meets several maps in one pass: each size of map has a mask of its own."""
+        """The seed of the next mask.
+
+        A layer outside the numbered groups may meet several maps in one pass, as in a head: each size of map has a mask
+        of its own. Two maps of one size have the same, so give each a layer of its own.
+        """
         if not self.seeded:
             return fresh_seed(x.device)
-        if self.group == "head":  # from the size, not from a count of calls: a checkpointed pass is run twice
+        if isinstance(self.group, str):  # from the size, not from a count of calls: a checkpointed pass is run twice
             return self.mask_seed + (x.shape[-2] * 65_537 + x.shape[-1])
         return self.mask_seed
 
@@ -129,7 +133,7 @@ class DropLayer(nn.Module):
         for name, moved in list(self.named_buffers(recurse=False)):
             value = before[name]
             if value.is_meta and not moved.is_meta:
-                value = self.fresh_buffers()[name]
+                value = self.fresh_buffers().get(name, moved)
             self._buffers[name] = value.to(moved.device)
         return self
 

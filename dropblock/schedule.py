@@ -97,7 +97,7 @@ class KeepProbSchedule:
         keep_prob: target of the last group, in [0, 1]. With a function as schedule it is what the sites table shows.
         schedule: a key of SCHEDULES, or a function of what `set` is given that returns keep_prob of the last group,
             such as `lambda n: max(1 - 0.1 * n / 40000, 0.9)`.
-        group_divisor: see `keep_prob_in_group`.
+        group_divisor: at least 1, see `keep_prob_in_group`.
         last_group: the group that gets `keep_prob` itself.
         group_shares: instead of a divisor, the share of the drop rate that groups 1, 2, ... get, each in [0, 1].
         layers: the layers to schedule, where a model holds several kinds; None means all.
@@ -146,7 +146,14 @@ class KeepProbSchedule:
         self.set(0)
 
     def set(self, progress: float) -> float:
-        """Fill the keep_prob buffer of every layer; returns the value of the last group."""
+        """Fill the keep_prob buffer of every layer; returns the value of the last group.
+
+        Args:
+            progress: t / T in [0, 1], the step t where there are total_steps, or whatever a function takes.
+
+        Raises:
+            ValueError: for progress out of range, or a function's value outside [0, 1].
+        """
         now = self.at(progress)
         for layer in self.layers:
             layer.keep_prob.fill_(self.kept_by(layer, now))
@@ -178,6 +185,8 @@ class KeepProbSchedule:
         return 1.0 - (1.0 - keep_prob) * share
 
     def _check_shares(self) -> None:
+        if not self.group_divisor >= 1.0:
+            raise ValueError(f"group_divisor must be at least 1, not {self.group_divisor}")
         for name, shares in (("group_shares", self.group_shares or ()), ("head_share", [self.head_share])):
             for share in shares:
                 if not 0.0 <= share <= 1.0:

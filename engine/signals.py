@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -26,7 +27,8 @@ class StopRequest:
     """While active, signals that ask to stop are handled at the next step boundary.
 
     Before `defer` is called there is nothing to lose, and the first signal raises `Stopped` where it meets the program.
-    Afterwards it is noted in `received` (its number, 0: nobody asked) for the loop to look at.
+    Afterwards it is noted in `received` (its number, 0: nobody asked) for the loop to look at. Python gives signals to
+    the main thread alone: in a run on another thread they are left as they are.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,8 @@ class StopRequest:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         # A run started with nohup ignores SIGHUP, and goes on doing so.
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
         self._before = {number: signal.signal(number, self._ask) for number in ASKING if number not in ignored}

@@ -123,7 +123,17 @@ def register_schedule(name: str, share: Callable[[float], float]) -> None:
 
 
 def with_model(plan: Plan, make: Callable[..., nn.Module]) -> Plan:
-    """The plan with a network of the user's, registered under the name of its class or function."""
+    """The plan with a network of the user's, registered under the name of its class or function.
+
+    Raises:
+        ValueError: for a callable without a name, or a plan whose weights or options would be for another network.
+    """
+    if not hasattr(make, "__name__"):
+        raise ValueError(
+            "model: give a class or a function with a name, such as `def net(num_classes, in_channels): ...`"
+        )
+    if plan.model.pretrained is not None or plan.model.options:
+        raise ValueError("model: the plan's model.pretrained and model.options are for the network that it names")
     register_model(make.__name__, make)
     taken = inspect.signature(make).parameters
     width = plan.model.width if "width" in taken else None

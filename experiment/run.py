@@ -64,16 +64,33 @@ def run_plan(
         done = folder.status().get("status") == DONE and bool(summary)
         # What the main rank read: another may see an older state of a shared disk. None writes before all have read.
         summary, done = ranks.gather((summary, done))[0]
-        if not done:
+        if done:
+            refuse_other_data(folder.path, plan, summary, device, ranks)
+        else:
             with output_to(folder.path / "log.txt") if log else nullcontext():
                 return _train(plan, overrides, folder, device, ranks)
     if ranks.is_main:
-        made = summary["environment"]
-        commit = f"commit {made['commit'][:9]}" if made.get("commit") else "outside a git repository"
-        dirty = ", with local changes" if made.get("dirty") else ""
+        by = summary["environment"]
+        commit = f"commit {by['commit'][:9]}" if by.get("commit") else "outside a git repository"
+        dirty = ", with local changes" if by.get("dirty") else ""
         print(f"already done ({commit}{dirty}); fresh=true would start over")
         print(result_text(summary, folder.path))
     return summary
+
+
+def refuse_other_data(path: Path, plan: Plan, summary: dict[str, Any], device: torch.device, ranks: Ranks) -> None:
+    """Refuse a finished run that was trained on other data: its directory has the data's name, not their place.
+
+    Data in the place that the record names are taken to be the same, and so are those of a record without fingerprint.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    before, recorded = summary["plan"]["data"].get("root"), summary.get("fingerprint")
+    if plan.data.root == before or recorded is None:
+        return
+    if open_data(plan, device, ranks).fingerprint != recorded:
+        raise ValueError(f"{path}: trained on other data, in {before}; data.title=NAME gives these a name of their own")
 
 
 @contextmanager
@@ -111,7 +128,7 @@ def _train(
         parameters = sum(p.numel() for p in fit.state.model.parameters())
         where = {"environment": started, "environments": fit.state.environments}
         summary = {**fit.result(), "parameters": parameters, **where, "plan": asdict(plan)}
-        summary["styles"] = styles_of(plan.regularizer)
+        summary["styles"], summary["fingerprint"] = styles_of(plan.regularizer), fit.identity["fingerprint"]
         loaders = {"training": fit.data.train, "val": fit.data.val, "test": fit.data.test}
         summary["images"] = {split: loader.num_samples for split, loader in loaders.items() if loader is not None}
         if ranks.is_main:

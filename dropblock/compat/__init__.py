@@ -5,5 +5,6 @@ distribution `dropblock` on PyPI has, which shares our import name (its names ar
 to change the import. What changes with it: blocks of the size asked for lie inside the map, even blocks work, the drop
 rate is the one asked for (timm's and the older package's are not), and a non-finite value in a block comes out as 0.
 
-Every module is a layer of this library: it counts what it kept, and a KeepProbSchedule may set its rate.
+Every module is a layer of this library: it counts what it kept, and a KeepProbSchedule may set its rate (mmdet's
+sets its own in every pass).
 """

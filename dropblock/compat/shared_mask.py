@@ -30,7 +30,7 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
 
 def in_place(x: Tensor, y: Tensor, wanted: bool) -> Tensor:
     """`y`, or `x` with its values."""
-    return x.copy_(y) if wanted else y
+    return x.copy_(y) if wanted and y is not x else y
 
 
 def _rate(layer: DropLayer) -> float:

@@ -154,6 +154,13 @@ def test_a_document_type_is_refused_in_any_encoding(tmp_path: Path) -> None:
         read_scene(tmp_path / "a.xml")
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_boxes_is_refused_before_the_first_step(voc: Path, split: str) -> None:
+    (voc / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{split}_2\n")  # the image without an object
+    with pytest.raises(ValueError, match=f"the {split} images have no boxes"):
+        build_data("voc_detection", root=voc, image_size=64, batch_size=2, val_split="val", test_split="test")
+
+
 def test_missing_files_and_wrong_lists_of_voc_are_named(voc: Path) -> None:
     def opened(**options: Any) -> None:
         build_data("voc_detection", root=voc, batch_size=2, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +176,17 @@ def test_a_run_through_the_command_line_is_named_after_the_folder(
     assert summary["last"]["test/top1"] >= 50
     assert main([*words, "regularizer=none"]) == 0
     assert "already done" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "my fruit", tmp_path / "copy" / "my fruit")
+    moved = [word for word in words if not word.startswith("data.root")] + [
+        f"data.root={tmp_path / 'copy' / 'my fruit'}"
+    ]
+    assert main([*moved, "regularizer=none"]) == 0
+    assert "already done" in capsys.readouterr().out  # the same files in another place
+    (tmp_path / "copy" / "my fruit" / "train" / CLASSES[0] / "0.png").unlink()
+    assert main([*moved, "regularizer=none"]) == 2
+    error = capsys.readouterr().err
+    assert f"trained on other data, in {tmp_path / 'my fruit'}; data.title=NAME" in error
+    assert json.loads((run / "summary.json").read_text()) == summary
 
 
 def test_the_command_line_asks_for_the_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,6 +178,14 @@ def test_where_no_box_fits_the_central_one_is_taken(height: int, width: int) -> 
 
 
 @pytest.mark.parametrize("decoder", decode.DECODERS)
+def test_more_than_eight_bits_a_channel_are_refused_and_not_clipped(decoder: str) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.full((80, 80), 40_000, np.uint16)).save(out, "PNG")
+    with pytest.raises(ValueError, match="not 8 bits a channel"):
+        Picture(64, decoder, Augment())(out.getvalue(), None)
+
+
+@pytest.mark.parametrize("decoder", decode.DECODERS)
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_raises_soon_and_in_little_memory(name: str, decoder: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,19 @@ def test_skip_leaves_a_bad_pair_out(tmp_path: Path, memory: bool, monkeypatch: p
     data = folder(tmp_path, batch_size=1, on_bad_image="skip")
     seen = [batch.masks for loader in (data.train, data.val, data.test) for batch in batches(loader)]
     assert all(((mask < 3) | (mask == IGNORE)).all() for mask in seen)
+    bad = [path for loader in (data.train, data.val, data.test) for path in loader.bad_images]
+    assert [Path(path).name for path in bad] == ["3.png"]
+
+
+def test_a_decompression_bomb_is_named_or_left_out(tmp_path: Path) -> None:
+    image = write_folder(tmp_path) / "images" / "3.png"
+    content = bytearray(image.read_bytes())
+    content[16:24] = struct.pack(">II", 65_000, 65_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
+    image.write_bytes(content)
+    with pytest.raises(ValueError, match=r"3\.png: not a usable pair .*65000x65000|3\.png: not a usable pair .*bomb"):
+        folder(tmp_path, batch_size=1)
+    data = folder(tmp_path, batch_size=1, on_bad_image="skip")
     bad = [path for loader in (data.train, data.val, data.test) for path in loader.bad_images]
     assert [Path(path).name for path in bad] == ["3.png"]
 

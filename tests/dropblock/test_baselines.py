@@ -111,6 +111,7 @@ def test_the_ends_of_keep_prob(together: str) -> None:
     (gradient,) = torch.autograd.grad(nothing.sum(), x)
     assert not gradient.any()  # 0 * inf would be NaN
     assert drop_together(x, keep_prob=0.5, together=together, training=False) is x
+    assert torch.equal(drop_together(x, keep_prob=torch.tensor(1.5), together=together), x)  # clamped, not scaled
 
 
 @pytest.mark.parametrize("together", ON_MAPS)

@@ -92,6 +92,8 @@ def test_torchvision_in_place_at_rate_zero_and_in_evaluation() -> None:
         assert drop(x) > 0.1
         assert library.drop_block2d(X, 0.0, 3) is X
         assert library.drop_block2d(X, 0.3, 3, training=False) is X
+        leaf = X.clone().requires_grad_()  # nothing is dropped, so nothing is written
+        assert library.drop_block2d(leaf, 0.3, 3, inplace=True, training=False) is leaf
         layer, x = library.DropBlock2d(0.3, 3, inplace=True), X.clone()
         assert layer(x) is x
         assert repr(layer) == "DropBlock2d(p=0.3, block_size=3, inplace=True)"

@@ -10,6 +10,7 @@ from dropblock import (
     DropBlock2d,
     KeepProbSchedule,
     LayerControl,
+    LayerSpec,
     Place,
     Site,
     drops_text,
@@ -65,6 +66,22 @@ def test_a_layer_that_is_a_child_has_its_row_the_whole_rate_and_its_counts() -> 
         assert abs(row.measured - row.expected) < 4.5 * 0.2 / 4096**0.5
     assert own.asked == pytest.approx(0.2)
     assert "own" in drops_text([own])
+
+
+def test_two_sizes_of_map_have_masks_of_their_own_where_a_seed_fixes_them() -> None:
+    layer = DropBlock2d(block_size=1, keep_prob=0.5).train()
+    layer.set_mask_seed(3)
+    large, small = layer(torch.ones(1, 4, 8, 8)) > 0, layer(torch.ones(1, 4, 8, 4)) > 0
+    assert torch.equal(layer(torch.ones(1, 4, 8, 8)) > 0, large)  # a checkpointed pass is run twice
+    assert not torch.equal(large.flatten()[:128], small.flatten())
+
+
+def test_a_configuration_does_not_install_beside_layers_of_the_networks_own() -> None:
+    spec = LayerSpec("dropblock", keep_prob=0.9, groups=(3,), options={"block_size": 3})
+    with pytest.raises(ValueError, match="Own has a DropBlock2d of its own at drop: let it declare a site there"):
+        LayerControl.install(Own(), [spec], EXAMPLE)
+    with pytest.raises(ValueError, match="group_divisor must be at least 1, not 0"):
+        KeepProbSchedule(Own(), 0.9, group_divisor=0)
 
 
 def test_sites_of_ones_own_need_neither_patterns_nor_a_choice() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,19 @@ def test_a_network_for_one_run(tmp_path: Path) -> None:
     assert summary["plan"]["model"]["name"] == "thin_net"
     assert summary["parameters"] < 5000
     assert list(tmp_path.glob("fake-thin_net/dropblock-*/seed-1/summary.json"))
+    with pytest.raises(ValueError, match="a class or a function with a name"):
+        run_plan(plan, model=partial(thin_net))
+    with pytest.raises(ValueError, match=r"model\.options are for the network that it names"):
+        run_plan(replace(plan, model=replace(plan.model, options={"depth": 3})), model=thin_net)
+
+
+def test_a_run_on_another_thread_leaves_signals_alone(tmp_path: Path) -> None:
+    plan = plan_of("data=fake", "model=resnet18", "model.width=4", "epochs=1", "progress=false", "device=cpu")
+    plan = replace(plan, runtime=replace(plan.runtime, output_root=str(tmp_path)))
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_plan, plan).result()["last"]["test/top1"] > 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_cannot_be_registered() -> None:
