@@ -128,12 +128,13 @@ def _data(data: DataConfig) -> DataConfig:
 def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
     """The recipe with the user's knobs; a run of another length keeps the shape of its learning-rate curve.
 
-    What the user wrote in epochs is meant in epochs, whatever the length.
+    What the user wrote in epochs, other than the recipe's own value, is meant in epochs, whatever the length.
     """
+    own = written("recipe", config.recipe.name)
     asked = {knob: getattr(config, knob) for knob in RECIPE_KNOBS if getattr(config, knob) is not None}
     recipe = replace(config.recipe, **asked)
-    if recipe.epochs != config.recipe.epochs and config.recipe.epochs > 0:
-        scale, own = recipe.epochs / config.recipe.epochs, written("recipe", recipe.name)
+    if recipe.epochs != own.epochs and own.epochs > 0:
+        scale = recipe.epochs / own.epochs
         scaled: dict[str, Any] = {}
         for key in ("warmup_epochs", *TIMES_OF.get(recipe.lr_schedule, ())):
             value = getattr(recipe, key)

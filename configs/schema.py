@@ -117,7 +117,7 @@ class RecipeConfig:
     lr_decay: float = option(0.1, "factor of a decay of step, halving or exponential", above=0, most=1)
     decay_epochs: float = option(1.0, "epochs between the decays of lr_schedule=exponential", above=0)
     optimizer: str = option("sgd", "optimizer", OPTIMIZERS)
-    momentum: float = option(0.9, "of sgd and rmsprop", least=0, most=0.9999)
+    momentum: float = option(0.9, "of sgd and rmsprop; beta1 of adamw", least=0, most=0.9999)
     nesterov: bool = option(True, "of sgd")
     weight_decay: float = option(1e-4, "on all parameters but those of normalization layers", least=0)
     grad_clip: float | None = option(None, "largest norm of all gradients together", above=0)
@@ -180,7 +180,9 @@ class RunOptions:
     workers: int | None = option(None, "loader processes per rank, for image folders; null: one per core", least=0)
     compile: bool = option(False, "torch.compile")
     log_every: int = option(10, "steps between log entries", least=1)
-    checkpoint_every: int = option(0, "steps between checkpoints; 0: at the end of every epoch", least=0)
+    checkpoint_every: int = option(
+        0, "steps between checkpoints, beside the one at the end of every epoch; 0: none", least=0
+    )
     progress: bool = option(True, "progress bar")
     rank_timeout: float = option(600.0, "seconds that a rank waits for the others", least=1)
     output_root: str = option("outputs", "parent of all run directories")

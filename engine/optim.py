@@ -104,6 +104,11 @@ class LearningRate:
     decay_epochs: float = 1.0
 
     def at(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, 0 ... total_steps - 1.
+
+        Raises:
+            ValueError: for an unknown schedule.
+        """
         warmup = self.warmup_epochs * self.steps_per_epoch
         if step < warmup:
             if not self.warmup_from:

@@ -17,7 +17,7 @@ class LoopSettings:
         precision: `float32`, `bfloat16` or `float16` (autocast; the last with a scaled loss).
         eval_every: epochs between evaluations.
         log_every: optimizer steps between log entries.
-        checkpoint_every: optimizer steps between checkpoints; 0: after every epoch.
+        checkpoint_every: optimizer steps between checkpoints, beside that after every epoch; 0: none.
     """
 
     epochs: int

@@ -58,7 +58,9 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
     """The images, and below them a row for every run."""
     device = torch.device("cpu")
     runs = [opened(NetworkSource(run=str(path), data_root=root, workers=0), device) for path in paths]
-    for path, (plan, _, _) in zip(paths, runs, strict=True):
+    for path, (plan, _, data) in zip(paths, runs, strict=True):
+        if data.task != "classification":
+            raise UserError(f"{path}: a run of {data.task}; class-activation maps are of classification")
         if plan.model.library is not None:
             raise UserError(f"{path}: of a network of {plan.model.library} it is not known what its classifier sees")
     if len({data.fingerprint for _, _, data in runs}) > 1:
@@ -78,6 +80,8 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
         axes.set_title(data.classes[int(labels[i])], fontsize=9)
     for path, (plan, payload, _), row in zip(paths, runs, grid[1:], strict=True):
         model, _ = trained(plan, payload, data, device)
+        if not (hasattr(model, "features") and hasattr(model, "fc")):
+            raise UserError(f"{path}: {plan.model.name} has no `features` and `fc`, so its maps are not known")
         size = images.shape[2:]
         maps = F.interpolate(activation_maps(model, images, labels)[:, None], size=size, mode="bilinear")[:, 0]
         for i, axes in enumerate(row):

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.contestants import contestants
 from scripts.bench.drop_rules import RULES
-from scripts.entry import parser_of
+from scripts.entry import guarded, parser_of
 
 ASKED = 0.1
 SIZES = ((7, 7), (14, 7), (32, 7), (64, 7), (19, 3), (5, 5))  # side of the feature map, side of the block (all odd)
@@ -132,21 +132,25 @@ def draw(result: dict[str, Any], out: Path) -> None:
         panels[0].set_xlabel("dropped, % (dashed: asked)", loc="left")
 
 
-def main() -> int:
+@guarded
+def main(arguments: list[str]) -> int:
+    """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     parser.add_argument("--units", type=float, default=5e7, help="units drawn per cell (default %(default).0e)")
     parser.add_argument("--out", type=Path, help="write drop_rates.json, .md and .png here")
     parser.add_argument("--draw", action="store_true", help="only draw and write again what --out holds")
-    arguments = parser.parse_args()
-    kept = arguments.out / "drop_rates.json" if arguments.draw else None
-    result = json.loads(kept.read_text()) if kept else json.loads(json.dumps(measure(arguments.units)))
+    given = parser.parse_args(arguments)
+    if given.draw and given.out is None:
+        raise ValueError("--draw draws what --out holds: name it")
+    kept = given.out / "drop_rates.json" if given.draw else None
+    result = json.loads(kept.read_text()) if kept else json.loads(json.dumps(measure(given.units)))
     print(page(result))
-    if arguments.out is not None:
-        (arguments.out / "drop_rates.json").write_text(json.dumps(result, indent=1) + "\n")
-        (arguments.out / "drop_rates.md").write_text(page(result))
-        draw(result, arguments.out / "drop_rates.png")
+    if given.out is not None:
+        (given.out / "drop_rates.json").write_text(json.dumps(result, indent=1) + "\n")
+        (given.out / "drop_rates.md").write_text(page(result))
+        draw(result, given.out / "drop_rates.png")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

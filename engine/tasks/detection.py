@@ -50,7 +50,9 @@ class Detection:
         self.classes, self.score_threshold = tuple(classes), score_threshold
 
     def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Both losses are divided by one number: 1 + the positive anchors of the whole batch.
+        """Both losses are divided by one number: 1 + the positive anchors of all images given.
+
+        With several micro-batches or ranks each divides by its own, and they are averaged by their images.
 
         Sums: focal loss and box loss times images, positive anchors.
         """

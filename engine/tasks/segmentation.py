@@ -42,7 +42,9 @@ class Segmentation:
         self.classes = tuple(classes)
 
     def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """The mean over the labelled pixels of the batch, 0 where there are none.
+        """The mean over the labelled pixels of all images given, 0 where there are none.
+
+        With several micro-batches or ranks each takes its own mean, and they are averaged by their images.
 
         Sums: cross-entropy, labelled pixels, pixels classified correctly; all at the stride of the logits.
         """

@@ -190,17 +190,26 @@ def asked_for(folder: Path) -> Asked:
     experiments = tuple(name.strip() for name in str(params.get("experiment", "")).split(",") if name.strip())
     knob = next((name for name in ("keep_prob", "block_size") if name in params), None)
     seeds = tuple(int(seed) for seed in given.get("seed", "").split(",") if seed.strip().isdigit())
-    values = str(given.get(knob, params[knob])).split(",") if knob else []
-    return Asked(given.get("sweep"), experiments, knob, tuple(float(value) for value in values), seeds)
+    values = numbers_in(str(given.get(knob, params[knob]))) if knob else ()
+    return Asked(given.get("sweep"), experiments, knob, values, seeds)
+
+
+def numbers_in(text: str) -> tuple[float, ...]:
+    """The values of a list; () for another form, as Hydra's choice() and range(), which is not taken apart here."""
+    try:
+        return tuple(float(value) for value in text.split(","))
+    except ValueError:
+        return ()
 
 
 def job_of(run: RunFolder, entry: dict[str, Any], knob: str | None) -> Job:
     """A job from what it left: its plan, or the overrides that it was started with."""
-    seed, value = int(run.path.name.removeprefix("seed-") or 0), None
+    given = dict(override.lstrip("+").split("=", 1) for override in entry.get("overrides", []) if "=" in override)
     try:
-        value = layer_values(load_yaml(run.path / "plan.yaml").get("layer")).get(knob or "")
+        plan = load_yaml(run.path / "plan.yaml")
+        seed, value = plan["seed"], layer_values(plan.get("layer")).get(knob or "")
     except UserError:
-        given = dict(override.lstrip("+").split("=", 1) for override in entry.get("overrides", []) if "=" in override)
+        seed = int(given.get("seed", run.path.name.removeprefix("seed-")))
         value = float(given[knob]) if knob in given else None
     return Job(entry.get("experiment"), value, seed, run.path.parent.name)
 

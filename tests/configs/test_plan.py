@@ -86,6 +86,8 @@ def test_a_shorter_run_keeps_the_shape_of_the_learning_rate() -> None:
     recipe = plan_of("none", data="imagenet", recipe="imagenet_270", epochs=27).recipe
     assert recipe.milestones == pytest.approx([12.5, 20.0, 25.0])
     assert recipe.warmup_epochs == pytest.approx(0.5)
+    config = compose("none", data="imagenet", recipe="imagenet_270")
+    assert resolve(replace(config, recipe=replace(config.recipe, epochs=27)))[0].recipe == recipe  # recipe.epochs=27
 
 
 def test_epochs_that_the_user_wrote_are_meant_as_written() -> None:

@@ -184,6 +184,16 @@ def test_what_is_missing_is_counted_and_named(tmp_path: Path) -> None:
     assert "the loss is not finite / step 3" in text
 
 
+def test_values_in_another_form_and_directories_of_another_name_are_read(tmp_path: Path) -> None:
+    for name, plan in (("a", plan_of("experiment=table1/baseline")), ("b", plan_of("experiment=table1/dropblock"))):
+        run = write_run(tmp_path, plan, 80.0, epochs=1).rename(tmp_path / f"my run {name}")
+        folder = note(tmp_path, plan, run)
+    params = "{experiment: 'table1/baseline,table1/dropblock', keep_prob: 'choice(0.9,0.95)'}"
+    (folder / "multirun.yaml").write_text(f"hydra: {{sweeper: {{params: {params}}}}}\n")
+    assert main([str(folder)]) == 0
+    assert "2 runs done." in (folder / "report.md").read_text()
+
+
 def test_every_missing_point_of_a_figure_is_counted_once(tmp_path: Path) -> None:
     folder = made_up(tmp_path, "fig4_block_size_small", seeds=2)
     assert read_sweep(folder).lost == []
