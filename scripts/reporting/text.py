@@ -113,6 +113,8 @@ def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:
         return f"{own:g}, varied here" if varied else f"{own:g}, not tuned"
     candidates = ", ".join(f"{value:g}" for value in study.keep_prob)
     alike = [pilot for pilot in sweep.pilots if alike_but_for_keep_prob(pilot, row)]
+    if own not in study.keep_prob:
+        return f"{own:g}, as the sweep has it"
     if sweep.pilots and not alike:
         return f"{own:g}, without a pilot of its own"
     best = best_on_val(alike)

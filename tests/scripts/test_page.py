@@ -242,6 +242,8 @@ def test_the_pilots_of_another_setting_choose_nothing(tmp_path: Path, monkeypatc
     sweep.pilots[0].runs[0].summary["last"]["val/top1"] = 95.0
     assert choice_of_keep_prob(sweep, row).endswith("; val prefers 0.8")
     other = next(row for row in sweep.rows if row.plan["regularizer"] == ["dropout"])
+    assert choice_of_keep_prob(sweep, other) == "0.7, as the sweep has it"
+    study.keep_prob.append(0.7)
     assert choice_of_keep_prob(sweep, other) == "0.7, without a pilot of its own"
 
 
