@@ -28,7 +28,7 @@ def ranking(sweep: Sweep, out: Path) -> None:
     rows, y = sweep.rows, np.arange(len(sweep.rows))[::-1]
     of_paper = not sweep.made_up and any(row.paper_number()[0] is not None for row in rows)
     paired = not of_paper and any(of.interval for row in rows if (of := difference(sweep, row)))
-    with drawing(out, 1 + (of_paper or paired), 10.0 if of_paper or paired else 7.0, 1.6 + 0.36 * len(rows)) as drawn:
+    with drawing(out, 1 + (of_paper or paired), 10.0 if of_paper or paired else 7.0, 1.7 + 0.38 * len(rows)) as drawn:
         figure, panels = drawn
         ours = panels[-1] if of_paper else panels[0]
         our_panel(ours, sweep, y)
@@ -37,13 +37,13 @@ def ranking(sweep: Sweep, out: Path) -> None:
             ours.set_title("here", loc="left")
         if paired:
             difference_panel(panels[1], sweep, y)
-            ours.set_title("mean and standard deviation", loc="left")
+            ours.set_title("mean ± standard deviation", loc="left")
         for axes in panels:
             axes.set_ylim(-0.7, len(rows) - 0.4)
             axes.set_yticks(y)
             axes.set_yticklabels([])
             axes.grid(axis="y", visible=False)
-        panels[0].set_yticklabels([sweep.label(row).replace(" smoothing, ", " smoothing,\n") for row in rows])
+        panels[0].set_yticklabels([folded(sweep.label(row), 40) for row in rows])
         figure.legend(*ours.get_legend_handles_labels(), loc="outside lower right", ncols=3, handletextpad=0.3)
 
 
@@ -61,6 +61,15 @@ def paper_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     axes.set_xlabel(f"{sweep.metric}\n{paper_setting_text(sweep)}{f', n = {stated}' if stated else ''}")
 
 
+def folded(text: str, width: int) -> str:
+    """Parts between commas in lines of at most so many characters, as far as a part is not longer."""
+    lines = [""]
+    for part in text.split(", "):
+        longer = f"{lines[-1]}, {part}" if lines[-1] else part
+        lines = [*lines[:-1], longer] if len(longer) <= width or not lines[-1] else [*lines[:-1], lines[-1] + ",", part]
+    return "\n".join(lines)
+
+
 def our_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     """Mean and deviation at the last epoch, the peak, and a tick for every run; the baseline as a line."""
     for row, height in zip(sweep.rows, y, strict=True):
@@ -73,7 +82,7 @@ def our_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     base = sweep.baseline.spread("last") if sweep.baseline else None
     if base is not None:
         axes.axvline(base.mean, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
-    axes.set_xlabel(f"{sweep.metric}\n{setting(sweep)}")
+    axes.set_xlabel(f"{sweep.metric}\n{folded(setting(sweep), 50)}")
     axes.plot([], [], "o", color=INK, label="last epoch")
     axes.plot([], [], "o", mfc="white", mec=INK, label="peak")
     axes.plot([], [], "|", color=INK, label="single runs")

@@ -20,7 +20,7 @@ from scripts.reporting.statistics import Spread
 from scripts.reporting.sweep import Row, Sweep
 
 BASELINE = colour_of(["none"]) or "#7a7a7a"
-OTHER = ("#c23b3b", "#5c8a00", "#5e4fa2", "#b8860b", "#00796b", "#444444")
+OTHER = ("#c23b3b", "#5c8a00", "#5e4fa2", "#b8860b", "#00796b", "#444444", "#d67bb8", "#7fb8d8", "#8c5a3c", "#a8b400")
 INK, GRID = "#222222", "#e4e4e4"
 STYLE: Any = {
     "font.size": 10,
