@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar, get_origin, get_type_hints
@@ -169,12 +170,17 @@ def sweep_folder(arguments: list[str]) -> Path | None:
     return Path(root[1:-1] if quoted else root, "sweeps", sweep_name(arguments))
 
 
+def values_given(arguments: Sequence[str]) -> dict[str, str]:
+    """The KEY=VALUE words of a command line by key, without the + of a new key; of a key that occurs twice the last."""
+    return dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
+
+
 def sweep_name(arguments: list[str]) -> str:
     """The folder of a sweep: its name, its data set, and what else was chosen but the seeds; a hash of it for a grid.
 
     So that runs of different scale, which no table may mix, have different folders.
     """
-    given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
+    given = values_given(arguments)
     data = given.get("data", _data_of(given.get("sweep"))).replace(",", "+")
     aside = RUN_ONLY | {"seed", "data.root", "data.download"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}

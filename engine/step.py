@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -105,4 +106,4 @@ class OptimizerStep:
         """Gradients travel between ranks once per optimizer step, with the last micro-batch."""
         if more_to_come and isinstance(self.network, nn.parallel.DistributedDataParallel):
             return self.network.no_sync()
-        return torch.enable_grad()
+        return nullcontext()

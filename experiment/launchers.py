@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 
 from configs.checking import UserError
+from configs.command_line import values_given
 from experiment.shares import gpus
 
 # Of each launcher: the plugin, and the extra of pyproject.toml that installs it.
@@ -32,11 +33,11 @@ def check_launcher(arguments: Sequence[str]) -> None:
         UserError: in one line.
     """
     launcher = launcher_of(arguments)
-    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    given = values_given(arguments)
     useless = [key for key in RAY_KEYS if key in given and launcher != "ray"]
     if useless:
         raise UserError(f"{useless[0]}: only with hydra/launcher=ray; jobs=N shares cores and GPUs by itself")
-    if not launcher:
+    if launcher not in PLUGINS:  # none, or one that Hydra answers for
         return
     plugin, extra = PLUGINS[launcher]
     if not installed(plugin):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from configs.checking import UserError
-from configs.command_line import check_arguments, is_sweep, split_flags
+from configs.command_line import check_arguments, is_sweep, split_flags, values_given
 from configs.compose import plan_of
 from configs.plan import Plan
 from experiment.outcome import report_error
@@ -28,7 +28,7 @@ def precheck(arguments: list[str], processes: int) -> None:
     """
     check_arguments(arguments)
     overrides = split_flags(arguments)[1]
-    given = dict(word.split("=", 1) for word in overrides if "=" in word)
+    given = values_given(overrides)
     alone = [key for key in ("hydra/launcher", "jobs") if given.get(key, "1") != "1"]
     if alone:
         raise UserError(f"{alone[0]}={given[alone[0]]}: its runs have one process each; call train.py itself")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.checking import UserError
+from configs.command_line import values_given
 from engine import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ def count_of(value: str, on_gpu: bool = True) -> int:
 
 def at_a_time(arguments: Sequence[str]) -> int:
     """How many runs at a time a command line asks for: its jobs=, or one."""
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    given = values_given(arguments)
     return count_of(given["jobs"], on_gpu=given.get("device") != "cpu") if "jobs" in given else 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -79,10 +79,6 @@ def cell(
             row["torchvision_to_this"] = spread(ratios(times, "torchvision", name))
         rows.append(row)
     return rows
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def summary(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.checking import UserError, check, load_yaml
+from configs.command_line import values_given
 from configs.paper import StudyConfig
 from configs.plan import CONFIGS, choices
 from engine.records import DONE, RunFolder
@@ -183,7 +184,7 @@ def asked_for(folder: Path) -> Asked:
     try:
         hydra = load_yaml(folder / "multirun.yaml")["hydra"]
         overrides = (hydra.get("overrides") or {}).get("task") or []
-        given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+        given = values_given(overrides)
         params = dict(hydra["sweeper"].get("params") or {})
     except (UserError, KeyError, TypeError, AttributeError):
         return Asked()
@@ -204,7 +205,7 @@ def numbers_in(text: str) -> tuple[float, ...]:
 
 def job_of(run: RunFolder, entry: dict[str, Any], knob: str | None) -> Job:
     """A job from what it left: its plan, or the overrides that it was started with."""
-    given = dict(override.lstrip("+").split("=", 1) for override in entry.get("overrides", []) if "=" in override)
+    given = values_given(entry.get("overrides", []))
     try:
         plan = load_yaml(run.path / "plan.yaml")
         seed, value = plan["seed"], layer_values(plan.get("layer")).get(knob or "")
