@@ -32,6 +32,7 @@ STUDIES = {
     "schedules_underfit": "when to drop, where it underfits",
     "camvid_where": "segmentation: backbone, head or both",
     "bccd_where": "detection: backbone with blocks 3 and 7, or head",
+    "bccd_long": "the same, four times as long",
     "photographs_small": "photographs; dropping at inference (Figure 5), where a network looks (Figure 6)",
 }
 

@@ -55,6 +55,7 @@ DENSE = {
     ("segmentation_where", ("data=camvid", "data.root=/data")): 4,
     ("camvid_where", ("data.root=/data",)): 4,
     ("bccd_where", ("data.root=/data",)): 4,
+    ("bccd_long", ("data.root=/data",)): 4,
 }
 
 
