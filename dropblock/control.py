@@ -67,10 +67,10 @@ class LayerControl:
             ValueError: if two layers want one site, a specification does not suit the network, or the network has
                 layers of its own, which no specification decides.
         """
-        for path, module in model.named_modules():
-            if isinstance(module, DropLayer):
+        for path, place in places_of(model).items():
+            if isinstance(place, DropLayer):
                 raise ValueError(
-                    f"{type(model).__name__} has a {type(module).__name__} of its own at {path}: let it declare a site "
+                    f"{type(model).__name__} has a {type(place).__name__} of its own at {path}: let it declare a site "
                     "there, so that the configuration decides what sits in it"
                 )
         schedules: dict[str, KeepProbSchedule] = {}

@@ -259,6 +259,19 @@ def test_meta_device_and_to_empty() -> None:
         assert torch.equal(there_and_back.get_buffer(name), value)
 
 
+def test_a_buffer_that_a_subclass_adds_goes_through_to_empty() -> None:
+    class Counting(DropBlock2d):
+        def __init__(self) -> None:
+            super().__init__(block_size=3, keep_prob=0.8)
+            self.register_buffer("calls", torch.zeros(2))
+
+    with torch.device("meta"):
+        layer = Counting()
+    layer.to_empty(device="cpu")
+    assert layer.get_buffer("calls").shape == (2,)
+    assert float(layer.keep_prob) == pytest.approx(0.8)
+
+
 def test_a_layer_of_another_type_with_its_own_buffers() -> None:
     layer = dropblock.FractalDropPath([[1, 2], [1, 2, 3]], keep_prob=0.5).to(torch.bfloat16)
     layer.set_mask_seed(1)
