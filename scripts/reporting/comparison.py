@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from configs.paper import ClaimConfig
@@ -38,7 +39,7 @@ class Line:
     loss: Spread | None
     loss_difference: Difference | None
     gap: Spread | None
-    dropped: Mapping[str, Spread]
+    dropped: Mapping[str, float]
     parameters: int | None
     seconds: Spread
     paper_difference: float | None
@@ -99,12 +100,11 @@ def spread_of(row: Row, value: Callable[[Run], float | None]) -> Spread | None:
     return Spread(values) if values else None
 
 
-def dropped_over_the_run(row: Row) -> dict[str, Spread]:
-    """The share of the units of each group that all steps of a run dropped."""
+def dropped_over_the_run(row: Row) -> dict[str, float]:
+    """The share of the units of each group that all steps of a run dropped, the mean over the runs."""
     of_runs = [run.dropped() for run in row.runs]
-    return {
-        group: Spread(tuple(of[group] for of in of_runs)) for group in of_runs[0] if all(group in o for o in of_runs)
-    }
+    logged = [group for group in of_runs[0] if all(group in of for of in of_runs)]
+    return {group: fmean(of[group] for of in of_runs) for group in logged}
 
 
 def paper_difference(row: Row, baseline: Row | None) -> float | None:

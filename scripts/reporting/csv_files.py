@@ -34,7 +34,7 @@ def rows_csv(sweep: Sweep, lines: Sequence[Line]) -> str:
         values |= mean_and_std("peak_difference", line.peak_difference)
         values |= mean_and_std("last_val", row.spread("last", "val"))
         values |= mean_and_std("best_test", row.spread("best"))
-        values["dropped"] = shares_text({group: share.mean for group, share in line.dropped.items()})
+        values["dropped"] = shares_text(line.dropped)
         values |= {"parameters": line.parameters, "seconds": round(line.seconds.mean, 1)}
         values |= {"keep_prob_choice": choice_of_keep_prob(sweep, row), "paper_place": row.paper.get("place")}
         paper = (None, None) if sweep.made_up else row.paper_number()

@@ -93,7 +93,10 @@ def difference_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     for row, height in zip(sweep.rows, y, strict=True):
         if of := difference(sweep, row):
             draw_difference(axes, of, height, colour(row))
-    difference_axis(axes, "no regularizer" if sweep.compared_to is None else "the baseline", sweep.study.margin)
+    margin, baseline = sweep.study.margin, "no regularizer" if sweep.compared_to is None else "the baseline"
+    difference_axis(axes, margin)
+    axes.set_title("difference, 95 % interval", loc="left")
+    axes.set_xlabel(f"to {baseline}, paired by seed\ngrey: within ±{margin:g} points")
 
 
 def draw_difference(axes: Axes, of: Difference, height: float, tint: str) -> None:
@@ -104,12 +107,10 @@ def draw_difference(axes: Axes, of: Difference, height: float, tint: str) -> Non
     ticks(axes, of.values, height, tint)
 
 
-def difference_axis(axes: Axes, baseline: str, margin: float) -> None:
-    """Words, the line at 0, and the margin of equivalence in grey."""
+def difference_axis(axes: Axes, margin: float) -> None:
+    """The line at 0, and the margin of equivalence in grey."""
     axes.axvspan(-margin, margin, color=BASELINE, alpha=0.13, linewidth=0)
     axes.axvline(0, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
-    axes.set_title("difference, 95 % interval", loc="left")
-    axes.set_xlabel(f"to {baseline}, paired by seed\ngrey: within ±{margin:g} points")
 
 
 def ticks(axes: Axes, values: Sequence[float], height: float, tint: str) -> None:

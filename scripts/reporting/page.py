@@ -160,7 +160,7 @@ def detail_cells(sweep: Sweep, line: Line) -> list[Cell]:
     return [
         name_cell(line),
         ("<br>".join(map(escape, drops_of(row))), max(measured, default="")),
-        ("<br>".join(map(escape, run_drops_of(line))), max((s.mean for s in line.dropped.values()), default="")),
+        ("<br>".join(map(escape, run_drops_of(line))), max(line.dropped.values(), default="")),
         (choice if row.knob("keep_prob") is not None else "", row.knob("keep_prob") or ""),
         number(line.peak, line.peak and line.peak.mean),
         number(line.gap, line.gap and line.gap.mean),

@@ -7,12 +7,12 @@ from pathlib import Path
 from scripts.reporting.figures import difference_axis, draw_difference
 from scripts.reporting.kept import rows_of
 from scripts.reporting.names import colour_of
+from scripts.reporting.reading import study_of
 from scripts.reporting.statistics import Difference
 from scripts.reporting.style import INK, drawing
 
 REGIMES = {"schedules_overfit": "overfits", "schedules_underfit": "underfits"}
 SCHEDULES = ("linear", "constant", "early", "late")
-MARGIN = 0.5  # points, as both sweeps declare it
 
 
 def draw_regimes(results: Path) -> Path | None:
@@ -21,21 +21,22 @@ def draw_regimes(results: Path) -> Path | None:
     Args:
         results: the folder docs/results.
     """
-    tables = {title: rows_of(results / name) for name, title in REGIMES.items()}
+    tables = {name: rows_of(results / name) for name in REGIMES}
     if not all(tables.values()):
         return None
     out = results / "schedules.png"
     with drawing(out, 2, 10.0, 3.6) as (_, panels):
-        for axes, (title, rows) in zip(panels, tables.items(), strict=True):
+        for axes, (name, rows) in zip(panels, tables.items(), strict=True):
             compared = [row for schedule in SCHEDULES for row in rows if row["schedule"] == schedule]
             heights = range(len(compared))[::-1]
             for row, height in zip(compared, heights, strict=True):
                 draw_difference(axes, difference_of(row), height, colour_of(["dropblock"]) or INK)
-            difference_axis(axes, "no regularizer", MARGIN)
+            margin = study_of(name).margin
+            difference_axis(axes, margin)
             axes.set_xlabel(
-                f"top-1 on test, difference to no regularizer\nwith 95 % interval; grey: within ±{MARGIN:g} points"
+                f"top-1 on test, difference to no regularizer\nwith 95 % interval; grey: within ±{margin:g} points"
             )
-            axes.set_title(f"a network that {title}, n = {compared[0]['n']}", loc="left")
+            axes.set_title(f"a network that {REGIMES[name]}, n = {compared[0]['n']}", loc="left")
             axes.set_yticks(heights, [name_of(row) for row in compared])
             axes.set_ylim(-0.6, len(compared) - 0.5)
             axes.grid(axis="y", visible=False)

@@ -102,7 +102,7 @@ def drops_of(row: Row) -> list[str]:
 
 def run_drops_of(line: Line) -> list[str]:
     """The share of each group's units that the whole run dropped, which schedules with one keep_prob differ in."""
-    return [f"{group} {100 * share.mean:.2f} %" for group, share in line.dropped.items()]
+    return [f"{group} {100 * share:.2f} %" for group, share in line.dropped.items()]
 
 
 def chosen(sweep: Sweep, knob: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts.bench.drop_rules import RULES, Rule
-from scripts.drop_rates import ASKED, CHUNK, SIZES, draw, markdown, page, share_dropped
+from scripts.drop_rates import ASKED, CHUNK, SIZES, draw, main, markdown, page, share_dropped
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
 # Percent, computed once more by another program.
@@ -46,6 +46,11 @@ def test_the_committed_results_are_of_these_rules() -> None:
                 assert abs(mean - closed) < 4.5 * error
     assert set(result["rows"][0]["measured"]) >= {"this project", "torchvision"}
     assert "93.0 %" in markdown(result)
+
+
+def test_drawing_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--draw"]) == 2
+    assert capsys.readouterr().err == "error: --draw draws what --out holds: name it\n"
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
