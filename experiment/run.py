@@ -90,7 +90,8 @@ def refuse_other_data(path: Path, plan: Plan, summary: dict[str, Any], device: t
     if plan.data.root == before or recorded is None:
         return
     if open_data(plan, device, ranks).fingerprint != recorded:
-        raise ValueError(f"{path}: trained on other data, in {before}; data.title=NAME gives these a name of their own")
+        place = before or "their default place"
+        raise ValueError(f"{path}: trained on other data, in {place}; data.title=NAME gives these a name of their own")
 
 
 @contextmanager

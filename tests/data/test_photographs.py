@@ -19,6 +19,7 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
 from data import Augment, ClassificationBatch, Data, crops, decode, draws
+from data.images import ImageLoader
 from data.pictures import Draws, Picture, resized
 from data.workers import MAX_BAD_ALWAYS
 from tests.opening import build_data
@@ -341,6 +342,9 @@ def test_too_many_bad_images_end_the_run_all_the_same(spoiled: Path) -> None:
         (spoiled / f"train/class1/{2 * i:02d}.JPEG").write_bytes(b"")
     with pytest.raises(ValueError, match=r"6 of 40 images cannot be read, more than 0\.1%"):
         list(photos(spoiled, on_bad_image="skip").train.epoch(0))
+    share = photos(spoiled, on_bad_image="skip", rank=0, world_size=2).train
+    assert isinstance(share, ImageLoader)
+    assert share.bad.num_samples == 20  # what this rank reads: two ranks do not get twice the allowance
     for i in range(20):
         (spoiled / f"train/class1/{i:02d}.JPEG").unlink()
         (spoiled / f"train/class0/{i:02d}.JPEG").write_bytes(b"")
