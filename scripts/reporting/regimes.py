@@ -34,7 +34,7 @@ def draw_regimes(results: Path) -> Path | None:
             margin = study_of(name).margin
             difference_axis(axes, margin)
             axes.set_xlabel(
-                f"top-1 on test, difference to no regularizer\nwith 95 % interval; grey: within ±{margin:g} points"
+                f"top-1 on test: difference to no regularizer,\n95 % interval; grey: within ±{margin:g} points"
             )
             axes.set_title(f"a network that {REGIMES[name]}, n = {compared[0]['n']}", loc="left")
             axes.set_yticks(heights, [name_of(row) for row in compared])
