@@ -137,7 +137,7 @@ class BoxLoader(PlacedLoader[DetectionBatch]):
         """The split in COCO's format, in pixels of the original images; label i of a batch is `categories[i]["id"]`."""
         return self.annotated.truth()
 
-    def batch(self, images: Tensor, placed: Placed) -> DetectionBatch:
+    def with_truth(self, images: Tensor, placed: Placed) -> DetectionBatch:
         truth = placed.truth
         boxes, labels = self.moved(truth["boxes"]), self.moved(truth["labels"])
         return DetectionBatch(images, boxes, labels, truth["scales"], self.image_ids[placed.taken], placed.taken)

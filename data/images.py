@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from data.augment import Normalize, cutout, for_network, pick
+from data.batch_loader import BatchLoader, BatchMaker
 from data.crops import BOX_DRAWS
-from data.decode import Pixels, why
+from data.decode import Pixels
 from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, uniforms
 from data.folders import Files
 from data.interface import ClassificationBatch
 from data.options import Augment, Loading, Reading
 from data.pictures import Draws, Picture
 from data.splits import Batches, Indices
-from data.workers import MAX_BAD_IN_A_ROW, BadImages, produced
 
 
 class Decoded(NamedTuple):
-    """What a worker sends: (B, S, S, 3) bytes; (2, B) samples asked for and samples taken; the bad ones met."""
+    """What a worker sends.
+
+    images: (B, S, S, 3) bytes.
+    asked, taken: (B,) the samples asked for and those taken for them; bad: path and reason of the unreadable ones.
+    """
 
     images: Tensor
-    indices: Tensor
+    asked: Tensor
+    taken: Tensor
     bad: list[tuple[str, str]]
 
 
-class DecodedBatches(Dataset[Decoded]):
-    """A data set whose keys are (epoch, sample positions) and whose items are whole batches.
+class DecodedBatches(BatchMaker[Decoded]):
+    """Batches of decoded and cropped images.
 
     Args:
         files: of the split.
-        picture: file content to pixels.
-        seed: of the augmentation.
-        training: draw an augmentation; else take the centre.
-        skip: a bad image of a training split gives way to the next good one; of an evaluation split it is left out,
-            since a sample counted twice would be a wrong number. Without `skip` the batch is not used.
+        picture: file content to pixels; the centre of the image unless `training`.
+        seed, training, skip: see `BatchMaker`.
     """
 
     def __init__(self, files: Files, picture: Picture, seed: int, training: bool, skip: bool) -> None:
-        self.files, self.picture, self.seed, self.training, self.skip = files, picture, seed, training, skip
+        super().__init__(len(files), seed, training, skip)
+        self.files, self.picture = files, picture
+
+    def name(self, position: int) -> str:
+        return self.files.name(position)
 
     def __getitem__(self, key: tuple[int, Indices]) -> Decoded:
         epoch, wanted = key
@@ -53,25 +58,19 @@ class DecodedBatches(Dataset[Decoded]):
         bad: list[tuple[str, str]] = []
         for row, index in enumerate(wanted.tolist()):
             draw = Draws(draws[row], self.seed, epoch, index) if draws is not None else None
-            found = self._first_good(index, draw, bad)
+            found = self.first_good(index, partial(self._pixels, draw=draw), bad)
             if found is not None:
                 position, pixels = found
                 images[len(taken)].numpy()[:] = pixels
                 taken.append((index, position))
-        return Decoded(images[: len(taken)], torch.tensor(taken, dtype=torch.int64).reshape(-1, 2).T, bad)
+        pairs = torch.tensor(taken, dtype=torch.int64).reshape(-1, 2)
+        return Decoded(images[: len(taken)], pairs[:, 0], pairs[:, 1], bad)
 
-    def _first_good(self, index: int, draw: Draws | None, bad: list[tuple[str, str]]) -> tuple[int, Pixels] | None:
-        """The picture of a sample, or with `skip` in training of the next sample that has one; None: there is none."""
-        for step in range(MAX_BAD_IN_A_ROW if self.skip and self.training else 1):
-            position = (index + step) % len(self.files)
-            try:
-                return position, self.picture(self.files.read(position), draw)
-            except Exception as error:  # decoders raise nearly anything on damaged files
-                bad.append((self.files.name(position), why(error)))
-        return None
+    def _pixels(self, position: int, draw: Draws | None) -> Pixels:
+        return self.picture(self.files.read(position), draw)
 
 
-class ImageLoader:
+class ImageLoader(BatchLoader[Decoded, ClassificationBatch]):
     """Batches of a split of image files.
 
     Args:
@@ -93,40 +92,16 @@ class ImageLoader:
         reading: Reading,
         loading: Loading,
     ) -> None:
-        self.num_samples, self.bad = len(files), BadImages(batches.of_this_rank, reading.on_bad_image == "skip")
-        self.bad_images = self.bad.reasons
-        self.batches, self.normalize, self.device, self.workers = batches, normalize, loading.device, reading.workers
-        self.channels_last = loading.channels_last
-        self.cutout = augment.cutout if batches.shuffled else 0
+        maker = DecodedBatches(files, picture, batches.seed, batches.shuffled, reading.on_bad_image == "skip")
+        super().__init__(maker, batches, reading.workers, loading.device)
+        self.normalize, self.channels_last = normalize, loading.channels_last
+        self.size, self.cutout = picture.size, augment.cutout if batches.shuffled else 0
         self.labels = torch.from_numpy(files.labels)
-        self.decoded = DecodedBatches(files, picture, batches.seed, batches.shuffled, self.bad.skip)
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[ClassificationBatch]:
-        """See `Loader.epoch`.
-
-        Raises:
-            ValueError: at an image that cannot be decoded; with `skip` when they are more than 0.1 % of the epoch.
-            RuntimeError: if a worker dies.
-        """
-        keys = [(epoch, share) for share in self.batches.epoch(epoch, start)]
-        bad: set[str] = set()
-        made = produced(self.decoded, keys, self.workers, pin=self.device.type == "cuda")
-        for (_, share), decoded in zip(keys, made, strict=True):
-            self.bad.account(decoded.bad, bad)
-            if self.batches.shuffled and decoded.indices.shape[1] < len(share):
-                path, reason = decoded.bad[-1]
-                raise ValueError(f"{path}: the last of {MAX_BAD_IN_A_ROW} unreadable images in a row ({reason})")
-            if decoded.indices.shape[1]:
-                yield self._batch(decoded, epoch)
-
-    def _batch(self, decoded: Decoded, epoch: int) -> ClassificationBatch:
-        asked, taken = decoded.indices
-        images = self.normalize(decoded.images.to(self.device, non_blocking=True))
+    def batch(self, made: Decoded, epoch: int) -> ClassificationBatch:
+        images = self.normalize(self.moved(made.images))
         if self.cutout:
-            draws = uniforms(self.batches.seed, epoch, asked.numpy(), CUTOUT_ROW, CUTOUT_COLUMN - CUTOUT_ROW + 1)
-            images = cutout(images, self.cutout, pick(draws, self.decoded.picture.size).to(self.device))
+            draws = uniforms(self.batches.seed, epoch, made.asked.numpy(), CUTOUT_ROW, CUTOUT_COLUMN - CUTOUT_ROW + 1)
+            images = cutout(images, self.cutout, pick(draws, self.size).to(self.device))
         images = for_network(images, self.channels_last)
-        return ClassificationBatch(images, self.labels[taken].to(self.device, non_blocking=True), taken)
+        return ClassificationBatch(images, self.moved(self.labels[made.taken]), made.taken)

@@ -68,5 +68,5 @@ class MaskLoader(PlacedLoader[SegmentationBatch]):
         placed = PlacedMasks(pairs, size, drawn_with, batches.seed, reading.on_bad_image == "skip")
         super().__init__(placed, isinstance(pairs, MaskFiles), batches, normalize, reading, loading)
 
-    def batch(self, images: Tensor, placed: Placed) -> SegmentationBatch:
+    def with_truth(self, images: Tensor, placed: Placed) -> SegmentationBatch:
         return SegmentationBatch(images, self.moved(placed.truth["masks"]).to(torch.int64), placed.taken)

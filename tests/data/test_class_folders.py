@@ -47,7 +47,7 @@ def test_the_class_map_is_that_of_torchvision(root: Path) -> None:
     for split, loader in (("train", data.train), ("val", data.test)):
         theirs = torchvision.datasets.ImageFolder(root / split)
         assert tuple(theirs.classes) == data.classes
-        files = loader.decoded.files
+        files = loader.maker.files
         assert [(files.name(i), int(files.labels[i])) for i in range(len(files))] == theirs.samples
     assert (data.num_classes, data.image_shape) == (3, (3, 16, 16))
     assert "official set has 1,281,167" in data.notes[0]
@@ -55,7 +55,7 @@ def test_the_class_map_is_that_of_torchvision(root: Path) -> None:
 
 def test_a_validation_part_is_cut_from_train(root: Path) -> None:
     data = build(root, val_fraction=0.25)
-    names = [{loader.decoded.files.name(i) for i in range(loader.num_samples)} for loader in (data.train, data.val)]
+    names = [{loader.maker.files.name(i) for i in range(loader.num_samples)} for loader in (data.train, data.val)]
     assert not names[0] & names[1]
     assert len(names[0]) == 9
     assert sorted(data.val.labels.tolist()) == [0, 1, 2]
