@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,8 @@ import torch
 from torch import nn
 
 from engine.distributed import Ranks
+from engine.precision import autocast
 from engine.tasks import Table, Task
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision with float32 weights; `float32` switches it off."""
-    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from engine.distributed import Ranks
-from engine.evaluation import autocast
 from engine.loggers import MetricsWriter
+from engine.precision import autocast
 from engine.settings import LoopSettings
 from engine.state import TrainState
 from engine.tasks import Task

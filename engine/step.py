@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.distributed import Ranks, share_statistics
-from engine.evaluation import autocast
 from engine.guard import Guard
 from engine.optim import LearningRate, set_lr
+from engine.precision import autocast
 from engine.seeding import mix, seed_device
 from engine.settings import LoopSettings
 from engine.state import TrainState

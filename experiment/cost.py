@@ -13,8 +13,8 @@ import torch
 from configs.plan import Plan
 from data import Data
 from engine.distributed import Ranks, find_device
-from engine.evaluation import autocast
 from engine.loop import Fit
+from engine.precision import autocast
 from engine.records import RunFolder
 from engine.signals import StopRequest
 from experiment.build import build_fit, open_data

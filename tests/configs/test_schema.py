@@ -64,7 +64,7 @@ def test_names_are_those_of_the_packages_that_mean_them() -> None:
     import dropblock
     from data import decode, options
     from engine import optim
-    from engine.evaluation import PRECISIONS
+    from engine.precision import PRECISIONS
     from engine.tasks import TASKS
 
     assert set(schema.SCHEDULES) == set(dropblock.SCHEDULES)

@@ -9,9 +9,9 @@ import pytest
 
 from tests.golden import measure
 
-# Another processor sums in another order. A mask that differs, or a number drawn in another order, moves the losses of
-# float32 by more than this.
-TOLERANCE = {"resnet18-dropblock-bfloat16": 2e-3}
+# The record holds float32, and another processor sums in another order. A mask that differs, or a number drawn in
+# another order, moves the losses by more than this.
+TOLERANCE = {"resnet18-dropblock-bfloat16": 5e-4}
 
 
 def committed(name: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def committed(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", measure.RUNS)
 def test_first_losses(name: str) -> None:
-    assert measure.losses(measure.RUNS[name]) == pytest.approx(committed("losses")[name], rel=TOLERANCE.get(name, 1e-4))
+    assert measure.losses(measure.RUNS[name]) == pytest.approx(committed("losses")[name], rel=TOLERANCE.get(name, 1e-5))
 
 
 @pytest.mark.parametrize("name", measure.NETWORKS)

@@ -1,0 +1,101 @@
+"""bfloat16 on a CPU without instructions for it gives the numbers that torch's own kernels give."""
+
+from __future__ import annotations
+
+import copy
+import platform
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import precision
+from engine.precision import RoundedProducts, autocast
+
+CPU = torch.device("cpu")
+LAYERS = {
+    "conv": (nn.Conv2d(8, 6, 3, stride=2, padding=1), (4, 8, 9, 9)),
+    "grouped": (nn.Conv2d(8, 8, 3, groups=4, bias=False), (4, 8, 9, 9)),
+    "transposed": (nn.ConvTranspose2d(8, 6, 2, stride=2), (4, 8, 5, 5)),
+    "linear": (nn.Linear(8, 6), (16, 8)),
+}
+
+
+def computed(layer: nn.Module, x: Tensor, rounded: bool) -> list[Tensor]:
+    """Result and gradients in bfloat16 autocast."""
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        if rounded:
+            with RoundedProducts():
+                y = layer(x)
+        else:
+            y = layer(x)
+    y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape))
+    return [y, x.grad, *(parameter.grad for parameter in layer.parameters())]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_numbers_are_near_those_of_torch(name: str) -> None:
+    layer, shape = LAYERS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for ours, torchs in zip(computed(layer, x, True), computed(layer, x, False), strict=True):
+        assert ours.dtype == torchs.dtype
+        # Some of torch's kernels round the terms of a sum as well.
+        torch.testing.assert_close(ours, torchs, rtol=2**-7, atol=2**-7 * float(torchs.detach().abs().max()))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_operands_and_results_are_rounded_and_nothing_between(name: str) -> None:
+    layer, shape = LAYERS[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    y, gradient, *_ = computed(layer, x, True)
+    exact = copy.deepcopy(layer).to(torch.bfloat16).double()
+    inputs = x.to(torch.bfloat16).double().requires_grad_()
+    result = exact(inputs)
+    result.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).double().reshape(y.shape))
+    # A float32 sum at the edge between two bfloat16 numbers may fall on the other side.
+    for ours, sums in ((y, result), (gradient, inputs.grad)):
+        assert sums is not None
+        assert (ours.float() == sums.to(torch.bfloat16).float()).float().mean() > 0.98
+
+
+def test_float32_would_give_other_numbers() -> None:
+    layer, shape = LAYERS["conv"]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert (layer(x) != computed(layer, x, True)[0].float()).float().mean() > 0.9
+
+
+def test_float64_and_regions_without_autocast_stay_as_they_are() -> None:
+    layer, shape = LAYERS["linear"]
+    x = torch.randn(shape)
+    with torch.autocast("cpu", torch.bfloat16), RoundedProducts():
+        assert nn.functional.linear(x.double(), layer.weight.double()).dtype == torch.float64
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "slow"),
+    [("x86_64", "AVX2", True), ("AMD64", "DEFAULT", True), ("x86_64", "AVX512", False), ("aarch64", "DEFAULT", False)],
+)
+def test_it_is_done_on_x86_without_avx512(
+    machine: str, capability: str, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    precision.slow_in_bfloat16.cache_clear()
+    try:
+        assert precision.slow_in_bfloat16() is slow
+    finally:
+        precision.slow_in_bfloat16.cache_clear()
+
+
+def test_autocast_uses_it_for_bfloat16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, shape = LAYERS["conv"]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(precision, "slow_in_bfloat16", lambda: True)
+    with autocast(CPU, "bfloat16"):
+        assert torch.equal(layer(x), computed(layer, x, True)[0])
+    with autocast(CPU, "float32"):
+        assert torch.equal(layer(x), nn.functional.conv2d(x, layer.weight, layer.bias, stride=2, padding=1))
