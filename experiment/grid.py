@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +34,13 @@ class Command:
         sweep: its directory; None for a single run.
         began: when it was given (`time.time`).
         log: what a run prints goes to log.txt in its directory.
+        reported: the errors of its jobs so far.
     """
 
     sweep: Path | None
     began: float
     log: bool = False
+    reported: set[str] = field(default_factory=set)
 
 
 def run_job(
@@ -75,7 +77,7 @@ def run_job(
         if in_use == "later" and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
             return Outcome(in_use=True)
-        code, reason = report_error(error, config.get("fresh") is True)
+        code, reason = report_error(error, config.get("fresh") is True, command.reported)
         # An error without `exit_code` may have met this rank only. Were it to begin the next job, it and the others
         # would wait for each other in different jobs.
         maybe_this_rank_only = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")

@@ -36,7 +36,7 @@ def exit_code(outcomes: list[Outcome], sweep: bool) -> int:
     return stopped[0] if stopped else int(any(codes))
 
 
-def report_error(error: BaseException, fresh: bool = False) -> tuple[int, str]:
+def report_error(error: BaseException, fresh: bool = False, reported: set[str] | None = None) -> tuple[int, str]:
     """Print one line for an error the user can fix, a traceback otherwise.
 
     An error that all ranks share, or that stands for a decision of this program, knows its `exit_code`.
@@ -44,6 +44,7 @@ def report_error(error: BaseException, fresh: bool = False) -> tuple[int, str]:
     Args:
         error: what was raised.
         fresh: whether the command asked for a fresh start, which again would not go on from there.
+        reported: lines that the command printed before and need not be printed again; the line is added.
 
     Returns:
         the exit code, and the line.
@@ -61,5 +62,7 @@ def report_error(error: BaseException, fresh: bool = False) -> tuple[int, str]:
         code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
         if code == 1 and not isinstance(error, OSError):
             traceback.print_exception(error)
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    reported = set() if reported is None else reported
+    print(f"error: {'the same as before' if line in reported else line}", file=sys.stderr, flush=True)
+    reported.add(line)
     return code, line

@@ -97,8 +97,10 @@ def test_data_that_cannot_be_opened_leave_nothing_behind(
     for jobs in ("1", "2"):
         capsys.readouterr()
         assert train("-m", *words, "regularizer=none,dropblock", f"jobs={jobs}") == 1
-        shown = capsys.readouterr().out
+        shown, errors = capsys.readouterr()
         assert shown.count("test/ of the same form (.jpeg, .jpg, .png, .webp, .bmp)") == 1 + (jobs == "2") * 2
+        if jobs == "1":
+            assert errors.count("test/ of the same form") == errors.count("error: the same as before") == 1
         assert "0 runs done, 2 not; nothing was written" in shown
     assert list(tmp_path.iterdir()) == []
     assert train("-m", "regularizer=none", "seed=1,2", "data=fake,folder", f"data.root={tmp_path}", "epochs=1") == 1
