@@ -23,7 +23,7 @@ from experiment.shares import at_a_time, gpus, threads_of
 
 if TYPE_CHECKING:
     from engine.records import RunFolder
-    from experiment.cost import Cost
+    from experiment.cost import Cost, Timing
 
 DEVICES = (1, 8, 64)
 TIME_FOR_ALL = 60.0  # seconds of steps, shared by the kinds of runs
@@ -91,19 +91,34 @@ def price(jobs: Sequence[Job], tell: Callable[[str], None], workers: int = 1) ->
     """
     from experiment.cost import SECONDS, Timing, cost_class
 
-    wanted = [job.plan for job in jobs if job.plan is not None]
     plans: dict[str, Plan] = {}  # by directory: equal plans meet there
     kinds: dict[str, Plan] = {}  # by what a step costs, one plan of each
-    for plan in wanted:
+    for plan in (job.plan for job in jobs if job.plan is not None):
         plans.setdefault(str(plan.run_dir()), plan)
         kinds.setdefault(cost_class(plan), plan)
-    costs: dict[str, Cost] = {}
     timing = Timing(min(SECONDS, TIME_FOR_ALL / max(1, len(kinds))))
     _refuse_all(jobs, (timing.problem(plan) for plan in kinds.values()))
     refused = Counter(job.refused for job in jobs if job.refused)
     for reason, count in refused.items():
         tell(f"refused: {reason} ({counted(count, 'job')})")
-    problems: dict[str, list[str]] = {}  # the variants by their reason
+    costs, problems = _timed(kinds, timing, tell)
+    numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
+    priced = [
+        _priced(plan, numbers[kind], costs[kind]) for plan in plans.values() if (kind := cost_class(plan)) in costs
+    ]
+    rows = {numbers[kind]: (kinds[kind], cost) for kind, cost in costs.items()}
+    parts = [_kinds(rows), _runs(priced), _sums(priced, rows, workers)] if priced else []
+    notes = _notes(jobs, priced, problems)
+    text = "\n\n".join([*parts, "\n".join(f"note: {note}" for note in notes)]).strip()
+    return text, not (problems or refused)
+
+
+def _timed(
+    kinds: dict[str, Plan], timing: Timing, tell: Callable[[str], None]
+) -> tuple[dict[str, Cost], dict[str, list[str]]]:
+    """The cost of each kind, and the variants of those that cannot be run by their reason."""
+    costs: dict[str, Cost] = {}
+    problems: dict[str, list[str]] = {}
     for number, (kind, plan) in enumerate(kinds.items(), start=1):
         tell(f"timing {number} of {len(kinds)}: {plan.variant} on {plan.data.name}, {plan.model.name}")
         try:
@@ -112,22 +127,19 @@ def price(jobs: Sequence[Job], tell: Callable[[str], None], workers: int = 1) ->
             memory = type(error).__name__ == "OutOfMemoryError"
             hint = "; recipe.accumulate=2 halves what is held at once" if memory else ""
             problems.setdefault(f"{' '.join(str(error).split())[:300]}{hint}", []).append(plan.variant)
-    numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
-    priced = [
-        _priced(plan, numbers[kind], costs[kind]) for plan in plans.values() if (kind := cost_class(plan)) in costs
-    ]
-    rows = {numbers[kind]: (kinds[kind], cost) for kind, cost in costs.items()}
-    parts = [_kinds(rows), _runs(priced), _sums(priced, rows, workers)] if priced else []
-    meetings = Counter(str(plan.run_dir()) for plan in wanted)
+    return costs, problems
+
+
+def _notes(jobs: Sequence[Job], priced: Sequence[Priced], problems: dict[str, list[str]]) -> list[str]:
+    """What stands below the tables: runs that need no time, notes of the jobs, what cannot be run."""
+    meetings = Counter(str(job.plan.run_dir()) for job in jobs if job.plan is not None)
     notes = [f"{count} jobs meet in {place} and run once" for place, count in meetings.items() if count > 1]
     notes += [f"already done: {run.folder.path}" for run in priced if run.status == "DONE"]
     notes += [
         note if count == 1 else f"{note} ({count} jobs)"
         for note, count in Counter(note for job in jobs for note in job.notes).items()
     ]
-    notes += [f"cannot be run: {', '.join(variants)}: {reason}" for reason, variants in problems.items()]
-    text = "\n\n".join([*parts, "\n".join(f"note: {note}" for note in notes)]).strip()
-    return text, not (problems or refused)
+    return [*notes, *(f"cannot be run: {', '.join(variants)}: {reason}" for reason, variants in problems.items())]
 
 
 def _refuse_all(jobs: Sequence[Job], problems: Iterable[str]) -> None:
