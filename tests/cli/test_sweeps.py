@@ -25,11 +25,12 @@ COCO = ("data=coco", "data.root=/coco")
 
 @cache
 def plans(sweep: str, scale: tuple[str, ...]) -> list[Plan]:
-    """The plan of every job of a sweep, one seed."""
+    """The plan of every job of a sweep, of its first seed alone: composing takes a third of a second."""
     params = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["hydra"]["sweeper"]["params"]
     jobs: list[list[str]] = [[]]
     for key, values in params.items():
-        jobs = [[*words, f"{key}={value.strip()}"] for words in jobs for value in str(values).split(",")]
+        chosen = str(values).split(",")[: 1 if key == "seed" else None]
+        jobs = [[*words, f"{key}={value.strip()}"] for words in jobs for value in chosen]
     configs = [config_of(f"+sweep={sweep}", *words, *scale) for words in jobs]
     return [resolve(check(config, Config), grid=True)[0] for config in configs]
 
@@ -65,7 +66,7 @@ def test_every_sweep_is_listed_here() -> None:
 
 @pytest.mark.parametrize(("sweep", "scale"), DENSE)
 def test_a_sweep_of_another_task_is_one_command(sweep: str, scale: tuple[str, ...]) -> None:
-    found = [plan for plan in plans(sweep, scale) if plan.seed == 1]
+    found = plans(sweep, scale)
     assert len({plan.run_dir() for plan in found}) == DENSE[sweep, scale]
     assert {plan.data.task for plan in found} == {"detection" if sweep.startswith("bccd") else "segmentation"}
     assert all(plan.experiment for plan in found)
@@ -89,7 +90,7 @@ def test_rows_of_voc_are_the_papers() -> None:
 
 @pytest.mark.parametrize("sweep", STUDIES)
 def test_a_study_is_one_command(sweep: str) -> None:
-    found = [plan for plan in plans(sweep, ("data.root=/data",)) if plan.seed in (1, 100)]
+    found = plans(sweep, ("data.root=/data",))
     assert len({plan.run_dir() for plan in found}) == STUDIES[sweep]
     assert {plan.data.name for plan in found} == {"folder"}
     assert len({repr((plan.recipe, plan.model, plan.data)) for plan in found}) == 1
