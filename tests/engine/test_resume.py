@@ -77,7 +77,7 @@ def test_the_record_names_every_place_a_run_has_been_through(
     for number, commit in enumerate("aabc"):
         there = {"commit": commit, "dirty": False, "date": str(number)}
         with monkeypatch.context() as patch:
-            patch.setattr("experiment.run.environment", there.copy)
+            patch.setattr("experiment.run.environment", lambda device, there=there: dict(there))
             if number < 3:
                 stop_after(patch, 4)
             assert train() == (143 if number < 3 else 0)
