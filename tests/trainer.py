@@ -130,7 +130,7 @@ class Starter:
     def close(self) -> None:
         assert self.server.stdin is not None
         self.server.stdin.close()
-        self.server.wait(60)
+        self.server.wait(10)
 
 
 def entry_script(*words: str, log: Path, script: str = "train.py", **environment: str) -> Process:

@@ -42,7 +42,7 @@ def in_a_fresh_process(*command: str, **environment: str) -> None:
     """Triton reads TRITON_INTERPRET when it is imported, so neither mode can share this process."""
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=600
+        [sys.executable, *command], cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
 
