@@ -23,7 +23,8 @@ PRODUCTS = {
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Mixed precision with float32 weights; `float32` switches it off.
 
-    Without AVX-512, bfloat16 convolutions of torch take ten times as long as float32 ones: see `RoundedProducts`.
+    On a CPU without AVX-512, where torch's bfloat16 kernels are far slower than float32 (docs/results/precision.md),
+    `RoundedProducts` takes their place.
     """
     mixed = torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")
     if precision == "bfloat16" and device.type == "cpu" and slow_in_bfloat16():

@@ -68,8 +68,7 @@ def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> No
     words = ("data=digits", "model=amoebanet_b", "experiment=amoebanet/dropblock", "recipe=quick", *small)
     assert train(*words, "epochs=3", "log_every=10") == 0
     (run,) = tmp_path.glob("digits-amoebanet_b/*/seed-1")
-    # 79 and 86 % with the instructions of two processors, whose rounding differs (after two epochs 58 and 85 %); a network
-    # that learns nothing stays at 10 %.
+    # 79 and 86 % as two processors round; a network that learns nothing stays at 10 %.
     assert (RunFolder(run).summary() or {})["last"]["test/top1"] > 60
 
 
