@@ -1,8 +1,8 @@
-"""Measure: python scripts/benchmark.py op|step|loop|loader|startup|jobs [--device cpu|cuda] [--json F] [--markdown F]
+"""Measure: python scripts/benchmark.py SUBJECT [--device cpu|cuda] [--json FILE] [--markdown FILE]
 
 op: the operator beside torchvision, timm, nn.Dropout and the memory limit. step: a ResNet-50 training step with it.
 loop: the training loop beside the barest one. loader: input pipelines beside torchvision's. startup: the command line.
-jobs: a small table with jobs=N beside jobs=1; for an otherwise idle machine.
+jobs: a small table with jobs=N beside jobs=1; for an otherwise idle machine. precision: bfloat16 on this CPU.
 Prints a markdown table; reports ratios only from rounds in which all contestants took part.
 """
 
@@ -15,11 +15,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench import jobs, loader, loop, op, startup, step
+from scripts.bench import jobs, loader, loop, op, precision, startup, step
 from scripts.bench.rounds import MALLOC
 from scripts.entry import parser_of
 
-SUBJECTS = {"op": op, "step": step, "loop": loop, "loader": loader, "startup": startup, "jobs": jobs}
+SUBJECTS = {
+    "op": op,
+    "step": step,
+    "loop": loop,
+    "loader": loader,
+    "startup": startup,
+    "jobs": jobs,
+    "precision": precision,
+}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 from dropblock import declared_sites
 from dropblock.sites import map_sizes
 from models import build_model
-from scripts.bench import op, step
+from scripts.bench import op, precision, step
 from scripts.reporting.tables import markdown_table
 
 GPU_IMAGES_PER_S = 2600  # ResNet-50 at 224 px in mixed precision on one A100 (timm issue 1491)
@@ -77,6 +77,11 @@ def times_to_floor(results: Path, shape: str) -> str:
 
 def overhead(results: Path, dtype: str) -> str:
     return f"{100 * rows_of(results, f'step_{dtype}')[op.OURS]['overhead']['median']:.1f} %"
+
+
+def precision_ratio(results: Path, name: str) -> str:
+    """A training step in bfloat16, as a multiple of one in float32, on a CPU without AVX-512."""
+    return f"{rows_of(results, 'precision')[name]['to_float32']['median']:.2f}"
 
 
 def loop(results: Path) -> dict[str, Any]:
@@ -146,6 +151,8 @@ VALUES: dict[str, Callable[[Path], str]] = {
     "op_14x14": lambda results: times_to_floor(results, "32x1024x14x14"),
     "step_float32": lambda results: overhead(results, "float32"),
     "step_bfloat16": lambda results: overhead(results, "bfloat16"),
+    "precision": lambda results: precision_ratio(results, precision.OURS),
+    "precision_torch": lambda results: precision_ratio(results, precision.TORCHS),
     "jobs": jobs_ratio,
     "loop_outside": outside_ms,
     "loop_step": lambda results: f"{loop(results)['step_ms']['barest loop']['median']:.0f} ms",

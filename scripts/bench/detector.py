@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data.interface import DetectionBatch
 from dropblock import DropBlock2d, install
 from dropblock.schedule import keep_prob_in_group
+from engine.precision import autocast
 from engine.tasks.detection import Detection
 from models import build_model
 from scripts.bench.loop import peak_of
@@ -76,7 +77,7 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor], dtype: str, devi
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with autocast(torch.device(device), dtype):
             value = loss()
         value.backward()
         optimizer.step()

@@ -26,6 +26,7 @@ from data import SegmentationBatch
 from engine.distributed import Ranks
 from engine.loggers import MetricsWriter, Progress
 from engine.loop import Fit
+from engine.precision import autocast
 from engine.records import RunFolder
 from engine.signals import StopRequest
 from engine.tasks.segmentation import IGNORE
@@ -153,11 +154,10 @@ class Clock:
 def bare_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
     """What nobody could leave out."""
     network, optimizer = fit.network.train(), fit.state.optimizer
-    low = {"float32": None, "bfloat16": torch.bfloat16}[fit.settings.precision]
 
     def step() -> None:
         with clock.watching(network, optimizer):
-            with torch.autocast(fit.device.type, low, enabled=low is not None):
+            with autocast(fit.device, fit.settings.precision):
                 logits = network(batch.images).float()
                 loss = F.cross_entropy(logits, labels_for(batch, logits), ignore_index=IGNORE)
             loss.backward()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dropblock import DropBlock2d, DropLayer, declared_sites, install
 from dropblock.schedule import keep_prob_in_group
 from dropblock.sites import Site
+from engine.precision import autocast
 from models import build_model
 from scripts.bench import detector
 from scripts.bench.contestants import OURS, contestants, forward_and_backward
@@ -78,7 +79,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor, dtype: str) 
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def step() -> None:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with autocast(images.device, dtype):
             loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -94,7 +95,7 @@ def calls_alone(name: str, batch: int, dtype: str, device: str) -> Callable[[], 
     sites = {path: site for path, site in declared_sites(model).items() if site.group in GROUPS}
     for path, site in sites.items():
         site.register_forward_hook(lambda _module, _inputs, output, path=path: maps.update({path: output}))
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.no_grad(), autocast(torch.device(device), dtype):
         model(torch.randn(batch, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last))
     runs = []
     for path, site in sites.items():

@@ -16,7 +16,7 @@ from torch import nn
 from data import Batch
 from engine.guard import all_finite
 from models import build_model
-from scripts.bench import detector, jobs, loader, loop, startup
+from scripts.bench import detector, jobs, loader, loop, precision, startup
 from scripts.bench.rounds import interleaved
 
 LARGE = 3e38
@@ -164,3 +164,13 @@ def test_jobs_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
     assert "| a table, `jobs=2` | 9 | 45.0 | 2.00 |" in lines
     assert "| one run, `jobs=2` | 1 | 10.0 | 1.00 |" in lines
     assert json.loads(json.dumps(result)) == result
+
+
+def test_precisions_become_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "WIDTH", 4)
+    result = precision.measure(argparse.Namespace(rounds=2, batch=2, clock="processor"))
+    ratios = {row["name"]: row["to_float32"]["median"] for row in result["rows"]}
+    assert ratios[precision.FLOAT32] == 1.0
+    assert min(ratios.values()) > 0
+    table = precision.markdown(result)
+    assert all(f"| {name} |" in table for name in precision.CONTESTANTS)
