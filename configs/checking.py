@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,9 +45,7 @@ def check(config: Any, schema: type[T]) -> T:
         UserError: one line that names the key, and the nearest valid one.
     """
     try:
-        target = OmegaConf.structured(schema)
-        _make_writable(target)
-        merged = OmegaConf.merge(target, config)
+        merged = OmegaConf.merge(_target(schema), config)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"{missing[0]} has no value")
@@ -55,6 +54,14 @@ def check(config: Any, schema: type[T]) -> T:
         raise UserError(explain(error, schema)) from error
     assert isinstance(result, schema)
     return result
+
+
+@cache
+def _target(schema: type) -> DictConfig:
+    """What to merge into, which merging copies; making it takes half of the time of a check."""
+    target = OmegaConf.structured(schema)
+    _make_writable(target)
+    return target
 
 
 def _make_writable(node: Any) -> None:

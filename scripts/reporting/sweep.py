@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from configs.paper import StudyConfig, paper_from
-from configs.plan import plan_from
+from configs.plan import Plan, plan_from
 from engine.records import RunFolder
 from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, colour_of, knob_text, label_of, metric_label
 from scripts.reporting.statistics import Spread, epoch_means
@@ -24,9 +24,13 @@ class Run:
     summary: dict[str, Any]
 
     @cached_property
+    def _checked(self) -> Plan:
+        return plan_from(self.summary["plan"])
+
+    @cached_property
     def plan(self) -> dict[str, Any]:
         """What was run; a key that is newer than the run has its default, which means: as before."""
-        return asdict(plan_from(self.summary["plan"]))
+        return asdict(self._checked)
 
     @property
     def seed(self) -> int:
@@ -40,7 +44,7 @@ class Run:
     @property
     def configuration(self) -> str:
         """What all seeds of a configuration share, wherever their directories are."""
-        return plan_from(self.plan).hash()
+        return self._checked.hash()
 
     @property
     def environments(self) -> list[dict[str, Any]]:
@@ -217,7 +221,8 @@ class Sweep:
     @property
     def varied(self) -> list[str]:
         """What of the setting is not the same in all rows, by dotted name."""
-        return [key for key in self.rows[0].setting if len({str(row.setting.get(key)) for row in self.rows}) > 1]
+        settings = [row.setting for row in self.rows]
+        return [key for key in settings[0] if len({str(setting.get(key)) for setting in settings}) > 1]
 
     def label(self, row: Row, without: str = "") -> str:
         """A row as a phrase: keep_prob and block size, and what else sets it apart from rows with its regularizer."""

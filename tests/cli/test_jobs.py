@@ -54,17 +54,8 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
-def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
-    """The runs of the sweep, one after the other in this process."""
-    from train import main
-
-    root = tmp_path_factory.mktemp("one_by_one")
-    assert main([*WORDS, f"output_root={root}"]) == 1
-    return runs(root)
-
-
 def assert_as_one_by_one(root: Path, one_by_one: list[RunFolder]) -> None:
+    """Every run has ended as the same run of the other sweep, those that are done with the same numbers."""
     for ours, theirs in zip(runs(root), one_by_one, strict=True):
         status = ours.status()["status"]
         assert status == theirs.status()["status"]
@@ -72,30 +63,34 @@ def assert_as_one_by_one(root: Path, one_by_one: list[RunFolder]) -> None:
             assert_identical(ours, theirs)
 
 
-def test_a_killed_worker_costs_its_run_a_resume(one_by_one: list[RunFolder], tmp_path: Path) -> None:
-    parent = start(tmp_path, "jobs=2")
-    until(lambda: any(run.metrics() for run in runs(tmp_path)))
+def written(root: Path) -> int:
+    """Lines in the records of all runs."""
+    return sum(len(run.metrics()) for run in runs(root))
+
+
+def test_a_signal_stops_all_and_a_killed_worker_costs_its_run_a_resume(tmp_path: Path) -> None:
+    from train import main
+
+    root = tmp_path / "many"
+    parent = start(root, "jobs=2")
+    until(lambda: written(root))
+    parent.send_signal(signal.SIGTERM)
+    shown, _ = parent.communicate(timeout=120)
+    assert parent.returncode == 143, shown
+    assert "RUNNING" not in {run.status()["status"] for run in runs(root)}
+
+    before = written(root)
+    parent = start(root, "jobs=2")  # the same command goes on
+    until(lambda: written(root) > before)
     workers(parent)[0].kill()
     shown, _ = parent.communicate(timeout=240)
     assert parent.returncode == 1, shown
     assert "resumed by a new one" in shown
     assert "2 runs done, 1 not" in shown
-    assert_as_one_by_one(tmp_path, one_by_one)
-    for run in runs(tmp_path):  # what a run prints is beside it
+    for run in runs(root):  # what a run prints is beside it
         assert "parameters" in (run.path / "log.txt").read_text()
-
-
-def test_a_signal_stops_all_and_the_same_command_resumes(one_by_one: list[RunFolder], tmp_path: Path) -> None:
-    parent = start(tmp_path, "jobs=2")
-    until(lambda: any(run.metrics() for run in runs(tmp_path)))
-    parent.send_signal(signal.SIGTERM)
-    shown, _ = parent.communicate(timeout=120)
-    assert parent.returncode == 143, shown
-    assert "RUNNING" not in {run.status()["status"] for run in runs(tmp_path)}
-    parent = start(tmp_path, "jobs=2")
-    shown, _ = parent.communicate(timeout=240)
-    assert parent.returncode == 1, shown
-    assert_as_one_by_one(tmp_path, one_by_one)
+    assert main([*WORDS, f"output_root={tmp_path / 'one'}"]) == 1
+    assert_as_one_by_one(root, runs(tmp_path / "one"))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from configs.plan import CONFIGS, Plan
 ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "processor": "AVX2", "threads": 1}
 
 
+@cache
 def plan_of(*words: str) -> Plan:
-    """The plan that train.py would make of these words."""
+    """The plan that train.py would make of these words; composing takes a third of a second."""
     return compose.plan_of(*words, grid=True)
 
 
