@@ -56,7 +56,7 @@ def report_error(error: BaseException, fresh: bool = False, reported: set[str] |
         print(f"{line}{'' if getattr(error, 'done', False) else again}", file=sys.stderr)
         return code, line
     if isinstance(error, KeyboardInterrupt):
-        code, line = 130, "interrupted before the first step"
+        code, line = 130, "interrupted"
     elif code is None:
         # The packages raise these for what a user can fix; the traceback is in the run's error.txt.
         code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
