@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from configs.checking import load_yaml
+from configs.plan import CONFIGS
 from scripts.report import write_report
 from scripts.reporting.kept import NOT_RUN, findings_table, results_table, rows_of, studies_table, tasks_table
 from scripts.reporting.reading import read_sweep
@@ -67,4 +69,5 @@ def test_the_figure_of_both_regimes_waits_for_both(results: Path) -> None:
     for name in REGIMES:
         early = next(row for row in rows_of(results / name) if row["schedule"] == "early")
         assert float(early["difference"]) == pytest.approx(difference_of(early).mean, abs=1e-4)
-        assert name_of(early) == "early, keep_prob 0.9\n5.8 % of group4 over the run"
+        kept = load_yaml(CONFIGS / "experiment" / name / "early.yaml")["keep_prob"]
+        assert name_of(early) == f"early, keep_prob {kept:g}\n5.8 % of group4 over the run"
