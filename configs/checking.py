@@ -45,7 +45,7 @@ def check(config: Any, schema: type[T]) -> T:
         UserError: one line that names the key, and the nearest valid one.
     """
     try:
-        merged = OmegaConf.merge(_target(schema), config)
+        merged = OmegaConf.merge(_target(schema), config)  # type: ignore[arg-type] # mypy takes type[T] for unhashable
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"{missing[0]} has no value")
