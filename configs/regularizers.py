@@ -12,7 +12,7 @@ from configs.plan import CONFIGS
 from configs.registered import NODES
 from configs.schema import LAYER_KNOBS, Config, InputConfig, LayerConfig, LossConfig, RegularizerConfig
 
-# A knob that is null in a layer does not exist for it, but these, null of which is the schedule's own value.
+# A knob that is null in a layer does not exist for it, but these, which are null where the schedule has no such knob.
 OWNED_WITH = {"schedule_start": "schedule", "schedule_end": "schedule"}
 T = TypeVar("T", InputConfig, LossConfig)
 

@@ -69,17 +69,25 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     name: str = option("???", "data set")
-    root: str | None = option(None, "where the files are, or are downloaded to")
+    root: str | None = option(None, "where the files are, or are downloaded to; null: ~/.cache/dropblock-repro")
     image_size: int = option(32, "side of the images in pixels", least=8)
-    val_fraction: float = option(0.1, "share of the training set held out to choose by", least=0, most=0.5)
+    val_fraction: float = option(
+        0.1, "share of the training set held out as val, where the data have no val of their own", least=0, most=0.5
+    )
     train_subset: int | None = option(None, "use this many of the training images, stratified", least=1)
     model_width: int = option(64, "width of the network on this data set, unless model.width is set", least=1)
     download: bool = option(True, "whether missing files may be downloaded")
     on_bad_image: str = option("error", "what to do about an unreadable image", ON_BAD_IMAGE)
-    decoder: str = option("auto", "JPEG decoder", DECODERS)
+    decoder: str = option(
+        "auto",
+        "JPEG decoder; auto: simplejpeg where it is installed, else pillow; pil: that of torchvision's recipe",
+        DECODERS,
+    )
     prepared: bool = option(False, "root was written by scripts/prepare_shards.py")
     title: str | None = option(None, "name in run directories; null: name, and for own data the folder's name")
-    mean: Numbers | None = option(None, "of each channel, values in [0, 1], for own data; null: measured")
+    mean: Numbers | None = option(
+        None, "of each channel, values in [0, 1], for own data; null: measured, above 64 pixels ImageNet's"
+    )
     std: Numbers | None = option(None, "standard deviation, as mean")
     task: str = option("classification", "what is learned", TASKS)
     train_split: str | None = option(None, "name of the training split, of data sets that have several")
@@ -145,8 +153,12 @@ class LayerConfig:
     schedule: str | None = option(None, "the drop rate over the run", SCHEDULES)
     group_divisor: float = option(1.0, "the drop rate is divided by this once per group before the last", least=1)
     group_shares: list[float] | None = option(None, "instead: share of the drop rate of groups 1, 2, ...")
-    schedule_start: float | None = option(None, "share of the run at which `late` starts", least=0, most=1)
-    schedule_end: float | None = option(None, "share of the run at which `early` and `ramp` end", least=0, most=1)
+    schedule_start: float | None = option(
+        None, "share of the run at which `late` starts, which needs it", least=0, most=1
+    )
+    schedule_end: float | None = option(
+        None, "share of the run at which `early` and `ramp` end, which need it", least=0, most=1
+    )
     head_share: float = option(1.0, "share of the drop rate that a head gets", least=0, most=1)
     depth_rule: str = option("group", "how the drop rate is divided over the depth", DEPTH_RULES)
     options: dict[str, Any] = option({}, "further knobs, of this layer alone")
@@ -217,7 +229,7 @@ class Config(RunOptions):
     lr_schedule: str | None = None
     seed: int = option(1, "of weights, order of the data, augmentation and masks", least=0)
     estimate: bool = option(False, "print hours, memory and disk of the runs, from a few real steps; train nothing")
-    jobs: str = option("1", "runs of a sweep at a time; auto: one a GPU, or one a core")
+    jobs: str = option("1", "runs of a sweep at a time; auto: one per GPU, or one per core")
     num_cpus: float = option(1.0, "cores of a run, for hydra/launcher=ray", above=0)
     num_gpus: float = option(0.0, "GPUs of a run, for hydra/launcher=ray; 0.5: two runs share one", least=0)
     plan: bool = option(False, "print the resolved plan and the sites table; train nothing")

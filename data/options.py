@@ -62,7 +62,8 @@ class Cut:
     """Which part of the training set is trained on, and which is held out to select on.
 
     Args:
-        val_fraction: share of the training set that is cut off as `val`, stratified; 0 = none.
+        val_fraction: share of the training set that is cut off as `val`, stratified; 0 = none. Not used where the data
+            have a `val` of their own.
         train_subset: train on this many samples of the rest only, stratified; None = all.
 
     Both are fixed functions of the labels, whatever the seed of a run.

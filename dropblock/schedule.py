@@ -20,7 +20,7 @@ class Schedule:
 
     Args:
         share: (progress, start, end), each a share of the run in [0, 1], -> share of the drop rate, in [0, 1].
-        reads: which of `start` and `end` it depends on.
+        reads: which of `start` and `end` it depends on; they must be given.
     """
 
     share: Callable[[float, float, float], float]
@@ -53,11 +53,12 @@ def keep_prob_at(
         progress: share of training done, in [0, 1]: step t of T uses t / T, so the first step of the linear schedule
             drops nothing.
         schedule: a key of SCHEDULES.
-        start: where `late` begins, a share of the run in [0, 1]; None is 0.
-        end: where `early` has faded out, or `ramp` has reached the target, a share of the run in (0, 1]; None is 1.
+        start: where `late` begins, a share of the run in [0, 1].
+        end: where `early` has faded out, or `ramp` has reached the target, a share of the run in (0, 1].
 
     Raises:
-        ValueError: for a value out of range, an unknown schedule, or a start or end that the schedule does not have.
+        ValueError: for a value out of range, an unknown schedule, or a start or end that the schedule does not have, or
+            has and is not given.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule '{schedule}', choose one of {', '.join(SCHEDULES)}")
@@ -67,6 +68,8 @@ def keep_prob_at(
         raise ValueError(f"keep_prob must lie in [0, 1], not {target}")
     reads = SCHEDULES[schedule].reads
     for name, value, default in (("start", start, 0.0), ("end", end, 1.0)):
+        if value is None and name in reads:
+            raise ValueError(f"schedule '{schedule}' needs schedule_{name}, such as 0.5 of the run")
         if value is not None and value != default and name not in reads:
             raise ValueError(f"schedule '{schedule}' has no schedule_{name}")
     start, end = 0.0 if start is None else start, 1.0 if end is None else end

@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def count_of(value: str, on_gpu: bool = True) -> int:
-    """How many workers `jobs=VALUE` means: `auto` is one a GPU, or one a core where there is none.
+    """How many workers `jobs=VALUE` means: `auto` is one per GPU, or one per core where there is none.
 
     Args:
         value: a whole number of at least 1, or `auto`.
-        on_gpu: whether the runs may use the GPUs; False for device=cpu, which is one worker a core.
+        on_gpu: whether the runs may use the GPUs; False for device=cpu, which is one worker per core.
 
     Raises:
         UserError: for what is neither `auto` nor a whole number of at least 1.

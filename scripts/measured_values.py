@@ -65,7 +65,7 @@ def decoder_table(results: Path) -> str:
         own = measured[name]["processor_ms"]["median"]
         cores = [str(math.ceil(gpus * own / 1000 * GPU_IMAGES_PER_S)) for gpus in (1, 8)]
         lines.append([label, f"{own:.2f}", f"{measured[name]['faster']['median']:.2f}", *cores])
-    return markdown_table(["input", "ms a core", "times as fast", "cores for one GPU", "for eight"], lines)
+    return markdown_table(["input", "ms on one core", "times as fast", "cores for one GPU", "for eight"], lines)
 
 
 def times_to_floor(results: Path, shape: str) -> str:

@@ -6,6 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.checking import load_yaml
+from configs.plan import CONFIGS
 from scripts.reporting.tables import markdown_table
 
 NOT_RUN = "*Not run yet.*"
@@ -81,7 +83,7 @@ def tasks_table(results: Path) -> str:
 
 
 def studies_table(results: Path) -> str:
-    """Every study, its question, and how many seeds of it are kept.
+    """Every study, its question, and how many of the seeds that its sweep declares are kept.
 
     Args:
         results: the folder docs/results.
@@ -89,8 +91,11 @@ def studies_table(results: Path) -> str:
     lines = []
     for name, question in STUDIES.items():
         counts = sorted({int(row["n"]) for row in rows_of(results / name)})
-        seeds = "-".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
-        state = f"{seeds}, [report](results/{name}/report.md)" if counts else "not run yet"
+        declared = len(load_yaml(CONFIGS / "sweep" / f"{name}.yaml")["hydra"]["sweeper"]["params"]["seed"].split(","))
+        state = "begun" if (results / name).exists() else "not run yet"
+        if counts:
+            seeds = f"{declared} seeds" if counts == [declared] else f"{'-'.join(map(str, counts))} of {declared} seeds"
+            state = f"{seeds}, [report](results/{name}/report.md)"
         lines.append([f"`+sweep={name}`", question, state])
     return markdown_table(["study", "question", "state"], lines, left=3)
 

@@ -104,6 +104,12 @@ def test_any_function_of_steps_is_a_schedule() -> None:
         (lambda: keep_prob_at(0.9, 0.5, "quadratic"), "choose one of linear, constant"),
         (lambda: keep_prob_at(0.9, 0.5, "linear", end=0.5), "schedule 'linear' has no schedule_end"),
         (lambda: keep_prob_at(0.9, 0.5, "early", start=0.5), "schedule 'early' has no schedule_start"),
+        (lambda: keep_prob_at(0.9, 0.5, "early"), "schedule 'early' needs schedule_end"),
+        (lambda: keep_prob_at(0.9, 0.5, "late"), "schedule 'late' needs schedule_start"),
+        (
+            lambda: KeepProbSchedule(DropBlock2d(block_size=3, keep_prob=0.9), 0.9, "ramp"),
+            "schedule 'ramp' needs schedule_end",
+        ),
         (lambda: keep_prob_at(0.9, 0.5, "early", end=0.0), "schedule_end must lie within the run"),
         (lambda: keep_prob_at(0.9, 0.5, "late", start=1.2), "schedule_start must lie within the run, not at 1.2"),
         (lambda: KeepProbSchedule(Body(), 0.9, total_steps=0), "total_steps must be at least 1"),
