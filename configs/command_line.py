@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.checking import UserError, all_keys, check, load_yaml, nearest
 from configs.help import GROUPS
-from configs.plan import CONFIGS, choices
+from configs.plan import CONFIGS, OWN_DATA, choices, own_title
 from configs.schema import LAYER_KNOBS, Config, RunOptions
 
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
@@ -79,7 +79,7 @@ def _check_sweep(arguments: list[str]) -> None:
     The numbers that a figure is drawn over may be others: `+sweep=fig3_keep_prob keep_prob=0.8,0.9`.
     """
     given = [argument.lstrip("+~").partition("=") for argument in arguments if "=" in argument]
-    names = [value for key, _, value in given if key == "sweep"]
+    names = [unquoted(value) for key, _, value in given if key == "sweep"]
     if not names:
         return
     if len(names) > 1 or "," in names[0]:
@@ -142,6 +142,8 @@ def _check_spelling(argument: str, key: str, value: str) -> None:
     """What Hydra's grammar cannot read, said in the user's terms."""
     if value.startswith("("):
         raise UserError(f"{argument}: a list is written {key}=[{value.strip('()')}]")
+    if value.startswith("~"):
+        raise UserError(f"{argument}: a value that begins with ~ stands in quotes: \"{key}='{value}'\"")
     odd = next((character for character in value if not character.isascii()), None)
     if odd is not None and "'" not in value and '"' not in value:
         if odd in "\u2212\u2013\u2014":
@@ -164,25 +166,38 @@ def sweep_folder(arguments: list[str]) -> Path | None:
     """The directory of the sweep that these arguments start; None for a single run."""
     if not is_sweep(arguments):
         return None
-    roots = [argument.partition("=")[2] for argument in arguments if argument.startswith("output_root=")]
-    root = roots[-1] if roots else Config().output_root
-    quoted = len(root) > 1 and root[0] == root[-1] and root[0] in "'\""
-    return Path(root[1:-1] if quoted else root, "sweeps", sweep_name(arguments))
+    root = values_given(arguments).get("output_root", Config().output_root)
+    return Path(root).expanduser() / "sweeps" / sweep_name(arguments)
 
 
 def values_given(arguments: Sequence[str]) -> dict[str, str]:
     """The KEY=VALUE words of a command line by key, without the + of a new key; of a key that occurs twice the last."""
-    return dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
+    pairs = (argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
+    return {key: unquoted(value) for key, value in pairs}
+
+
+def unquoted(value: str) -> str:
+    """A value without the quotes around it that Hydra's grammar asks for; before a quote, two backslashes are one."""
+    inner = re.fullmatch(r"""(['"])((?:\\.|(?!\1)[^\\])*)\1""", value, re.DOTALL)
+    if inner is None:
+        return value
+    return re.sub(rf"(\\+)(?={inner[1]}|$)", lambda found: found[1][: len(found[1]) // 2], inner[2])
+
+
+def quoted(value: str) -> str:
+    """The inverse: the value as Hydra's grammar reads it literally."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def sweep_name(arguments: list[str]) -> str:
-    """The folder of a sweep: its name, its data set, and what else was chosen but the seeds; a hash of it for a grid.
+    """The folder of a sweep: its name, its data, and what else was chosen but the seeds; a hash of it for a grid.
 
-    So that runs of different scale, which no table may mix, have different folders.
+    So that runs of other data or scale, which no table may mix, have different folders.
     """
     given = values_given(arguments)
-    data = given.get("data", _data_of(given.get("sweep"))).replace(",", "+")
-    aside = RUN_ONLY | {"seed", "data.root", "data.download"}
+    data = _titles(given.get("data", _data_of(given.get("sweep"))), given)
+    aside = RUN_ONLY | {"seed", "data.root", "data.download", "data.title"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}
     if "sweep" not in given:
         text = " ".join(sorted(f"{key}={value}" for key, value in kept.items()))
@@ -190,6 +205,17 @@ def sweep_name(arguments: list[str]) -> str:
     named = {key: value for key, value in kept.items() if key not in ("sweep", "data")}
     labels = [value if key in GROUPS else f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(named.items())]
     return "-".join(re.sub(r"[^\w.+-]+", "_", label).strip("_") for label in (given["sweep"], data, *labels))
+
+
+def _titles(names: str, given: dict[str, str]) -> str:
+    """What a sweep's folder says of its data: as in run directories, each of several."""
+    roots = given.get("data.root", "").split(",")
+    titles = [
+        title
+        for name in names.split(",")
+        for title in ([own_title(name, root) for root in roots] if name in OWN_DATA and roots[0] else [name])
+    ]
+    return re.sub(r"[^\w.+-]+", "_", given.get("data.title", "+".join(titles)))
 
 
 def _data_of(sweep: str | None) -> str:
@@ -211,15 +237,23 @@ def read_values(arguments: list[str], schema: type[T]) -> T:
         UserError: in one line.
     """
     takes_run = "run" in get_type_hints(schema)
-    arguments = [f"run={a}" if takes_run and "=" not in a and Path(a).is_dir() else a for a in arguments]
+    arguments = [f"run={a}" if takes_run and Path(a).is_dir() else a for a in arguments]
     for argument in arguments:
         if "=" not in argument:
             raise UserError(f"{argument}: expected KEY=VALUE{' or a run directory' if takes_run else ''}; see --help")
+    hints = get_type_hints(schema)
+    # Text stands as it is given: in YAML a path with ` #` or `: ` is something else.
+    given = values_given(arguments)
+    texts = {key: value for key, value in given.items() if hints.get(key) in (str, str | None)}
     try:
-        config = OmegaConf.from_dotlist(arguments)
+        config = OmegaConf.from_dotlist([a for a in arguments if a.partition("=")[0] not in texts])
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
-    for name, hint in get_type_hints(schema).items():
+    for key, value in texts.items():
+        if not value:
+            raise UserError(f"{key}=: give {key} a value, or leave it out")
+        config[key] = None if value == "null" else value
+    for name, hint in hints.items():
         if get_origin(hint) is list and name in config and not OmegaConf.is_list(config[name]):
             config[name] = [config[name]]
     return check(config, schema)

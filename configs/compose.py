@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.checking import UserError
-from configs.command_line import LAUNCHER, check_arguments, split_flags
+from configs.command_line import LAUNCHER, check_arguments, quoted, split_flags
 from configs.plan import CONFIGS, Plan
 from configs.registered import NODES
 from configs.resolve import resolve_composed
@@ -83,7 +83,7 @@ def compose_jobs(
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema", UserWarning)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
     flags, rest = split_flags(list(arguments))  # anywhere for us, in front for argparse
-    sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir='{sweep}'"] if sweep else [])]
+    sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir={quoted(str(sweep))}"] if sweep else [])]
     try:
         hydra.main(config_path=str(CONFIGS), config_name="config", **_before_1_4(version_base="1.3"))(one)()
     except UserError:

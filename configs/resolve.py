@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from configs.checking import UserError, check, load_yaml
 from configs.paper import PaperConfig
-from configs.plan import CONFIGS, Plan, Runtime, written
+from configs.plan import CONFIGS, OWN_DATA, Plan, Runtime, own_title, written
 from configs.ranges import check_fields, check_values
 from configs.regularizers import as_written, check_chosen, layers_of, merged
 from configs.schema import (
@@ -108,21 +107,17 @@ def _model(config: Config) -> ModelConfig:
     return replace(model, width=config.data.model_width if model.width is None else model.width, stem=stem)
 
 
-# A layout of folders rather than one data set: VOC's serves many.
-OWN_DATA = ("folder", "segmentation_folder", "voc_detection")
-
-
 def _data(data: DataConfig) -> DataConfig:
     """One's own data are named after their folder, so that two folders do not meet in one run directory."""
+    if data.title is not None and not re.fullmatch(r"\w[\w.+-]*", data.title):
+        raise UserError(f"data.title={data.title}: it becomes a directory; letters, digits and _ . + - only")
     if data.name not in OWN_DATA:
         return data
     if data.root is None:
         raise UserError(f"data={data.name}: name your folder by data.root=PATH")
     if data.title is not None:
         return data
-    folder = Path(data.root).expanduser().absolute().name
-    readable = re.sub(r"[^\w.-]+", "-", folder).strip("-.") or "data"
-    return replace(data, title=f"{data.name}-{readable}")
+    return replace(data, title=own_title(data.name, data.root))
 
 
 def _recipe(config: Config, notes: list[str]) -> RecipeConfig:

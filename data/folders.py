@@ -131,6 +131,9 @@ def class_names(name: str, folder: Path, layout: str = LAYOUT) -> list[str]:
         raise ValueError(f"{name}: cannot read {folder} ({error.strerror})") from error
     classes = sorted(entry.name for entry in entries if entry.is_dir())
     hidden = [known for known in classes if known.startswith(".")]
+    foreign = [known for known in classes if not known.isprintable()]
+    if foreign:
+        raise ValueError(f"{name}: {folder} holds class folders whose names are no text, {few(foreign)!a}; rename them")
     if hidden:
         raise ValueError(f"{name}: {folder} holds hidden folders, which are no classes: {few(hidden)}; remove them")
     if not classes:
@@ -176,8 +179,12 @@ def list_files(name: str, folder: Path, classes: Sequence[str]) -> Files:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Hidden files are left out: `._x.JPEG` is what some systems put beside `x.JPEG`."""
-    return entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file()
+    """Hidden files are left out: `._x.JPEG` is what some systems put beside `x.JPEG`.
+
+    A link to nowhere is an image that cannot be read.
+    """
+    named = entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".")
+    return named and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
 
 
 def image_folders(root: Path) -> list[str]:

@@ -110,8 +110,8 @@ class Data:
         train, val, test: the loaders; `test` is the official evaluation set, `val` a part of the training set or None.
         classes: in the order of the labels.
         image_shape: channels, height, width of a batch's images.
-        fingerprint: sha256 over what identifies the data; two runs with equal fingerprints saw the same samples under
-            the same labels.
+        fingerprint: sha256 over what identifies the data, in segmentation with the sizes of the splits; two runs with
+            equal fingerprints saw the same samples under the same labels.
         notes: what a report about this data must say.
     """
 

@@ -11,7 +11,7 @@ from data.augment import Normalize
 from data.class_folders import IMAGENET_STATISTICS
 from data.fingerprint import fingerprint
 from data.in_memory import Statistics, channel_statistics
-from data.interface import Data
+from data.interface import IGNORE, Data
 from data.mask_loader import MaskLoader
 from data.masks import MAX_IN_MEMORY, MaskArrays, MaskFiles, Pairs, in_memory, pixels_of
 from data.options import Augment, Cut, Loading, Reading
@@ -47,6 +47,9 @@ def open_segmentation(
     """
     augment.refuse(f"is for classification, not for {name}", *NOT_HERE)
     parts, bad = _kept_in_memory(cut.parts(splits), reading)
+    for split, pairs in parts.items():
+        if isinstance(pairs, MaskArrays) and len(pairs) and all((mask == IGNORE).all() for mask in pairs.masks):
+            raise ValueError(f"{name}: no mask of {split} has a labelled pixel (a class; {IGNORE} is ignored)")
     normalize = Normalize(*(statistics or _statistics(parts["train"])), size, loading.device)
 
     def loader(split: str, batches: Batches) -> MaskLoader:
@@ -54,6 +57,8 @@ def open_segmentation(
         loader.bad_images.update(bad.get(split, {}))
         return loader
 
+    # Images of several sizes are hashed one after the other, so that the digest alone does not say where a split ends.
+    digest = fingerprint(name, classes, *(part for pairs in parts.values() for part in _identity(pairs)))
     return Data(
         name=name,
         task="segmentation",
@@ -62,7 +67,7 @@ def open_segmentation(
         test=loader("test", loading.evaluation(len(parts["test"]))),
         classes=classes,
         image_shape=(3, size, size),
-        fingerprint=fingerprint(name, classes, *(part for pairs in parts.values() for part in _identity(pairs))),
+        fingerprint="-".join([digest, *(str(len(pairs)) for pairs in parts.values())]),
         notes=(*notes, *cut.notes, *_skip_notes(name, bad), *_size_notes(name, parts["test"], size)),
     )
 

@@ -146,13 +146,18 @@ def refuse_another(place: Path, ours: dict[str, Any], theirs: dict[str, Any]) ->
         raise ValueError(f"{place} holds another run: {', '.join(found[:4])}; fresh=true moves it aside")
 
 
+def same_data(recorded: str | None, now: str) -> bool:
+    """Whether a fingerprint on record is that of these data. An older one of segmentation lacks the splits' sizes."""
+    return recorded in (now, now.partition("-")[0])
+
+
 def resume(state: TrainState, saved: dict[str, Any], path: Path, identity: dict[str, Any], ranks: Ranks) -> None:
     """Put a checkpoint into the state of a run, if it is of this run.
 
     Raises:
         ValueError: if it was written by another run or with other data.
     """
-    if saved.get("fingerprint") != identity["fingerprint"]:
+    if not same_data(saved.get("fingerprint"), identity["fingerprint"]):
         raise ValueError(f"{path}: written with other data; give the same data, or fresh=true to start over")
     refuse_another(path, identity["plan"], saved.get("plan") or {})
     try:

@@ -44,7 +44,7 @@ def _check_plan(plan: Plan, processes: int) -> None:
         accumulate = plan.recipe.accumulate
         raise UserError(f"recipe.accumulate={accumulate}: a process has {batch // processes} images of a batch")
     root = plan.data.root
-    if root is not None and not plan.data.download and not Path(root).exists():
+    if root is not None and not plan.data.download and not Path(root).expanduser().exists():
         raise UserError(f"data.root={root}: no such file or directory")
 
 

@@ -24,7 +24,7 @@ from engine import checkpoint
 from engine.console import counted, result_text
 from engine.distributed import Ranks, find_device, join
 from engine.files import absent, write_aside
-from engine.lifecycle import locked, nothing_left, refuse_another, require_equal, resume, status_kept
+from engine.lifecycle import locked, nothing_left, refuse_another, require_equal, resume, same_data, status_kept
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
 from engine.records import DONE, RunFolder, code_diff, environment
@@ -89,7 +89,7 @@ def refuse_other_data(path: Path, plan: Plan, summary: dict[str, Any], device: t
     before, recorded = summary["plan"]["data"].get("root"), summary.get("fingerprint")
     if plan.data.root == before or recorded is None:
         return
-    if open_data(plan, device, ranks).fingerprint != recorded:
+    if not same_data(recorded, open_data(plan, device, ranks).fingerprint):
         place = before or "their default place"
         raise ValueError(f"{path}: trained on other data, in {place}; data.title=NAME gives these a name of their own")
 

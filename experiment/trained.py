@@ -17,6 +17,7 @@ from data import Data
 from dropblock import LayerControl
 from engine import checkpoint
 from engine.distributed import Ranks
+from engine.lifecycle import same_data
 from engine.records import DONE, RunFolder
 from experiment.build import build_network, open_data
 from experiment.source import NetworkSource
@@ -86,7 +87,7 @@ def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str,
     plan, payload = load(source)
     plan = replace(plan, layer=None, companions=[])
     data = open_data(plan, device, Ranks())
-    if data.fingerprint != payload["fingerprint"]:
+    if not same_data(payload["fingerprint"], data.fingerprint):
         raise UserError(f"{plan.data.name}: not the data this network was trained on; set data_root")
     return plan, payload, data
 

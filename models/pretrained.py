@@ -30,7 +30,7 @@ def load_pretrained(model: nn.Module, path: str | Path, into: str = "") -> None:
         ValueError: if the file is missing, is no weights file, or holds another network's weights, or if `model` has
             no module `into`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     weights = named_tensors(read_weights(path), path)
     if into:
         try:

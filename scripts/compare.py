@@ -6,6 +6,7 @@ first is what the others are compared with, seed by seed. Prints the table; --ou
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from scripts.entry import folder, guarded, parser_of
 
 def runs_in(place: Path) -> list[Path]:
     """The run itself, or the finished runs of all seeds in the directory of a configuration."""
-    seeds = sorted(path.parent for path in place.glob("seed-*/summary.json"))
+    found = (path.parent for path in place.glob("seed-*/summary.json"))
+    seeds = sorted(path for path in found if re.fullmatch(r"seed-\d+", path.name))  # not seed-1-old-1
     return [place] if (place / "summary.json").exists() or not seeds else seeds
 
 

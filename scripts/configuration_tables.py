@@ -20,7 +20,7 @@ SECTIONS: dict[str, tuple[str, type]] = {
     "loss": ("regularizer.NAME.loss.", schema.LossConfig),
     "run": ("", schema.RunOptions),
 }
-ESCAPED = str.maketrans({"|": "\\|", "*": "\\*", "<": "&lt;"})
+ESCAPED = str.maketrans({"*": "\\*", "<": "&lt;"})  # and the table escapes "|"
 
 
 def text_of(name: str) -> str:

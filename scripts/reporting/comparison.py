@@ -121,6 +121,9 @@ def best_on_val(rows: Sequence[Row]) -> Row | None:
     return max(judged)[2] if judged else None
 
 
+SETTING = ("data", "train_subset", "model", "width", "epochs")  # columns of what the regularizers are tried in
+
+
 def columns_of(row: Row) -> dict[str, str]:
     """What a row is, by the columns of runs.csv and as it spells them; what is not there is ''."""
     plan = row.plan
@@ -154,7 +157,7 @@ def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
     """(better, worse) for every pair of rows that differ in the claim's column alone.
 
     A claim about experiments or regularizers pairs rows whatever their knobs; any other leaves the experiment's name,
-    which follows from the knobs, aside.
+    which follows from the knobs, aside. Unless the claim is about the setting, both rows have the same.
     """
     free = {claim.column, "experiment"}
     if claim.column in ("experiment", "regularizer"):
@@ -165,6 +168,7 @@ def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
     for better, row in asked:
         for worse, other in asked:
             alike = all(better[key] == worse[key] for key in better if key not in free)
+            alike &= claim.column in SETTING or row.setting == other.setting
             if alike and better.get(claim.column) == claim.better and worse.get(claim.column) == claim.worse:
                 found.append((row, other))
     return found

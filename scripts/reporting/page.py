@@ -12,6 +12,7 @@ from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Line, Report
 from scripts.reporting.dots import Scale, dots
 from scripts.reporting.setting import SILENT_PAPER, deviations
+from scripts.reporting.statistics import Spread
 from scripts.reporting.style import colour
 from scripts.reporting.sweep import Sweep
 from scripts.reporting.tables import (
@@ -205,8 +206,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def plain_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """The same of cells that are text."""
-    return table(heads, [[number(cell, cell) for cell in row] for row in rows])
+    """The same of cells that are text, or means."""
+
+    def value(cell: object) -> object:
+        return cell.mean if isinstance(cell, Spread) else cell
+
+    return table(heads, [[number(cell, value(cell)) for cell in row] for row in rows])
 
 
 def figure(picture: Path, caption: str) -> str:

@@ -26,8 +26,12 @@ DETAILS = [
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
     """Columns after the first `left` ones are numbers, set to the right; None is an empty cell."""
     rule = [":--"] * left + ["--:"] * (len(headers) - left)
-    lines = [headers, rule, *(["" if cell is None else str(cell) for cell in row] for row in rows)]
+    lines = [[_cell(cell) for cell in row] for row in (headers, rule, *rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value).replace("|", r"\|")
 
 
 def difference_text(of: Difference | None, row: Row) -> str:
@@ -183,8 +187,7 @@ def report_text(report: Report) -> str:
     if classes:
         parts += ["## Each class", markdown_table(*classes)]
     if sweep.lost:
-        lost = [(what, status, reason.replace("|", "/")) for what, status, reason in sweep.lost]
-        parts += ["## Not in the numbers", markdown_table(["job", "status", "reason"], lost, left=3)]
+        parts += ["## Not in the numbers", markdown_table(["job", "status", "reason"], sweep.lost, left=3)]
     if found:
         parts += ["## What was asked", answers_table(found)]
     for knob in ("keep_prob", "block_size"):

@@ -215,7 +215,8 @@ def test_the_folder_of_a_sweep_tells_its_scale() -> None:
     assert sweep_name(words) == "table1-fashion_mnist-train_subset-2000-resnet18"
     assert sweep_name([*words, "data.root=/somewhere", "hydra/launcher=basic"]) == sweep_name(words)
     assert sweep_name(["+sweep=table1", "seed=1"]) == "table1-digits"
-    assert sweep_name(["+sweep=table1_small", "data.root=/somewhere"]) == "table1_small-folder"  # as the sweep says
+    name = sweep_name(["+sweep=table1_small", "data.root=/somewhere/images"])  # the data set is the sweep's
+    assert name == "table1_small-folder-images"
 
 
 def test_an_output_root_in_quotes_is_that_of_the_sweep_its_jobs_and_their_workers(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from configs.checking import UserError
-from configs.command_line import check_arguments, is_sweep, sweep_name
+from configs.command_line import check_arguments, is_sweep, quoted, sweep_name, unquoted
+from configs.compose import plan_of
+from evaluate import read_request
 
 GOOD = [
     ["regularizer=dropblock", "block_size=7"],
@@ -26,6 +30,7 @@ BAD = [
     (["-m", "regularizer=none,dropblok", "seed=1,2"], "'dropblock'"),
     (["+sweep=tabel", "seed=1,2,3"], "sweep=tabel"),
     (["data=cifar11"], "'cifar1"),
+    (["data.root=~/photos"], "\"data.root='~/photos'\""),
     (["model=resnet51"], "'resnet5"),
     (["blok_size=7"], "'block_size'"),
     (["+typo=1"], "typo"),
@@ -75,3 +80,47 @@ def test_seeds_and_the_way_of_running_do_not_change_the_folder_of_a_grid() -> No
     assert name == sweep_name(["-m", "regularizer=none,dropblock", "seed=1,2", "device=cpu"])
     assert name != sweep_name(["-m", "regularizer=none,dropout", "seed=1"])
     assert sweep_name(["+sweep=table1", "data=fashion_mnist", "seed=1,2"]) == "table1-fashion_mnist"
+
+
+def test_two_folders_of_ones_own_data_have_sweeps_of_their_own() -> None:
+    words = ["-m", "data=folder", "regularizer=none,dropblock"]
+    assert sweep_name([*words, "data.root=/data/cats"]) == sweep_name([*words, "data.root='/other/cats/'"])
+    assert "-folder-cats-" in sweep_name([*words, "data.root=/data/cats"])
+    assert sweep_name([*words, "data.root=/data/cats"]) != sweep_name([*words, "data.root=/data/dogs"])
+    assert sweep_name(["+sweep=table1_small", "data.root=/my/photos", "data.title=old"]) == "table1_small-old"
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", "o'x", "a\\b", "a\\\\b", "end\\", "o\\'x", "a\\\\'b\\\\", 'x"y', "a, b", "~/x #2"]
+)
+def test_a_value_in_quotes_is_what_hydra_reads(text: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert unquoted(quoted(text)) == text
+    assert OverridesParser.create().parse_override(f"k={quoted(text)}").value() == text
+
+
+def test_what_is_not_one_value_in_quotes_stays() -> None:
+    for text in ("'a','b'", "[3,4]", "a", "'", "a'b'"):
+        assert unquoted(text) == text
+    assert sweep_name(["-m", "data='digits'", "seed=1,2"]) == sweep_name(["-m", "data=digits", "seed=1"])
+
+
+@pytest.mark.parametrize("name", ["my data #2", "a: b", "[v1]", "x=y", "{a}"])
+def test_a_run_may_lie_in_any_folder(tmp_path: Path, name: str) -> None:
+    run = tmp_path / name / "seed-1"
+    run.mkdir(parents=True)
+    for words in ([str(run)], [f"run={run}"], [f"run='{run}'"]):
+        assert read_request([*words, "keep_prob=0.9"]).run == str(run)
+    with pytest.raises(UserError, match="give json a value"):
+        read_request([str(run), "json="])
+
+
+def test_a_title_is_the_name_of_one_directory() -> None:
+    for title in ("../../elsewhere", "a/b", ".hidden"):
+        with pytest.raises(UserError, match=r"data\.title"):
+            plan_of("data=digits", f"data.title='{title}'")
+
+
+def test_the_home_directory_is_meant_in_every_place() -> None:
+    assert plan_of("data=digits", "output_root='~/out'").run_dir().parents[2] == Path("~/out").expanduser()

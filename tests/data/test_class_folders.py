@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,7 @@ def empty(root: Path, name: str) -> None:
         (lambda root: rename(root, "val/n02", "val/n0two"), ["val lacks n02", "train lacks n0two"]),
         (lambda root: (root / "val" / ".ipynb_checkpoints").mkdir(), ["hidden", "val", ".ipynb_checkpoints"]),
         (lambda root: (root / "train" / "n01" / ".ipynb_checkpoints").mkdir(), ["train/n01", ".ipynb_checkpoints"]),
+        (lambda root: os.mkdir(os.fsencode(root / "train") + b"/caf\xe9"), ["train", "caf\\udce9", "rename"]),
         (lambda root: empty(root, "val/n03"), ["val/n03", "no image"]),
         (lambda root: empty(root, "train/n03"), ["train/n03", "no image"]),
     ],
@@ -191,3 +193,13 @@ def test_a_test_folder_beside_the_official_two_is_mentioned(root: Path) -> None:
     assert not any("not used" in note for note in build(root).notes)
     (root / "test").mkdir()
     assert any("not used" in note and "data=folder" in note for note in build(root).notes)
+
+
+def test_a_link_to_nowhere_is_an_image_that_cannot_be_read(root: Path) -> None:
+    (root / "train" / "n01" / "n01_0.JPEG").unlink()
+    (root / "train" / "n01" / "n01_0.JPEG").symlink_to(root / "gone.JPEG")
+    with pytest.raises(ValueError, match=r"n01_0\.JPEG"):
+        list(build(root).train.epoch(0))
+    skipping = build(root, on_bad_image="skip").train
+    list(skipping.epoch(0))
+    assert [Path(path).name for path in skipping.bad_images] == ["n01_0.JPEG"]

@@ -17,6 +17,7 @@ from PIL import Image
 from configs.compose import plan_of
 from data import DATASETS, Data, SegmentationBatch, masks
 from data.interface import IGNORE
+from engine.lifecycle import same_data
 from tests.data.mask_files import write_camvid, write_folder, write_mask, write_voc
 from tests.opening import build_data
 from train import main
@@ -127,6 +128,16 @@ def test_a_folder_with_splits_of_its_own(tmp_path: Path) -> None:
                 (tmp_path / kind / f"{i}.png").rename(tmp_path / kind / split / f"{i}.png")
     data = folder(tmp_path)
     assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (6, 2, 2)
+    for kind in ("images", "masks"):  # the last image trained on becomes the first of val
+        (tmp_path / kind / "train" / "5.png").rename(tmp_path / kind / "val" / "5.png")
+    moved = folder(tmp_path)
+    assert (moved.train.num_samples, moved.val.num_samples) == (5, 3)
+    assert not same_data(data.fingerprint, moved.fingerprint)
+    assert same_data(data.fingerprint.partition("-")[0], data.fingerprint)  # as older runs have it on record
+    for path in (tmp_path / "masks" / "val").iterdir():
+        write_mask(path, np.full((20, 30), IGNORE))
+    with pytest.raises(ValueError, match="no mask of val has a labelled pixel"):
+        folder(tmp_path)
 
 
 @pytest.mark.usefixtures("on_disk")

@@ -19,9 +19,12 @@ from scripts import compare
 from scripts.report import main
 from scripts.reporting.comparison import answers, lines_of
 from scripts.reporting.dots import WIDTH, Scale, dots
+from scripts.reporting.mean_curves import folder_name
+from scripts.reporting.page import plain_table
 from scripts.reporting.reading import read_runs, read_sweep, study_of
-from scripts.reporting.statistics import Difference
+from scripts.reporting.statistics import Difference, Spread
 from scripts.reporting.sweep import Sweep
+from scripts.reporting.tables import markdown_table
 from scripts.reporting.text import choice_of_keep_prob
 from tests.scripts.made_up_sweep import note, plan_of, write_run
 
@@ -142,6 +145,35 @@ def test_what_one_computation_gives_is_one_row(tmp_path: Path) -> None:
     compared = read_runs([seven, *runs])
     assert compared.compared_to is compared.rows[0]
     assert compared.rows[0].same == [7]
+
+
+def test_a_claim_pairs_rows_of_one_setting(tmp_path: Path) -> None:
+    for data, base in (("cats", 90.0), ("dogs", 60.0)):
+        for name, gain in (("none", 0.0), ("dropblock", 1.0)):
+            for seed in (1, 2):
+                words = (f"regularizer={name}", "data=folder", f"data.root={data}", f"seed={seed}")
+                plan = plan_of(*words)
+                folder = note(tmp_path, plan, write_run(tmp_path, plan, base + gain + 0.1 * seed, epochs=5))
+    claim = ClaimConfig("DropBlock beats none", "regularizer", "dropblock", "none")
+    sweep = replace(read_sweep(folder), study=StudyConfig(claims=[claim]))
+    assert answers(sweep)[0].cells == pytest.approx((1.0, 1.0))
+    page_table = plain_table(["", "x"], [["a|b", Spread((9.4, 9.6))], ["c", Spread((84.0, 85.0))]])
+    for value in ("9.5", "84.5"):  # numbers, so that 84.5 stands above 9.5
+        assert f'data-value="{value}"' in page_table
+    assert markdown_table(["", "x"], [["a|b", 1]]).splitlines()[2] == r"| a\|b | 1 |"
+
+
+def test_the_curves_of_rows_with_long_labels_have_folders(tmp_path: Path) -> None:
+    names = [folder_name("word " * 60 + end) for end in ("one", "two")]
+    assert len(set(names)) == 2
+    for name in names:
+        (tmp_path / name).mkdir()
+
+
+def test_runs_that_were_moved_aside_are_not_compared(tmp_path: Path) -> None:
+    run = write_run(tmp_path, plan_of("regularizer=none", "seed=1"), 80.0)
+    shutil.copytree(run, run.with_name("seed-1-old-1"))
+    assert compare.runs_in(run.parent) == [run]
 
 
 def claims(tmp_path: Path) -> Sweep:
