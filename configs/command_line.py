@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.checking import UserError, all_keys, check, load_yaml, nearest
 from configs.help import GROUPS
-from configs.plan import CONFIGS, OWN_DATA, choices, own_title
+from configs.plan import CONFIGS, OWN_DATA, choices, own_title, shortened
 from configs.schema import LAYER_KNOBS, Config, RunOptions
 
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
@@ -167,7 +168,7 @@ def sweep_folder(arguments: list[str]) -> Path | None:
     if not is_sweep(arguments):
         return None
     root = values_given(arguments).get("output_root", Config().output_root)
-    return Path(root).expanduser() / "sweeps" / sweep_name(arguments)
+    return Path(os.path.expanduser(root), "sweeps", sweep_name(arguments))
 
 
 def values_given(arguments: Sequence[str]) -> dict[str, str]:
@@ -209,13 +210,16 @@ def sweep_name(arguments: list[str]) -> str:
 
 def _titles(names: str, given: dict[str, str]) -> str:
     """What a sweep's folder says of its data: as in run directories, each of several."""
-    roots = given.get("data.root", "").split(",")
-    titles = [
-        title
-        for name in names.split(",")
-        for title in ([own_title(name, root) for root in roots] if name in OWN_DATA and roots[0] else [name])
-    ]
-    return re.sub(r"[^\w.+-]+", "_", given.get("data.title", "+".join(titles)))
+    roots, title = given.get("data.root", "null").split(","), given.get("data.title", "null")
+    titles: list[str] = []
+    for name in names.split(","):
+        if title != "null":
+            titles.append(f"{name}-{title}")
+        elif name in OWN_DATA and roots != ["null"]:
+            titles += [own_title(name, root) for root in roots]
+        else:
+            titles.append(name)
+    return shortened(re.sub(r"[^\w.+-]+", "_", "+".join(titles)))
 
 
 def _data_of(sweep: str | None) -> str:
@@ -236,12 +240,14 @@ def read_values(arguments: list[str], schema: type[T]) -> T:
     Raises:
         UserError: in one line.
     """
-    takes_run = "run" in get_type_hints(schema)
-    arguments = [f"run={a}" if takes_run and Path(a).is_dir() else a for a in arguments]
+    hints = get_type_hints(schema)
+    takes_run = "run" in hints
+    arguments = [
+        f"run={a}" if takes_run and a.partition("=")[0] not in hints and os.path.isdir(a) else a for a in arguments
+    ]
     for argument in arguments:
         if "=" not in argument:
             raise UserError(f"{argument}: expected KEY=VALUE{' or a run directory' if takes_run else ''}; see --help")
-    hints = get_type_hints(schema)
     # Text stands as it is given: in YAML a path with ` #` or `: ` is something else.
     given = values_given(arguments)
     texts = {key: value for key, value in given.items() if hints.get(key) in (str, str | None)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -90,21 +91,28 @@ class Plan:
     def run_dir(self) -> Path:
         """The run directory: a function of the plan, so equal plans meet in one."""
         if self.runtime.run_dir:
-            return Path(self.runtime.run_dir).expanduser()
+            return Path(self.runtime.run_dir)
         network = f"{self.model.library}-{self.model.name}" if self.model.library else self.model.name
         place = f"{self.data.title or self.data.name}-{network}"
-        root = Path(self.runtime.output_root).expanduser()
-        return root / place / f"{self.variant}-{self.hash()}" / f"seed-{self.seed}"
+        return Path(self.runtime.output_root, place, f"{self.variant}-{self.hash()}", f"seed-{self.seed}")
 
 
+LONGEST_NAME = 100  # bytes of a directory's name, of 255 that are usual
 # A layout of folders rather than one data set: VOC's serves many.
 OWN_DATA = ("folder", "segmentation_folder", "voc_detection")
 
 
 def own_title(name: str, root: str) -> str:
     """The name of one's own data in run and sweep directories: the reader's, and that of the folder."""
-    readable = re.sub(r"[^\w.-]+", "-", Path(root).expanduser().absolute().name).strip("-.")
+    readable = re.sub(r"[^\w.-]+", "-", Path(os.path.expanduser(root)).absolute().name).strip("-.")
     return f"{name}-{readable or 'data'}"
+
+
+def shortened(name: str) -> str:
+    """A name that a file system takes; of a long one the beginning, and a hash of the whole."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _without_names(plan: dict[str, Any]) -> dict[str, Any]:

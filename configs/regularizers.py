@@ -10,10 +10,8 @@ from typing import Any, TypeVar
 from configs.checking import UserError, check, load_yaml
 from configs.plan import CONFIGS
 from configs.registered import NODES
-from configs.schema import LAYER_KNOBS, Config, InputConfig, LayerConfig, LossConfig, RegularizerConfig
+from configs.schema import LAYER_KNOBS, SCHEDULE_LIMITS, Config, InputConfig, LayerConfig, LossConfig, RegularizerConfig
 
-# A knob that is null in a layer does not exist for it, but these, which are null where the schedule has no such knob.
-OWNED_WITH = {"schedule_start": "schedule", "schedule_end": "schedule"}
 T = TypeVar("T", InputConfig, LossConfig)
 
 
@@ -78,19 +76,31 @@ def layers_of(config: Config, grid: bool) -> tuple[list[LayerConfig], list[str]]
         value = getattr(config, knob)
         if value is None:
             continue
-        owners = [layer for layer in layers if getattr(layer, OWNED_WITH.get(knob, knob)) is not None]
+        owners = [layer for layer in layers if _has(layer, knob)]
         if len(owners) > 1:
             names = " and ".join(layer.name for layer in owners)
             raise UserError(f"{knob}={value}: {names} both have it; write regularizer.NAME.layer.{knob}={value}")
         if not owners:
-            notes.append(f"{knob}={value} does not apply to regularizer={','.join(config.regularizer)}")
+            schedules = [f"schedule={layer.schedule}" for layer in layers if knob in SCHEDULE_LIMITS.values()]
+            chosen = " ".join(schedules) or f"regularizer={','.join(config.regularizer)}"
+            notes.append(f"{knob}={value} does not apply to {chosen}")
             if not grid:
                 raise UserError(notes[-1])
         layers = [replace(layer, **{knob: value}) if layer in owners else layer for layer in layers]
     return [_complete(layer) for layer in layers], notes
 
 
+def _has(layer: LayerConfig, knob: str) -> bool:
+    """Whether a layer has a knob: it is not null, or it is the one that its schedule needs."""
+    if knob in SCHEDULE_LIMITS.values():
+        return SCHEDULE_LIMITS.get(str(layer.schedule)) == knob
+    return getattr(layer, knob) is not None
+
+
 def _complete(layer: LayerConfig) -> LayerConfig:
     if layer.keep_prob is None or layer.groups is None or layer.schedule is None:
         raise UserError(f"regularizer {layer.name}: its layer needs keep_prob, groups and schedule")
+    limit = SCHEDULE_LIMITS.get(layer.schedule)
+    if limit is not None and getattr(layer, limit) is None:
+        raise UserError(f"schedule={layer.schedule}: needs {limit}, such as {limit}=0.5 for half of the run")
     return replace(layer, groups=sorted(set(layer.groups), key=lambda group: (isinstance(group, str), group)))

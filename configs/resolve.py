@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -47,6 +48,7 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     check_chosen(config)
     _require_weights(config)
     tried, notes = _tried(config, grid)
+    places = {name: _expanded(getattr(config, name)) for name in ("output_root", "run_dir")}
     plan = Plan(
         model=_model(config),
         data=_data(config.data),
@@ -57,13 +59,17 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
         experiment=config.experiment,
         paper=_paper(config, tried, notes),
         runtime=Runtime(
-            **{f.name: getattr(config, f.name) for f in fields(RunOptions)},
+            **{f.name: getattr(config, f.name) for f in fields(RunOptions)} | places,
             data_root=config.data.root,
             download=config.data.download,
         ),
     )
     check_values(plan)
     return plan, notes
+
+
+def _expanded(place: str | None) -> str | None:
+    return None if place is None else os.path.expanduser(place)
 
 
 def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, list[str]]:

@@ -20,6 +20,7 @@ Names: TypeAlias = list[str]
 
 TASKS = ("classification", "segmentation", "detection")
 SCHEDULES = ("linear", "constant", "cosine", "early", "late", "ramp", "curriculum")
+SCHEDULE_LIMITS = {"early": "schedule_end", "late": "schedule_start", "ramp": "schedule_end"}  # that they need
 DEPTH_RULES = ("group", "linear")
 LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
@@ -86,7 +87,8 @@ class DataConfig:
     prepared: bool = option(False, "root was written by scripts/prepare_shards.py")
     title: str | None = option(None, "name in run directories; null: name, and for own data the folder's name")
     mean: Numbers | None = option(
-        None, "of each channel, values in [0, 1], for own data; null: measured, above 64 pixels ImageNet's"
+        None,
+        "of each channel, values in [0, 1], for own data; null: measured (images not kept in memory: ImageNet's)",
     )
     std: Numbers | None = option(None, "standard deviation, as mean")
     task: str = option("classification", "what is learned", TASKS)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +132,7 @@ def class_names(name: str, folder: Path, layout: str = LAYOUT) -> list[str]:
         raise ValueError(f"{name}: cannot read {folder} ({error.strerror})") from error
     classes = sorted(entry.name for entry in entries if entry.is_dir())
     hidden = [known for known in classes if known.startswith(".")]
-    foreign = [known for known in classes if not known.isprintable()]
+    foreign = [known for known in classes if any(category(letter) in ("Cs", "Cc") for letter in known)]
     if foreign:
         raise ValueError(f"{name}: {folder} holds class folders whose names are no text, {few(foreign)!a}; rename them")
     if hidden:
@@ -185,6 +186,14 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     """
     named = entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".")
     return named and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
+
+
+def size_on_disk(path: str) -> int:
+    """In bytes: a cheap sign that a file was replaced by another of its name; -1 for one that cannot be read."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def image_folders(root: Path) -> list[str]:

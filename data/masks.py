@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import FORMATS, Content, Decode, Pixels, check_size, pick_decoder, unreadable, whole, why
+from data.folders import size_on_disk
 from data.interface import IGNORE
 from data.joint import Mask
 from data.splits import Indices
@@ -111,7 +112,7 @@ class MaskFiles:
     def sizes(self) -> Indices:
         """(N, 2) sizes of image and mask files in bytes."""
         paths = ((os.fsdecode(image), os.fsdecode(mask)) for image, mask in zip(self.images, self.masks, strict=True))
-        return np.array([[os.stat(path).st_size for path in pair] for pair in paths], np.int64)
+        return np.array([[size_on_disk(path) for path in pair] for pair in paths], np.int64)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class Source:
     @property
     def folder(self) -> Path | None:
         """The root as a path, `~` expanded."""
-        return None if self.root is None else Path(self.root).expanduser()
+        return None if self.root is None else Path(os.path.expanduser(self.root))
 
     def require_known(self, name: str, *known: str) -> None:
         """Raise ValueError for an option that the data set `name` does not have."""

@@ -18,7 +18,7 @@ from data.augment import Normalize
 from data.class_folders import IMAGENET_STATISTICS, require_photograph_augmentation
 from data.decoded_split import Decoded, decode_all
 from data.fingerprint import fingerprint
-from data.folders import ENDINGS, Files, class_names, few, image_folders, list_files, require_same
+from data.folders import ENDINGS, Files, class_names, few, image_folders, list_files, require_same, size_on_disk
 from data.images import ImageLoader
 from data.in_memory import Statistics, channel_statistics
 from data.interface import Data
@@ -217,5 +217,5 @@ def _statistics(images: Tensor) -> Statistics:
 
 
 def file_sizes(files: Files) -> Indices:
-    """The size of each file in bytes: a cheap sign that a file was replaced by another of its name."""
-    return np.array([Path(files.name(i)).stat().st_size for i in range(len(files))], np.int64)
+    """(N,) bytes of each file."""
+    return np.array([size_on_disk(files.name(i)) for i in range(len(files))], np.int64)

@@ -6,8 +6,8 @@ found here first, without torch: one line, exit code 2.
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
 from configs.checking import UserError
 from configs.command_line import check_arguments, is_sweep, split_flags, values_given
@@ -44,7 +44,7 @@ def _check_plan(plan: Plan, processes: int) -> None:
         accumulate = plan.recipe.accumulate
         raise UserError(f"recipe.accumulate={accumulate}: a process has {batch // processes} images of a batch")
     root = plan.data.root
-    if root is not None and not plan.data.download and not Path(root).expanduser().exists():
+    if root is not None and not plan.data.download and not os.path.exists(os.path.expanduser(root)):
         raise UserError(f"data.root={root}: no such file or directory")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ def load_pretrained(model: nn.Module, path: str | Path, into: str = "") -> None:
         ValueError: if the file is missing, is no weights file, or holds another network's weights, or if `model` has
             no module `into`.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     weights = named_tensors(read_weights(path), path)
     if into:
         try:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from configs.plan import shortened
 from scripts.reporting.sweep import Row, Sweep
-
-LONGEST = 100  # characters of a folder's name; two rows that are alike so far are told apart by a hash
 
 
 def write_mean_curves(sweep: Sweep, out: Path) -> Path:
@@ -25,18 +23,12 @@ def write_mean_curves(sweep: Sweep, out: Path) -> Path:
     for earlier in place.glob("*/events.out.tfevents.*"):
         earlier.unlink()
     for row in sweep.rows:
-        folder = place / folder_name(sweep.label(row))
+        folder = place / shortened(re.sub(r"[^\w.+=-]+", "_", sweep.label(row)))
         with SummaryWriter(str(folder)) as writer:
             for name in sorted({key for point in row.runs[0].folder.metrics() for key in point} - {"step", "epoch"}):
                 for step, values in zip(*common([run.curve(name, by="step") for run in row.runs]), strict=True):
                     writer.add_scalar(name, float(np.mean(values)), int(step))
     return place
-
-
-def folder_name(label: str) -> str:
-    """The label of a row as the name of a folder; of a long one the beginning, and a hash of the whole."""
-    name = re.sub(r"[^\w.+=-]+", "_", label)
-    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
 def common_curve(row: Row, name: str, by_epoch: bool = False) -> tuple[np.ndarray, np.ndarray]:

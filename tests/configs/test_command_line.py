@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.checking import UserError
-from configs.command_line import check_arguments, is_sweep, quoted, sweep_name, unquoted
+from configs.command_line import check_arguments, is_sweep, quoted, sweep_folder, sweep_name, unquoted
 from configs.compose import plan_of
 from evaluate import read_request
 
@@ -87,7 +87,14 @@ def test_two_folders_of_ones_own_data_have_sweeps_of_their_own() -> None:
     assert sweep_name([*words, "data.root=/data/cats"]) == sweep_name([*words, "data.root='/other/cats/'"])
     assert "-folder-cats-" in sweep_name([*words, "data.root=/data/cats"])
     assert sweep_name([*words, "data.root=/data/cats"]) != sweep_name([*words, "data.root=/data/dogs"])
-    assert sweep_name(["+sweep=table1_small", "data.root=/my/photos", "data.title=old"]) == "table1_small-old"
+    small = ["+sweep=table1_small", "data.root=/my/photos"]
+    assert sweep_name([*small, "data.title=old"]) == "table1_small-folder-old"
+    assert sweep_name([*small, "data.title=null"]) == sweep_name(small) == "table1_small-folder-photos"
+    assert sweep_name(["+sweep=table1", "data=digits", "data.title=x"]) == "table1-digits-x"
+    many = ",".join(f"/data/写真_of_site_{i}" for i in range(20))
+    names = {sweep_name([*words, f"data.root={roots}"]) for roots in (many, f"{many},/data/more")}
+    assert len(names) == 2
+    assert max(len(name.encode()) for name in names) < 130
 
 
 @pytest.mark.parametrize(
@@ -114,6 +121,8 @@ def test_a_run_may_lie_in_any_folder(tmp_path: Path, name: str) -> None:
         assert read_request([*words, "keep_prob=0.9"]).run == str(run)
     with pytest.raises(UserError, match="give json a value"):
         read_request([str(run), "json="])
+    many = ",".join(f"{i / 1000}" for i in range(100))
+    assert len(read_request([str(run), f"keep_prob=[{many}]"]).keep_prob) == 100  # no name of a directory
 
 
 def test_a_title_is_the_name_of_one_directory() -> None:
@@ -124,3 +133,16 @@ def test_a_title_is_the_name_of_one_directory() -> None:
 
 def test_the_home_directory_is_meant_in_every_place() -> None:
     assert plan_of("data=digits", "output_root='~/out'").run_dir().parents[2] == Path("~/out").expanduser()
+    assert sweep_folder(["-m", "data=digits", "output_root='~nobody-here/out'"]).parents[1] == Path("~nobody-here/out")  # type: ignore[union-attr]
+
+
+def test_a_schedule_has_the_limit_that_it_needs_and_no_other() -> None:
+    with pytest.raises(UserError, match="schedule=late: needs schedule_start"):
+        plan_of("data=digits", "schedule=late")
+    with pytest.raises(UserError, match=r"schedule_end=0\.5 does not apply to schedule=linear"):
+        plan_of("data=digits", "schedule_end=0.5")
+    limits = ("schedule_start=0.4", "schedule_end=0.5")
+    for schedule, expected in (("linear", (None, None)), ("early", (None, 0.5)), ("late", (0.4, None))):
+        layer = plan_of("data=digits", f"schedule={schedule}", *limits, grid=True).layer
+        assert layer is not None
+        assert (layer.schedule_start, layer.schedule_end) == expected

@@ -68,6 +68,8 @@ def test_names_are_those_of_the_packages_that_mean_them() -> None:
     from engine.tasks import TASKS
 
     assert set(schema.SCHEDULES) == set(dropblock.SCHEDULES)
+    reads = {name: {f"schedule_{limit}" for limit in of.reads} for name, of in dropblock.SCHEDULES.items() if of.reads}
+    assert {name: {limit} for name, limit in schema.SCHEDULE_LIMITS.items()} == reads
     assert schema.DEPTH_RULES == dropblock.schedule.DEPTH_RULES
     assert schema.LR_SCHEDULES == optim.LR_SCHEDULES
     assert set(schema.OPTIMIZERS) == set(optim.OPTIMIZERS)

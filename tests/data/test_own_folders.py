@@ -192,3 +192,24 @@ def test_a_run_through_the_command_line_is_named_after_the_folder(
 def test_the_command_line_asks_for_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data=folder", "regularizer=none"]) == 2
     assert "data.root=PATH" in capsys.readouterr().err
+
+
+def test_a_link_to_nowhere_among_photographs_is_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": 8, "val": 2, "test": 2}, size=(90, 90))
+    name = tmp_path / "train" / CLASSES[0] / "7.png"
+    name.unlink()
+    name.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"7\.png"):
+        list(build(tmp_path, image_size=80).train.epoch(0))
+    data = build(tmp_path, image_size=80, on_bad_image="skip")
+    list(data.train.epoch(0))
+    assert [Path(path).name for path in data.train.bad_images] == ["7.png"]
+
+
+def test_class_names_of_any_script_are_text(tmp_path: Path) -> None:
+    names = sorted(["می‌شود", "New\u00a0York"])
+    plant(tmp_path, {"train": 6, "test": 2})
+    for split in ("train", "test"):
+        for old, new in zip(CLASSES, names, strict=True):
+            (tmp_path / split / old).rename(tmp_path / split / new)
+    assert build(tmp_path).classes == tuple(names)

@@ -19,7 +19,6 @@ from scripts import compare
 from scripts.report import main
 from scripts.reporting.comparison import answers, lines_of
 from scripts.reporting.dots import WIDTH, Scale, dots
-from scripts.reporting.mean_curves import folder_name
 from scripts.reporting.page import plain_table
 from scripts.reporting.reading import read_runs, read_sweep, study_of
 from scripts.reporting.statistics import Difference, Spread
@@ -161,13 +160,6 @@ def test_a_claim_pairs_rows_of_one_setting(tmp_path: Path) -> None:
     for value in ("9.5", "84.5"):  # numbers, so that 84.5 stands above 9.5
         assert f'data-value="{value}"' in page_table
     assert markdown_table(["", "x"], [["a|b", 1]]).splitlines()[2] == r"| a\|b | 1 |"
-
-
-def test_the_curves_of_rows_with_long_labels_have_folders(tmp_path: Path) -> None:
-    names = [folder_name("word " * 60 + end) for end in ("one", "two")]
-    assert len(set(names)) == 2
-    for name in names:
-        (tmp_path / name).mkdir()
 
 
 def test_runs_that_were_moved_aside_are_not_compared(tmp_path: Path) -> None:
