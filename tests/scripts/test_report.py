@@ -182,7 +182,7 @@ def test_what_is_missing_is_counted_and_named(tmp_path: Path) -> None:
     assert main([str(folder)]) == 0
     text = (folder / "report.md").read_text()
     assert "3 runs done, 6 not (listed below)." in text
-    assert "the loss is not finite / step 3" in text
+    assert r"the loss is not finite \| step 3" in text  # in a cell of a Markdown table
 
 
 def test_values_in_another_form_and_directories_of_another_name_are_read(tmp_path: Path) -> None:
