@@ -119,21 +119,34 @@ def test_test_and_val_are_cut_where_the_folder_has_none(tmp_path: Path) -> None:
     assert data.fingerprint != folder(tmp_path, val_fraction=0.4).fingerprint
 
 
-def test_a_folder_with_splits_of_its_own(tmp_path: Path) -> None:
-    write_folder(tmp_path)
+def with_splits(root: Path) -> Path:
+    """`segmentation_folder` with 6, 2 and 2 pairs."""
+    write_folder(root)
     for split, numbers in (("train", range(6)), ("val", range(6, 8)), ("test", range(8, 10))):
         for kind in ("images", "masks"):
-            (tmp_path / kind / split).mkdir()
+            (root / kind / split).mkdir()
             for i in numbers:
-                (tmp_path / kind / f"{i}.png").rename(tmp_path / kind / split / f"{i}.png")
-    data = folder(tmp_path)
+                (root / kind / f"{i}.png").rename(root / kind / split / f"{i}.png")
+    return root
+
+
+def test_a_folder_with_splits_of_its_own(tmp_path: Path) -> None:
+    data = folder(with_splits(tmp_path))
     assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (6, 2, 2)
+
+
+def test_an_image_that_moved_from_train_to_val_is_other_data(tmp_path: Path) -> None:
+    data = folder(with_splits(tmp_path))
     for kind in ("images", "masks"):  # the last image trained on becomes the first of val
         (tmp_path / kind / "train" / "5.png").rename(tmp_path / kind / "val" / "5.png")
     moved = folder(tmp_path)
     assert (moved.train.num_samples, moved.val.num_samples) == (5, 3)
     assert not same_data(data.fingerprint, moved.fingerprint)
     assert same_data(data.fingerprint.partition("-")[0], data.fingerprint)  # as older runs have it on record
+
+
+def test_a_split_without_a_labelled_pixel_is_refused_before_training(tmp_path: Path) -> None:
+    with_splits(tmp_path)
     for path in (tmp_path / "masks" / "val").iterdir():
         write_mask(path, np.full((20, 30), IGNORE))
     with pytest.raises(ValueError, match="no mask of val has a labelled pixel"):

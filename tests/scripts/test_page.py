@@ -156,6 +156,9 @@ def test_a_claim_pairs_rows_of_one_setting(tmp_path: Path) -> None:
     claim = ClaimConfig("DropBlock beats none", "regularizer", "dropblock", "none")
     sweep = replace(read_sweep(folder), study=StudyConfig(claims=[claim]))
     assert answers(sweep)[0].cells == pytest.approx((1.0, 1.0))
+
+
+def test_cells_of_tables_are_sorted_as_numbers_and_escaped() -> None:
     page_table = plain_table(["", "x"], [["a|b", Spread((9.4, 9.6))], ["c", Spread((84.0, 85.0))]])
     for value in ("9.5", "84.5"):  # numbers, so that 84.5 stands above 9.5
         assert f'data-value="{value}"' in page_table
