@@ -209,7 +209,7 @@ def sweep_name(arguments: list[str]) -> str:
 
 
 def _titles(names: str, given: dict[str, str]) -> str:
-    """What a sweep's folder says of its data: as in run directories, each of several."""
+    """The data sets of a sweep for its folder's name: own data with their folder's name or their title."""
     roots, title = given.get("data.root", "null").split(","), given.get("data.title", "null")
     titles: list[str] = []
     for name in names.split(","):

@@ -92,10 +92,8 @@ def studies_table(results: Path) -> str:
     for name, question in STUDIES.items():
         counts = sorted({int(row["n"]) for row in rows_of(results / name)})
         declared = len(load_yaml(CONFIGS / "sweep" / f"{name}.yaml")["hydra"]["sweeper"]["params"]["seed"].split(","))
-        state = "begun" if (results / name).exists() else "not run yet"
-        if counts:
-            seeds = f"{declared} seeds" if counts == [declared] else f"{'-'.join(map(str, counts))} of {declared} seeds"
-            state = f"{seeds}, [report](results/{name}/report.md)"
+        seeds = f"{declared} seeds" if counts == [declared] else f"{'-'.join(map(str, counts))} of {declared} seeds"
+        state = f"{seeds}, [report](results/{name}/report.md)" if counts else "not run yet"
         lines.append([f"`+sweep={name}`", question, state])
     return markdown_table(["study", "question", "state"], lines, left=3)
 
