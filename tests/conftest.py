@@ -17,7 +17,10 @@ from engine.records import RunFolder  # noqa: E402 - the path comes first
 from tests.trainer import WORDS, Starter, only_run  # noqa: E402
 
 # The smallest training through the entry script: a tenth of a second of steps.
-SMALL_RUN = ("data=fake", "model=resnet18", "model.width=4", "epochs=2", "progress=false", "log_every=3", "device=cpu")
+SMALL_RUN = (
+    *("data=fake", "data.image_size=16", "model=resnet18", "model.width=4", "epochs=2"),
+    *("progress=false", "log_every=3", "device=cpu"),
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

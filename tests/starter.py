@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -166,6 +167,7 @@ class Faults:
 
 def child(request: dict[str, Any]) -> int:
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the tests ignore where they run under nohup
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # Everything that a resume has to restore: layers with counters, an average, micro-batches, augmentation, val and test.
 WORDS = (
-    *("data=fake", "model=resnet18", "model.width=4", "progress=false", "log_every=3", "device=cpu"),
+    *("data=fake", "data.image_size=16", "model=resnet18", "model.width=4"),
+    *("progress=false", "log_every=3", "device=cpu"),
     *("regularizer=dropblock", "block_size=3", "recipe.ema_decay=0.9", "recipe.accumulate=2"),
     *("recipe.augment.flip=true", "epochs=2", "batch_size=48"),
 )
@@ -35,7 +36,7 @@ SEGMENTATION = (
     *("data=digit_masks", "data.image_size=33", "data.train_subset=96", "batch_size=16", "log_every=3", "device=cpu"),
     *("model.width=4", "model.options.fpn_width=8", "model.options.head_width=8", "recipe.eval_every=2"),
     *("regularizer=dropblock", "block_size=3", "groups=[3,4,head]", "head_share=0.5", "recipe.augment.scale_min=0.8"),
-    *("recipe.ema_decay=0.9", "recipe.accumulate=2", "progress=false"),
+    *("recipe.precision=float32", "recipe.ema_decay=0.9", "recipe.accumulate=2", "progress=false"),
 )
 # The same for detection; the low threshold lets a network of 12 steps find something.
 DETECTION = (

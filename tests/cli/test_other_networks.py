@@ -21,7 +21,7 @@ def summary_of(root: Path) -> dict[str, dict[str, float]]:
 
 
 def test_fractalnet_with_both_of_its_regularizers(train: Train, tmp_path: Path) -> None:
-    words = ("model=fractalnet20", "model.width=4", "epochs=3", "batch_size=48")
+    words = ("model=fractalnet20", "model.width=4", "data.image_size=32", "epochs=3", "batch_size=48")
     assert train(*words, "regularizer=[fractal_drop_path,fractal_dropout]") == 0
     drops = summary_of(tmp_path)
     for group, share in enumerate((0.0, 0.1, 0.2, 0.3, 0.4), start=1):

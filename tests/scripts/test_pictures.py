@@ -63,7 +63,7 @@ def test_cam_of_two_runs(train: Callable[..., int], tmp_path: Path, capsys: pyte
     assert cam.main([*runs, "--images", "3", "--out", str(tmp_path / "cam.png")]) == 0
     with Image.open(tmp_path / "cam.png") as picture:
         assert min(picture.size) > 200
-    assert train("regularizer=none", "epochs=1", "data.image_size=16", f"run_dir={tmp_path}/other/seed-1") == 0
+    assert train("regularizer=none", "epochs=1", "data.image_size=24", f"run_dir={tmp_path}/other/seed-1") == 0
     capsys.readouterr()
     assert cam.main([runs[0], str(tmp_path / "other" / "seed-1")]) == 2
     assert cam.main([str(tmp_path / "nothing")]) == 2
