@@ -56,12 +56,12 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _arrays(path: Path, folder: Path, content: dict[str, Any]) -> Annotated:
-    categories = sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"])
+    categories = sorted((_whole(path, "category", entry, "id"), str(entry["name"])) for entry in content["categories"])
     images, annotations = content["images"], content["annotations"]
     if not images or not categories:
         raise ValueError(f"{path}: lists {len(images)} images and {len(categories)} categories")
     known = Categories(tuple(number for number, _ in categories), tuple(name for _, name in categories))
-    image_ids = [int(image["id"]) for image in images]
+    image_ids = [_whole(path, "image", image, "id") for image in images]
     _unique(path, "image", image_ids)
     _unique(path, "category", list(known.ids))
     _present(path, folder, [str(image["file_name"]) for image in images])
@@ -70,11 +70,11 @@ def _arrays(path: Path, folder: Path, content: dict[str, Any]) -> Annotated:
     objects = Objects(
         boxes,
         _positions(path, "category_id", list(known.ids), annotations),
-        np.array([entry.get("area", box[2] * box[3]) for entry, box in zip(annotations, boxes, strict=True)], float),
+        np.array([area_of(path, entry, box) for entry, box in zip(annotations, boxes, strict=True)], float),
         np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], bool),
     )
     names = [str(image["file_name"]) for image in images]
-    sizes = [(int(image["height"]), int(image["width"])) for image in images]
+    sizes = [(_whole(path, "image", image, "height"), _whole(path, "image", image, "width")) for image in images]
     return gathered(folder, names, image_ids, sizes, owners, objects, known)
 
 
@@ -88,6 +88,27 @@ def box_of(path: Path, entry: dict[str, Any]) -> list[float]:
     if len(box) != 4 or not all(isinstance(side, int | float) and abs(side) < float("inf") for side in box):
         raise ValueError(f"{path}: the bbox of annotation {entry.get('id')} is not four numbers: {box}")
     return [float(side) for side in box]
+
+
+def area_of(path: Path, entry: dict[str, Any], box: np.ndarray) -> float:
+    """Pixels of an object; those of its box where the file does not say.
+
+    Raises:
+        ValueError: if the area is not a finite number.
+    """
+    area = entry.get("area")
+    if area is None:
+        return float(box[2] * box[3])
+    if not isinstance(area, int | float) or not abs(area) < float("inf"):
+        raise ValueError(f"{path}: the area of annotation {entry.get('id')} is not a number: {area}")
+    return float(area)
+
+
+def _whole(path: Path, what: str, entry: dict[str, Any], key: str) -> int:
+    try:
+        return int(np.int64(entry[key]))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {what} {key} is not a whole number of 64 bits: {entry[key]!r}") from error
 
 
 def _unique(path: Path, what: str, ids: list[int]) -> None:

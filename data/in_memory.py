@@ -63,6 +63,8 @@ def open_in_memory(name: str, source: Source, cut: Cut, augment: Augment, readin
 def channel_statistics(images: Tensor) -> Statistics:
     """Mean and standard deviation of each channel, of values in [0, 1], exactly, from counts of the 256 levels.
 
+    A channel without variation gets a standard deviation of one level, as one divides by it.
+
     Args:
         images: (N, C, ...) uint8.
     """
@@ -72,5 +74,5 @@ def channel_statistics(images: Tensor) -> Statistics:
         share = torch.bincount(images[:, channel].flatten(), minlength=256).double() / images[:, channel].numel()
         mean = float((share * level).sum())
         means.append(mean)
-        stds.append(float((share * (level - mean) ** 2).sum().sqrt()))
+        stds.append(max(float((share * (level - mean) ** 2).sum().sqrt()), 1 / 255))
     return tuple(means), tuple(stds)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self, cast
 
-import torch
 from torch import Tensor
 
 IGNORE = 255  # the class of pixels that count neither in the loss nor in a metric
@@ -129,7 +128,3 @@ class Data:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
-
-    def example(self, device: torch.device) -> Tensor:
-        """(1, C, H, W) zeros in the shape of a batch's images."""
-        return torch.zeros(1, *self.image_shape, device=device)

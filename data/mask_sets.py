@@ -33,7 +33,7 @@ VOC = (
 )
 # Images of the lists: VOC 2012's own, and the training list with the masks of Hariharan et al. (2011) for what is not
 # in VOC's val.
-VOC_LISTS = {"train": 1_464, "val": 1_449, "trainval": 2_913, "trainaug": 10_582}
+VOC_LISTS = {"train": 1_464, "val": 1_449, "trainaug": 10_582}
 VOC_LAYOUT = "needs ImageSets/Segmentation/<list>.txt, JPEGImages/<name>.jpg and SegmentationClass/<name>.png"
 FOLDER_LAYOUT = (
     "needs images/ and masks/ with files of equal names (or train/, val/, test/ in each of them) and classes.txt, one "
@@ -117,6 +117,8 @@ def open_segmentation_folder(
     """
     source.require_known(name, "mean", "std")
     statistics = statistics_given(source.options)
+    if statistics is not None and len(statistics[0]) != 3:
+        raise ValueError(f"data.mean and data.std name {len(statistics[0])} channels; {name} has 3")
     root = _root(name, source, FOLDER_LAYOUT)
     classes = tuple(read_names(name, root / "classes.txt", False, FOLDER_LAYOUT))
     if not 2 <= len(classes) <= 255:
@@ -159,7 +161,7 @@ def _files(name: str, folder: Path, layout: str, endings: tuple[str, ...]) -> di
     """
     try:
         entries = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{name}: no folder {folder}; data.root {layout}") from error
     found: dict[str, Path] = {}
     for entry in entries:

@@ -24,7 +24,7 @@ def read_names(data: str, path: Path, one_word: bool = True, layout: str = "") -
         known = f"; lists there: {', '.join(beside)}" if beside else layout and f"; data.root {layout}"
         raise FileNotFoundError(f"{data}: no file {path}{known}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file ({error})") from error
     names: list[str] = []

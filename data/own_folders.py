@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.augment import Normalize
 from data.class_folders import IMAGENET_STATISTICS, require_photograph_augmentation
@@ -114,7 +113,7 @@ def _in_memory(
         if len(files)
     }
     channels = 1 if all(part.gray for part in decoded.values()) else 3
-    mean, std = given or _statistics(decoded["train"].images[:, :channels])
+    mean, std = given or channel_statistics(decoded["train"].images[:, :channels])
     if len(mean) != channels:
         raise ValueError(f"data.mean and data.std name {len(mean)} channels, the images have {channels}")
     normalize = Normalize(mean, std, size, loading.device)
@@ -208,12 +207,6 @@ def statistics_given(options: Mapping[str, Any]) -> Statistics | None:
     if len(mean) != len(std) or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
         raise ValueError(f"data.mean={list(mean)} data.std={list(std)}: one number in [0, 1] for each channel")
     return tuple(mean), tuple(std)
-
-
-def _statistics(images: Tensor) -> Statistics:
-    """Of the images trained on; a channel without variation keeps a standard deviation of one level of 255."""
-    mean, std = channel_statistics(images)
-    return mean, tuple(max(s, 1 / 255) for s in std)
 
 
 def file_sizes(files: Files) -> Indices:

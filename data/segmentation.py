@@ -90,8 +90,7 @@ def _kept_in_memory(parts: dict[str, Pairs], reading: Reading) -> tuple[dict[str
 def _statistics(train: Pairs) -> Statistics:
     if not isinstance(train, MaskArrays):
         return IMAGENET_STATISTICS
-    mean, std = channel_statistics(torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in train.images])))
-    return mean, tuple(max(s, 1 / 255) for s in std)
+    return channel_statistics(torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in train.images])))
 
 
 def _identity(pairs: Pairs) -> list[np.ndarray]:

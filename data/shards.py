@@ -15,6 +15,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +128,7 @@ def _open_split(root: Path, manifest: dict[str, Any], split: str) -> ShardedFile
     try:
         with np.load(path) as arrays:
             names, labels, lengths = arrays["names"], arrays["labels"], arrays["lengths"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise ValueError(f"{path}: not readable ({error}); run scripts/prepare_shards.py again") from error
     entries = [entry for entry in manifest["shards"] if entry["split"] == split]
     counts = [entry["images"] for entry in entries]

@@ -68,7 +68,7 @@ def read_scene(path: Path) -> Scene:
             tuple((left - 1, top - 1, right - left + 1, bottom - top + 1) for left, top, right, bottom in corners),
             tuple(entry.findtext("difficult", "0").strip() not in ("0", "") for entry in objects),
         )
-    except (ValueError, ElementTree.ParseError) as error:
+    except (ValueError, LookupError, ElementTree.ParseError) as error:  # LookupError: an unknown encoding
         raise ValueError(f"{path}: not an annotation of VOC ({error})") from error
 
 

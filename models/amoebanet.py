@@ -157,9 +157,9 @@ class AmoebaNet(nn.Module):
 
 
 def initialise(model: nn.Module, bn_momentum: float, bn_eps: float) -> None:
-    """As the released code: every weight truncated normal of variance 2 / fan-out before the cut, biases 0.
+    """As the released code: every weight truncated normal of variance 2 / fan-out, biases 0.
 
-    The cut is at two standard deviations; the factor 1.3 under the root makes up for it.
+    The cut at two standard deviations takes away variance; the factor 1.3 under the root makes up for it.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

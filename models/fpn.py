@@ -70,6 +70,7 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int, coarse: bool, bilinear: bool) -> None:
         super().__init__()
+        _require_channels("fpn_width", width)
         if coarse and bilinear:
             raise ValueError("a bilinear pyramid has no coarse levels")
         pyramid = BilinearFeaturePyramid if bilinear else FeaturePyramidNetwork
@@ -100,6 +101,7 @@ class SharedTower(nn.Module):
 
     def __init__(self, in_channels: int, width: int, depth: int, levels: int, name: str) -> None:
         super().__init__()
+        _require_channels("head_width", width)
         if depth < 1:
             raise ValueError(f"head_depth must be at least 1, not {depth}")
         self.convs = nn.ModuleList(head_conv(in_channels if i == 0 else width, width) for i in range(depth))
@@ -113,6 +115,11 @@ class SharedTower(nn.Module):
         for conv, norms, site in zip(self.convs, self.norms, self.sites, strict=True):  # type: ignore[assignment]
             outputs = [site(F.relu(norm(conv(x)), inplace=True)) for norm, x in zip(norms, outputs, strict=True)]
         return outputs
+
+
+def _require_channels(option: str, width: int) -> None:
+    if width < 1:
+        raise ValueError(f"{option} must be at least 1, not {width}")
 
 
 def head_conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
 from dropblock.foreign import Place, declare_sites
 from dropblock.sites import declared_sites
+
+# Of the loss of each auxiliary classifier, in training: GoogLeNet's as in its paper (Szegedy et al. 2015, section 5),
+# Inception-v3's as in Google's release (TF-Slim).
+AUX_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
 
 
 def build_torchvision(
@@ -38,7 +43,10 @@ def build_torchvision(
     names = models.list_models(module=models)
     if architecture not in names:
         raise ValueError(unknown("torchvision", architecture, names))
-    return with_sites(models.get_model(architecture, weights=None, num_classes=num_classes), num_classes, places)
+    model = with_sites(models.get_model(architecture, weights=None, num_classes=num_classes), num_classes, places)
+    if architecture in AUX_WEIGHTS:
+        model.aux_weight = AUX_WEIGHTS[architecture]  # type: ignore[assignment]
+    return model
 
 
 def build_timm(
@@ -64,7 +72,15 @@ def build_timm(
 
 
 def with_sites(model: nn.Module, num_classes: int, places: Sequence[Mapping[str, Any]] | None) -> nn.Module:
-    """`declared`, with places as a YAML file has them."""
+    """`declared`, with places as a YAML file has them.
+
+    Raises:
+        ValueError: as `declared`, and for a field that `dropblock.Place` does not have.
+    """
+    known = [field.name for field in fields(Place)]
+    for place in places or ():
+        if not isinstance(place, Mapping) or not set(place) <= set(known) or "modules" not in place:
+            raise ValueError(f"model.options.places: {place}: a place has modules, and may have {', '.join(known[1:])}")
     return declared(model, num_classes, None if places is None else [Place(**place) for place in places])
 
 

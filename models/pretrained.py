@@ -81,9 +81,8 @@ def named_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             raise ValueError(f"{path} holds no weights: its entry {key!r} is no dense tensor")
     weights = dict(loaded)
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), None):  # in any order
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
 
 

@@ -1,7 +1,8 @@
 """ResNet-18/34/50/101/152 (He et al. 2016, arXiv 1512.03385) with the places where the DropBlock paper puts its layer.
 
 Parameter names, and so the keys of a `state_dict`, are torchvision's. As in the authors' released code the stride of a
-bottleneck sits in its 3x3 convolution ("v1.5"), and every residual unit declares its sites:
+bottleneck sits in its 3x3 convolution ("v1.5"); unlike there, and as in torchvision, the max pool pads all four
+sides, not the right and the lower one alone. Every residual unit declares its sites:
 
     shortcut:  x -> [1x1 conv, BN where the shape changes] -> site_skip ----------------------------+
     residual:  x -> conv1, bn1, relu -> site1 -> conv2, bn2, relu -> site2 -> conv3, bn3 -> site3 --+-> add, relu

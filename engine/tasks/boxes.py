@@ -44,7 +44,8 @@ def match(anchors: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
     """The number of the box that each anchor stands for, `BACKGROUND` for none.
 
     An anchor stands for the box it overlaps most, if their IoU is at least 0.5; there is no band of ignored anchors.
-    The best anchor of a box stands for it whatever their IoU. Of equal anchors and of equal boxes the first wins.
+    The best anchor of a box stands for it however small their overlap is, unless there is none. Of equal anchors and of
+    equal boxes the first wins.
 
     Args:
         anchors: (A, 4).

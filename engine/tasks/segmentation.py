@@ -134,7 +134,7 @@ def cross_entropy(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stride_of(height: int, logits_height: int) -> int:
-    """Pixels per position of the logits, a power of two: 8 for 65 of 513, 512 or 520."""
+    """Pixels per position of the logits, a power of two: 8 for 65 positions of 513 pixels and 64 of 512."""
     return 2 ** math.ceil(math.log2(height / logits_height))
 
 
@@ -154,7 +154,8 @@ def subsampled(masks: Tensor, logits: Tensor) -> Tensor:
 def full_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits (B, K, h, w), bilinear at every pixel of a label of this size.
 
-    Between the positions they stand for, the same as aligned corners at 8 h + 1 pixels; beyond the last one its value.
+    Between the positions they stand for, the same as aligned corners at s (h - 1) + 1 pixels, s the stride; beyond the
+    last one its value.
     """
     stride = stride_of(size[0], logits.shape[2])
     spanned = [stride * (side - 1) + 1 for side in logits.shape[2:]]

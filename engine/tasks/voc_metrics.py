@@ -1,9 +1,10 @@
 """PASCAL VOC's average precision at IoU 0.5, over all points of the precision-recall curve (the rule from 2010 on).
 
 The rule is that of the development kit of Everingham et al., "The PASCAL Visual Object Classes Challenge 2012". It
-differs from COCO's AP50 in two points: a detection belongs to the object of its class that it overlaps most, so a
-second detection of one object is a false alarm even where it also overlaps another; and the curve is not sampled at
-101 recalls.
+differs from COCO's AP50 in three points. A detection belongs to the object of its class that it overlaps most, so a
+second detection of one object is a false alarm even where it also overlaps another. A detection on a difficult object
+counts as nothing if the overlap is half of their union, in COCO if it is half of the detection. And the curve is not
+sampled at 101 recalls.
 """
 
 from __future__ import annotations

@@ -53,6 +53,12 @@ def test_degenerate_boxes_go_crowds_stay_and_images_without_boxes_too(coco: Path
     assert "2 crowds" in notes
 
 
+def test_an_area_that_is_not_given_is_that_of_the_box(coco: Path) -> None:
+    change_json(coco, "train2017", lambda content: content["annotations"][0].update(area=None))
+    found = read_coco(coco, "train2017").objects
+    assert found.areas[0] == found.boxes[0, 2] * found.boxes[0, 3]
+
+
 def test_a_part_has_the_objects_of_its_images(coco: Path) -> None:
     whole = read_coco(coco, "train2017")
     part = whole.part(np.array([4, 1, 0]))
@@ -87,6 +93,9 @@ COCO_FAULTS = {
     "annotation 500 has the image_id 4, which": lambda c: c["annotations"][0].update(image_id=4),
     "bbox of annotation 500 is not four numbers": lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]),
     "bbox of annotation 501 is not four numbers": lambda c: c["annotations"][1].update(bbox=[1, 2, 3]),
+    "the area of annotation 500 is not a number": lambda c: c["annotations"][0].update(area="large"),
+    "image id is not a whole number": lambda c: c["images"][0].update(id="img_1"),
+    "image height is not a whole number": lambda c: c["images"][0].update(height=2**64),
     "an entry lacks 'bbox'": lambda c: c["annotations"][0].pop("bbox"),
     "an entry lacks 'categories'": lambda c: c.pop("categories"),
     "lists 0 images": lambda c: c["images"].clear(),
@@ -131,6 +140,7 @@ XML_FAULTS = {
     "declares a document type": ENTITIES,
     "no element found|not well-formed|unclosed": voc_xml(40, 60, [])[:-5],
     "<bndbox/xmin> is 'left', not a number": voc_xml(4, 6, [("cat", ("left", 1, 2, 2), 0)]),  # type: ignore[list-item]
+    "unknown encoding": '<?xml version="1.0" encoding="foo"?><annotation/>',
     "is 'nan', not a number": voc_xml(4, 6, [("cat", ("nan", 1, 2, 2), 0)]),  # type: ignore[list-item]
     "<object> lacks <name>": voc_xml(40, 60, [("", (1, 1, 5, 5), 0)]),
     "<annotation> lacks <size/height>": "<annotation></annotation>",

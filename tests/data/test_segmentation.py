@@ -181,6 +181,7 @@ MISTAKES: list[tuple[Callable[[Path], object], list[str]]] = [
     (lambda root: (root / "masks" / "3.png").unlink(), ["'3' has no mask"]),
     (lambda root: (root / "images" / "3.png").unlink(), ["masks without an image: 3"]),
     (lambda root: (root / "classes.txt").unlink(), ["classes.txt"]),
+    (lambda root: (root / "classes.txt").write_text("\ufeffone\none\n"), ["lists one twice"]),
     (lambda root: (root / "classes.txt").write_text("one\n"), ["1 classes"]),
     (lambda root: (root / "classes.txt").write_text("one\none\n"), ["lists one twice"]),
     (lambda root: (root / "masks").rename(root / "labels"), ["no folder", "masks", "classes.txt"]),
@@ -230,6 +231,12 @@ def test_a_decompression_bomb_is_named_or_left_out(tmp_path: Path) -> None:
     data = folder(tmp_path, batch_size=1, on_bad_image="skip")
     bad = [path for loader in (data.train, data.val, data.test) for path in loader.bad_images]
     assert [Path(path).name for path in bad] == ["3.png"]
+
+
+def test_a_mean_of_another_number_of_channels_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"data\.mean and data\.std name 1 channels; segmentation_folder has 3"):
+        folder(tmp_path, mean=[0.5], std=[0.5])
 
 
 def test_augmentation_of_classification_is_refused(tmp_path: Path) -> None:

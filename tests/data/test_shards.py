@@ -165,6 +165,11 @@ def test_damage_is_noticed_and_mended(source: Path, tmp_path: Path) -> None:
     write(source, tmp_path)
     assert shard.read_bytes() == whole
     prepare.check(tmp_path, lambda _: None)
+    listing = (tmp_path / "train.npz").read_bytes()
+    for content in (b"", listing[:50], b"x"):
+        (tmp_path / "train.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"train.npz: not readable"):
+            open_data(tmp_path, prepared=True)
 
 
 def test_what_is_prepared_and_what_is_not_are_distinguished(source: Path, tmp_path: Path) -> None:

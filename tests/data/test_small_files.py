@@ -17,6 +17,7 @@ import torch
 import torchvision.datasets
 
 from data import download, fashion
+from data.in_memory import channel_statistics
 from tests.opening import build_data
 
 NAMES = fashion.FILES
@@ -273,6 +274,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
         with pytest.raises(ValueError, match=f"cannot write to {root}") as error:
             build_data("fashion_mnist", root=root, batch_size=1)
         assert "\n" not in str(error.value)
+
+
+def test_a_channel_without_variation_has_a_deviation_to_divide_by() -> None:
+    images = torch.stack([torch.zeros(4, 8, 8), torch.full((4, 8, 8), 255.0)], dim=1).byte()
+    assert channel_statistics(images) == ((0.0, 1.0), (1 / 255, 1 / 255))
 
 
 def test_fake_has_the_asked_size_and_a_signal() -> None:

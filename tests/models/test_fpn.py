@@ -120,6 +120,8 @@ def test_the_tower_meets_each_of_its_sites_once_a_level_after_the_relu() -> None
     [
         ({"body": "resnet51"}, "unknown body 'resnet51', choose one of resnet18, "),
         ({"head_depth": 0}, "head_depth must be at least 1"),
+        ({"head_width": 0}, "head_width must be at least 1"),
+        ({"fpn_width": 0}, "fpn_width must be at least 1"),
         ({"bn_momentum": 0.0}, "bn_momentum must lie in"),
         ({"head_deep": 3}, "takes no option 'head_deep'"),
         ({"stem": "large"}, "unknown stem 'large'"),

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torchvision
 
+from data.interface import ClassificationBatch
 from dropblock import declared_sites
+from engine.tasks.classification import Classification
 from models import build_model
 
 
@@ -45,3 +47,15 @@ def test_wrong_values_are_reported() -> None:
         build_model("torchvision", num_classes=3, in_channels=1)
     with pytest.raises(ValueError, match="takes no option 'depth', only architecture, places"):
         build_model("torchvision", num_classes=3, depth=3)
+    for place in ({"module": "layer4"}, {"where": "after"}, "layer4"):
+        with pytest.raises(ValueError, match=r"model\.options\.places: .*: a place has modules"):
+            build_model("torchvision", num_classes=3, architecture="resnet18", places=[place])
+
+
+def test_auxiliary_classifiers_learn() -> None:
+    batch = ClassificationBatch(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]), torch.arange(2))
+    googlenet = build_model("torchvision", num_classes=3, architecture="googlenet")
+    task = Classification("abc", aux_weight=googlenet.aux_weight)
+    loss, _ = task.loss(googlenet, batch)
+    loss.backward()
+    assert googlenet.aux1.fc2.weight.grad.abs().sum() > 0

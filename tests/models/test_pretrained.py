@@ -17,10 +17,10 @@ def tiny(**options: object) -> nn.Module:
     return build_model("resnet18", num_classes=3, width=4, **options)
 
 
-@pytest.mark.parametrize("form", ["bare", "model", "state_dict", "module."])
+@pytest.mark.parametrize("form", ["bare", "model", "state_dict", "module.", "module._orig_mod.", "_orig_mod.module."])
 def test_a_checkpoint_loads_bare_or_wrapped(form: str, tmp_path: Path) -> None:
     weights = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in tiny().state_dict().items()}
-    saved: dict = {f"module.{k}": v for k, v in weights.items()} if form == "module." else weights
+    saved: dict = {f"{form}{k}": v for k, v in weights.items()} if form.endswith(".") else weights
     torch.save({form: saved, "epoch": 3} if form in ("model", "state_dict") else saved, tmp_path / "w.pth")
     loaded = tiny(pretrained=tmp_path / "w.pth").state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in weights.items())
