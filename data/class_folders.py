@@ -23,7 +23,7 @@ def open_class_folders(
     """Open `imagenet` or `imagenette`; see `data.build.build_data`."""
     require_photograph_augmentation(name, augment)
     source.require_known(name)
-    size = reading.size(224)
+    size = reading.size(224 if name == "imagenet" else 160)
     found = _open(name, source.folder, source.download, reading)
     train, val = cut(found.train.labels)
     picture = Picture(size, reading.decoder, augment, found.decode)

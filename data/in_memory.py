@@ -31,9 +31,8 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 def open_in_memory(name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading) -> Data:
     """Open one of `READERS`; see `data.build.build_data`."""
     augment.refuse(f"is for segmentation and detection, not for {name}", "scale_min", "scale_max", "photometric")
-    source.require_known(name, *(["num_classes"] if name == "fake" else []))
-    classes = source.options.get("num_classes")
-    found = READERS[name](Request(source.folder, reading.image_size, classes, source.download))
+    source.require_known(name)
+    found = READERS[name](Request(source.folder, reading.image_size, source.download))
     images, labels = found.train_images, found.train_labels
     train, val = cut(labels)
     if found.mean and found.std:

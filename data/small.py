@@ -21,7 +21,6 @@ class Request:
 
     root: Path | None = None
     image_size: int | None = None
-    num_classes: int | None = None
     download: bool = True
 
 
@@ -67,9 +66,9 @@ def digits(request: Request) -> Small:
 
 def fake(request: Request) -> Small:
     """320 + 80 made-up colour images, for trials: each class is a pattern of coarse squares under noise."""
-    size, classes = request.image_size or 32, request.num_classes or 10
-    if size < 8 or classes < 2:
-        raise ValueError(f"fake needs an image_size of 8 or more and 2 or more classes, not {size} and {classes}")
+    size, classes = request.image_size or 32, 10
+    if size < 8:
+        raise ValueError(f"fake needs an image_size of 8 or more, not {size}")
     patterns = torch.from_numpy((hashed(FAKE, np.arange(classes * 48)) >> np.uint64(57)).astype(np.uint8))
     squares = F.interpolate(patterns.view(classes, 3, 4, 4), size=(size, size), mode="nearest")
 

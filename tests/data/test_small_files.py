@@ -282,12 +282,10 @@ def test_a_channel_without_variation_has_a_deviation_to_divide_by() -> None:
 
 
 def test_fake_has_the_asked_size_and_a_signal() -> None:
-    data = build_data("fake", image_size=16, num_classes=5, batch_size=64)
-    assert (data.num_classes, data.image_shape) == (5, (3, 16, 16))
+    data = build_data("fake", image_size=16, batch_size=64)
+    assert (data.num_classes, data.image_shape) == (10, (3, 16, 16))
     train, test = next(data.train.epoch(0)), next(data.test.epoch(0))
-    means = torch.stack([train.images[train.labels == c].mean(0) for c in range(5)])
+    means = torch.stack([train.images[train.labels == c].mean(0) for c in range(10)])
     nearest = torch.cdist(test.images.flatten(1), means.flatten(1)).argmin(1)
     assert (nearest == test.labels).float().mean() > 0.95
-    assert torch.equal(
-        train.images, next(build_data("fake", image_size=16, num_classes=5, batch_size=64).train.epoch(0)).images
-    )
+    assert torch.equal(train.images, next(build_data("fake", image_size=16, batch_size=64).train.epoch(0)).images)
