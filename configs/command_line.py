@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.checking import UserError, all_keys, check, load_yaml, nearest
 from configs.help import GROUPS
-from configs.plan import CONFIGS, OWN_DATA, choices, own_title, shortened
+from configs.plan import CONFIGS, LONGEST_FOLDER, OWN_DATA, choices, own_title, shortened
+from configs.regularizer_keys import check_key
 from configs.schema import LAYER_KNOBS, Config, RunOptions
 
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
@@ -118,8 +119,10 @@ def _check_override(argument: str, keys: list[str]) -> None:
             raise UserError(f"{argument}: write {'+' if key == 'sweep' else ''}{key}=NAME")
         _check_names(key, value)
         return
-    free = key.startswith(("regularizer.", "model.options."))  # keys of the chosen names, checked by the schema
-    if key not in keys and not free:
+    if key.startswith("regularizer."):
+        check_key(key)
+        return
+    if key not in keys and not key.startswith("model.options."):
         tails = {k.rpartition(".")[2]: k for k in keys}
         hint = nearest(key, [*keys, *GROUPS]) or (f" (did you mean '{tails[key]}'?)" if key in tails else "")
         raise UserError(f"unknown key '{key}'{hint}")
@@ -173,7 +176,8 @@ def sweep_folder(arguments: list[str]) -> Path | None:
 
 def values_given(arguments: Sequence[str]) -> dict[str, str]:
     """The KEY=VALUE words of a command line by key, without the + of a new key; of a key that occurs twice the last."""
-    pairs = (argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
+    words = (argument for argument in arguments if "=" in argument and not argument.startswith("-"))
+    pairs = (word.lstrip("+").split("=", 1) for word in words)
     return {key: unquoted(value) for key, value in pairs}
 
 
@@ -205,7 +209,8 @@ def sweep_name(arguments: list[str]) -> str:
         return f"grid-{data}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     named = {key: value for key, value in kept.items() if key not in ("sweep", "data")}
     labels = [value if key in GROUPS else f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(named.items())]
-    return "-".join(re.sub(r"[^\w.+-]+", "_", label).strip("_") for label in (given["sweep"], data, *labels))
+    name = "-".join(re.sub(r"[^\w.+-]+", "_", label).strip("_") for label in (given["sweep"], data, *labels))
+    return shortened(name, LONGEST_FOLDER)
 
 
 def _titles(names: str, given: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ Its imports stay inside the functions: what a program does with a finished plan 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -21,8 +22,12 @@ from configs.checking import UserError
 from configs.command_line import LAUNCHER, check_arguments, quoted, split_flags
 from configs.plan import CONFIGS, Plan
 from configs.registered import NODES
+from configs.regularizer_keys import with_plus
+from configs.regularizers import not_chosen
 from configs.resolve import resolve_composed
 from configs.schema import Config
+
+BRACKETED = re.compile(r"""\[[^\]]*\]|'[^']*'|"[^"]*\"""")  # commas in lists and quotes make no grid
 
 
 def plan_of(*overrides: str, grid: bool = False) -> Plan:
@@ -52,7 +57,7 @@ def config_of(*overrides: str) -> DictConfig:
     store_defaults()
     try:
         with hydra.initialize_config_dir(str(CONFIGS), **_before_1_4(version_base="1.3")):
-            return hydra.compose("config", list(overrides))
+            return hydra.compose("config", with_plus(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(str(error), overrides)) from error
 
@@ -83,7 +88,7 @@ def compose_jobs(
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema", UserWarning)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
     flags, rest = split_flags(list(arguments))  # anywhere for us, in front for argparse
-    sys.argv[1:] = [*flags, *rest, *([f"hydra.sweep.dir={quoted(str(sweep))}"] if sweep else [])]
+    sys.argv[1:] = [*flags, *with_plus(rest), *([f"hydra.sweep.dir={quoted(str(sweep))}"] if sweep else [])]
     try:
         hydra.main(config_path=str(CONFIGS), config_name="config", **_before_1_4(version_base="1.3"))(one)()
     except UserError:
@@ -133,6 +138,7 @@ def _before_1_4(**arguments: Any) -> dict[str, Any]:
 def one_line(message: str, overrides: Sequence[str]) -> str:
     """Hydra's message as one line; where it blames commas, what to do about them."""
     if message.startswith("Ambiguous value"):
-        several = [override for override in overrides if "," in override]
+        several = [override for override in overrides if "," in BRACKETED.sub("", override)]
         return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
-    return " ".join(message.split())
+    other = re.match(r"Could not override 'regularizer\.(\w+)", message)
+    return not_chosen(other[1]) if other else " ".join(message.split())

@@ -12,6 +12,7 @@ from configs.schema import (
     AugmentConfig,
     Config,
     DataConfig,
+    InputConfig,
     LayerConfig,
     LossConfig,
     ModelConfig,
@@ -42,6 +43,8 @@ def help_text() -> str:
         "recipe.": [_line(f.name, RecipeConfig) for f in fields(RecipeConfig) if f.metadata],
         "recipe.augment.": [_line(f.name, AugmentConfig) for f in fields(AugmentConfig)],
         "regularizer.NAME.layer.": [_line(f.name, LayerConfig) for f in fields(LayerConfig)],
+        "regularizer.NAME.input.": [_line(f.name, InputConfig) for f in fields(InputConfig)],
+        "regularizer.NAME.loss.": [_line(f.name, LossConfig) for f in fields(LossConfig)],
     }
     usage = (
         "python train.py KEY=VALUE ...            one run\n"

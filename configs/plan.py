@@ -97,7 +97,8 @@ class Plan:
         return Path(self.runtime.output_root, place, f"{self.variant}-{self.hash()}", f"seed-{self.seed}")
 
 
-LONGEST_NAME = 100  # bytes of a directory's name, of 255 that are usual
+# Bytes of a name within a directory's, and of a directory's own; file systems take 255, and names of files are added.
+LONGEST_NAME, LONGEST_FOLDER = 100, 200
 # A layout of folders rather than one data set: VOC's serves many.
 OWN_DATA = ("folder", "segmentation_folder", "voc_detection")
 
@@ -108,11 +109,11 @@ def own_title(name: str, root: str) -> str:
     return f"{name}-{readable or 'data'}"
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, longest: int = LONGEST_NAME) -> str:
     """A name that a file system takes; of a long one the beginning, and a hash of the whole."""
-    if len(name.encode()) <= LONGEST_NAME:
+    if len(name.encode()) <= longest:
         return name
-    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"{name.encode()[:longest].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _without_names(plan: dict[str, Any]) -> dict[str, Any]:

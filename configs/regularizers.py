@@ -7,8 +7,10 @@ from dataclasses import fields, replace
 from functools import cache
 from typing import Any, TypeVar
 
-from configs.checking import UserError, check, load_yaml
-from configs.plan import CONFIGS
+from omegaconf import DictConfig
+
+from configs.checking import UserError, check, load_yaml, one_of
+from configs.plan import CONFIGS, choices
 from configs.registered import NODES
 from configs.schema import LAYER_KNOBS, SCHEDULE_LIMITS, Config, InputConfig, LayerConfig, LossConfig, RegularizerConfig
 
@@ -29,6 +31,18 @@ def styles_of(names: Iterable[str]) -> dict[str, dict[str, str | None]]:
     return {name: {"label": as_written(name).label, "colour": as_written(name).colour} for name in names}
 
 
+def refuse_unchosen(regularizers: DictConfig) -> None:
+    """Refuse values of a regularizer that no group brought into the composed configuration.
+
+    Raises:
+        UserError: one line.
+    """
+    for name, values in regularizers.items():
+        one_of("regularizer", str(name), choices("regularizer"))
+        if as_written(str(name)).label and not values.get("label"):  # a value of its own is all that there is
+            raise UserError(not_chosen(str(name)))
+
+
 def check_chosen(config: Config) -> None:
     """Refuse a choice of regularizers that means nothing, and nested values that a top-level knob would hide.
 
@@ -41,6 +55,8 @@ def check_chosen(config: Config) -> None:
     if "none" in names and len(names) > 1:
         raise UserError(f"regularizer=[{','.join(names)}]: 'none' stands alone")
     for name, regularizer in config.regularizer.items():
+        if as_written(name).layer is not None and regularizer.layer is None:
+            raise UserError(f"regularizer.{name}.layer=null: leaves nothing of it; the baseline is regularizer=none")
         for part, knobs in (("layer", LAYER_KNOBS), ("loss", ("label_smoothing",))):
             for knob in knobs:
                 own = getattr(getattr(as_written(name), part), knob, None)
@@ -48,6 +64,11 @@ def check_chosen(config: Config) -> None:
                 if nested != own and top is not None and top != nested:
                     key = f"regularizer.{name}.{part}.{knob}"
                     raise UserError(f"{key}={nested}: {knob}={top} is set as well, and wins; write {knob}={nested}")
+
+
+def not_chosen(name: str) -> str:
+    """The message about values of a regularizer that the run does not have."""
+    return f"regularizer.{name}: {name} is not chosen; add it, such as regularizer=[dropblock,{name}]"
 
 
 def merged(regularizers: dict[str, RegularizerConfig], part: str, schema: type[T]) -> T:
@@ -81,19 +102,36 @@ def layers_of(config: Config, grid: bool) -> tuple[list[LayerConfig], list[str]]
             names = " and ".join(layer.name for layer in owners)
             raise UserError(f"{knob}={value}: {names} both have it; write regularizer.NAME.layer.{knob}={value}")
         if not owners:
-            schedules = [f"schedule={layer.schedule}" for layer in layers if knob in SCHEDULE_LIMITS.values()]
-            chosen = " ".join(schedules) or f"regularizer={','.join(config.regularizer)}"
-            notes.append(f"{knob}={value} does not apply to {chosen}")
+            by = f" (of experiment={config.experiment}; {knob}=null drops it)" if of_experiment(config, knob) else ""
+            notes.append(f"{knob}={value}{by} does not apply to {without(knob, layers, list(config.regularizer))}")
             if not grid:
                 raise UserError(notes[-1])
         layers = [replace(layer, **{knob: value}) if layer in owners else layer for layer in layers]
     return [_complete(layer) for layer in layers], notes
 
 
+def of_experiment(config: Config, knob: str) -> bool:
+    """Whether a knob has its value from the experiment's file."""
+    if config.experiment is None:
+        return False
+    return bool(load_yaml(CONFIGS / "experiment" / f"{config.experiment}.yaml").get(knob) == getattr(config, knob))
+
+
+def without(knob: str, layers: list[LayerConfig], names: list[str]) -> str:
+    """What of the choice has no use for a knob."""
+    if layers and knob in SCHEDULE_LIMITS.values():
+        return " ".join(f"schedule={layer.schedule}" for layer in layers)
+    if layers and knob == "head_share":
+        return " ".join(f"groups={layer.groups}" for layer in layers).replace("'", "")
+    return f"regularizer={','.join(names)}"
+
+
 def _has(layer: LayerConfig, knob: str) -> bool:
-    """Whether a layer has a knob: it is not null, or it is the one that its schedule needs."""
+    """Whether a layer has a knob: it is not null, or it is the one that its schedule or its groups need."""
     if knob in SCHEDULE_LIMITS.values():
         return SCHEDULE_LIMITS.get(str(layer.schedule)) == knob
+    if knob == "head_share":
+        return "head" in (layer.groups or [])
     return getattr(layer, knob) is not None
 
 
@@ -103,4 +141,7 @@ def _complete(layer: LayerConfig) -> LayerConfig:
     limit = SCHEDULE_LIMITS.get(layer.schedule)
     if limit is not None and getattr(layer, limit) is None:
         raise UserError(f"schedule={layer.schedule}: needs {limit}, such as {limit}=0.5 for half of the run")
+    for knob, unset in (*((knob, None) for knob in sorted(SCHEDULE_LIMITS.values())), ("head_share", 1.0)):
+        if getattr(layer, knob) != unset and not _has(layer, knob):
+            raise UserError(f"{knob}={getattr(layer, knob)} does not apply to {without(knob, [layer], [layer.name])}")
     return replace(layer, groups=sorted(set(layer.groups), key=lambda group: (isinstance(group, str), group)))

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from configs.checking import UserError, check, load_yaml
 from configs.paper import PaperConfig
-from configs.plan import CONFIGS, OWN_DATA, Plan, Runtime, own_title, written
+from configs.plan import CONFIGS, LONGEST_NAME, OWN_DATA, Plan, Runtime, own_title, shortened, written
 from configs.ranges import check_fields, check_values
-from configs.regularizers import as_written, check_chosen, layers_of, merged
+from configs.regularizers import as_written, check_chosen, layers_of, merged, refuse_unchosen
 from configs.schema import (
     LAYER_KNOBS,
     RECIPE_KNOBS,
@@ -74,6 +74,7 @@ def _expanded(place: str | None) -> str | None:
 
 def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, list[str]]:
     """`resolve` of what Hydra composed; groups=3, epochs=1e1 and recipe.precision=bf16 are read as they are meant."""
+    refuse_unchosen(composed.regularizer)
     config = composed.copy()
     if isinstance(config.groups, int | str):
         config.groups = [config.groups]
@@ -117,13 +118,15 @@ def _data(data: DataConfig) -> DataConfig:
     """One's own data are named after their folder, so that two folders do not meet in one run directory."""
     if data.title is not None and not re.fullmatch(r"\w[\w.+-]*", data.title):
         raise UserError(f"data.title={data.title}: it becomes a directory; letters, digits and _ . + - only")
+    if data.title is not None and len(data.title.encode()) > LONGEST_NAME:
+        raise UserError(f"data.title={data.title[:20]}...: it becomes a directory; at most {LONGEST_NAME} bytes")
     if data.name not in OWN_DATA:
         return data
     if data.root is None:
         raise UserError(f"data={data.name}: name your folder by data.root=PATH")
     if data.title is not None:
         return data
-    return replace(data, title=own_title(data.name, data.root))
+    return replace(data, title=shortened(own_title(data.name, data.root)))
 
 
 def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
@@ -144,9 +147,26 @@ def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
         recipe = replace(recipe, **scaled)
         if scaled:
             notes.append(f"epochs={recipe.epochs}: {', '.join(scaled)} of the recipe scaled by {scale:.3g}")
-    if recipe.lr_schedule != "step" and recipe.milestones:
-        notes.append(f"recipe.milestones={recipe.milestones} does nothing with lr_schedule={recipe.lr_schedule}")
+    notes += idle(recipe, own)
     return recipe
+
+
+def idle(recipe: RecipeConfig, own: RecipeConfig) -> list[str]:
+    """A note for every value that another one leaves without effect, if it is not the recipe's own; and milestones."""
+    by_schedule = f"lr_schedule={recipe.lr_schedule}"
+    cases = (
+        ("milestones", recipe.lr_schedule != "step", by_schedule),
+        ("lr_decay", recipe.lr_schedule not in ("step", "halving", "exponential"), by_schedule),
+        ("decay_epochs", recipe.lr_schedule != "exponential", by_schedule),
+        ("warmup_from", recipe.warmup_epochs == 0, "recipe.warmup_epochs=0"),
+        ("ema_warmup", recipe.ema_decay is None, "recipe.ema_decay=null"),
+        ("nesterov", recipe.optimizer != "sgd", f"recipe.optimizer={recipe.optimizer}"),
+    )
+    return [
+        f"recipe.{name}={getattr(recipe, name)} does nothing with {why}"
+        for name, is_idle, why in cases
+        if is_idle and getattr(recipe, name) and (name == "milestones" or getattr(recipe, name) != getattr(own, name))
+    ]
 
 
 def _require_weights(config: Config) -> None:

@@ -55,6 +55,7 @@ def drop_together(
     kept = share_to_keep("drop_together", keep_prob, p, None)
     if together not in TOGETHER:
         raise ValueError(f"unknown together '{together}', choose one of {', '.join(TOGETHER)}")
+    check_maps("drop_together", x, 1, 2, 3)
     if not training:
         return x
     seed = fresh_seed(x.device) if seed is None else seed.to(x.device)
@@ -62,12 +63,11 @@ def drop_together(
 
 
 def drop_together_counted(x: Tensor, keep_prob: Tensor, together: str, seed: Tensor) -> tuple[Tensor, Tensor]:
-    """`drop_together` in training, with the number of kept units (0-dimensional int64 tensor).
+    """`drop_together` in training, with the number of kept units (0-dimensional int64 tensor); `x` is not checked.
 
     A function of its arguments alone, the same on every device; `keep_prob` and `seed` are tensors on the device of
     `x` and are not read by the host.
     """
-    check_maps("drop_together", x, 1, 2, 3)
     own = x.shape[: TOGETHER[together]]
     kept = random_mask((*own, *[1] * (x.ndim - len(own))), keep_prob, seed)
     exact = torch.promote_types(x.dtype, torch.float32)
@@ -90,6 +90,7 @@ class Dropout(DropLayer):
     together = "unit"
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        check_maps(type(self).__name__, x, 1, 2, 3)
         return drop_together_counted(x, self.keep_prob, self.together, seed)
 
     def block(self, *size: int) -> tuple[int, ...]:
@@ -135,6 +136,7 @@ class StochasticDepth(SpatialDropout):
         self.depth = depth
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        check_maps(type(self).__name__, x, 1, 2, 3)
         return drop_together_counted(x, 1.0 - self.depth * (1.0 - self.keep_prob), self.together, seed)
 
     def seed_rate(self, keep_prob: float, *size: int) -> float:

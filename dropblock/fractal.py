@@ -48,7 +48,7 @@ class FractalDropPath(DropLayer):
     member: Tensor
     place: Tensor
 
-    def __init__(self, joins: Sequence[Sequence[int]], keep_prob: float = 0.85, global_share: float = 0.5) -> None:
+    def __init__(self, joins: Sequence[Sequence[int]], *, keep_prob: float = 0.85, global_share: float = 0.5) -> None:
         super().__init__(keep_prob=keep_prob)
         if not 0.0 <= global_share <= 1.0:
             raise ValueError(f"global_share must lie in [0, 1], not {global_share}")

@@ -58,7 +58,7 @@ def _dropblock(site: Site, keep_prob: float, *, block_size: int) -> DropLayer:
 
 def _fractal_drop_path(site: Site, keep_prob: float, *, global_share: float = 0.5) -> DropLayer:
     assert isinstance(site, JoinSite)
-    return FractalDropPath(site.joins, keep_prob, global_share)
+    return FractalDropPath(site.joins, keep_prob=keep_prob, global_share=global_share)
 
 
 def on_maps(site: Site) -> bool:

@@ -50,6 +50,8 @@ class DropLayer(nn.Module):
         name = type(self).__name__
         refuse_positional(name, positional)
         self.initial_keep_prob = float(share_to_keep(name, keep_prob, p, drop_prob))
+        if not 0.0 <= self.initial_keep_prob <= 1.0:  # of a tensor, which share_to_keep does not read
+            raise ValueError(f"keep_prob must lie in [0, 1], not {self.initial_keep_prob}")
         self.group: int | str = OWN
         self.seeded = False
         for name, value in DropLayer.fresh_buffers(self).items():

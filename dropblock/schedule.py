@@ -100,7 +100,8 @@ class KeepProbSchedule:
         keep_prob: target of the last group, in [0, 1]. With a function as schedule it is what the sites table shows.
         schedule: a key of SCHEDULES, or a function of what `set` is given that returns keep_prob of the last group,
             such as `lambda n: max(1 - 0.1 * n / 40000, 0.9)`.
-        group_divisor: at least 1, see `keep_prob_in_group`.
+        group_divisor: at least 1, see `keep_prob_in_group`; 4 in the paper's networks. With 1, the default, all groups
+            have the same.
         last_group: the group that gets `keep_prob` itself.
         group_shares: instead of a divisor, the share of the drop rate that groups 1, 2, ... get, each in [0, 1].
         layers: the layers to schedule, where a model holds several kinds; None means all.

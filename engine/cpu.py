@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 WAITING = "OMP_WAIT_POLICY"
+RUNS_HERE = "DROPBLOCK_RUNS_HERE"  # how many runs of one command share the machine
 # Numbers of mallopt(3).
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 KEPT = {
@@ -46,12 +49,25 @@ def configure_process(alone: bool = True) -> bool:
     return all(library.mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in KEPT.items())
 
 
+@contextmanager
+def shared_by(runs: int) -> Iterator[None]:
+    """Inside, `cores_of_a_rank` is the share of one of several runs on this machine."""
+    before = os.environ.get(RUNS_HERE)
+    os.environ[RUNS_HERE] = str(runs)
+    try:
+        yield
+    finally:
+        os.environ.pop(RUNS_HERE)
+        if before is not None:
+            os.environ[RUNS_HERE] = before
+
+
 def ranks_here() -> int:
     """How many ranks of this run share the machine, as torchrun announces it."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def cores_of_a_rank() -> int:
-    """How many cores this process may call its own: those it may run on, shared with the other ranks of the machine."""
+    """How many cores this process may call its own: those it may run on, shared with other ranks and runs here."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // ranks_here())
+    return max(1, mine // (ranks_here() * int(os.environ.get(RUNS_HERE, "1"))))

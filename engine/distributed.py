@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -179,8 +180,10 @@ def find_device(name: str) -> torch.device:
     """The device called `auto`, `cpu`, `cuda` or `cuda:N`; without N each local rank takes the GPU of its number.
 
     Raises:
-        ValueError: if a GPU is asked for that is not there.
+        ValueError: for another name, or if a GPU is asked for that is not there.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device={name}: choose auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={name}: no usable GPU here; leave device=auto, or see what nvidia-smi says")
     if name == "cpu" or not torch.cuda.is_available():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-ASIDE = ".tmp."  # in the name of a file that is being written
+ASIDE = ".tmp."  # in the name of a file that is being written, before the number of the process
 
 
 def write_aside(path: Path, parts: Sequence[bytes | memoryview], keep_as: str | None = None) -> None:
@@ -73,7 +73,8 @@ def _sync_folder(folder: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove what writes that a kill cut short have left beside the files of a folder and of those in it."""
     for left in [*folder.glob(f"*{ASIDE}*"), *folder.glob(f"*/*{ASIDE}*")]:
-        left.unlink(missing_ok=True)
+        if left.name.rpartition(ASIDE)[2].isdecimal():  # and not a file of the user's
+            left.unlink(missing_ok=True)
 
 
 def absent(path: Path, within: Path | None = None) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from engine.signals import Stopped
 from engine.state import TrainState
 
 WAIT_SECONDS = 1.0
+TRACES = re.compile(r"error(-rank\d+)?\.txt")
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
@@ -35,8 +37,11 @@ def locked(folder: RunFolder, ranks: Ranks, fresh_since: float | None, wait: boo
         ValueError: on all ranks, if the folder cannot be written.
     """
     # A launcher that restarts its ranks or queues a job again repeats the command line: that is no fresh start.
-    if any(os.environ.get(count, "0") != "0" for count in RESTARTS):
+    again = [count for count in RESTARTS if os.environ.get(count, "0") != "0"]
+    if again and fresh_since is not None:
         fresh_since = None
+        if ranks.is_main:
+            print(f"note: fresh=true was for the first start; by {again[0]}={os.environ[again[0]]} this is another one")
     waits = False
     while True:
         lock, problem = None, None
@@ -110,7 +115,8 @@ def status_kept(folder: RunFolder, ranks: Ranks) -> Iterator[None]:
     trace = folder.path / ("error.txt" if ranks.is_main else f"error-rank{ranks.rank}.txt")
     if ranks.is_main:
         for old in folder.path.glob("error*.txt"):  # of an earlier start
-            old.unlink()
+            if TRACES.fullmatch(old.name):
+                old.unlink()
         folder.set_status(RUNNING)
     ranks.barrier()
     try:

@@ -28,16 +28,17 @@ class MetricsWriter:
     Args:
         folder: the run directory.
         step: the step that the run continues from.
+        evaluates: the run begins with the evaluation of this step: one that a kill undid is removed, too.
         writes: False on all ranks but the main one; then every method does nothing.
     """
 
-    def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
+    def __init__(self, folder: Path, step: int, evaluates: bool = False, writes: bool = True) -> None:
         self.path, self.writes = folder / "metrics.jsonl", writes
         if writes:
             from torch.utils.tensorboard import SummaryWriter
 
             with self._named():
-                self._forget_after(step)
+                self._forget_after(step, evaluates)
                 self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
                 self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -58,16 +59,18 @@ class MetricsWriter:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, step: int, evaluates: bool) -> None:
         if not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
+                entry = json.loads(line)
             except ValueError:
                 break
+            undone = evaluates and entry["step"] == step and any(name.startswith(("val/", "test/")) for name in entry)
+            if entry["step"] <= step and not undone:
+                kept.append(line)
         write_aside(self.path, ["".join(line + "\n" for line in kept).encode()])
 
     def add(self, step: int, epoch: float, values: dict[str, float]) -> None:

@@ -81,7 +81,8 @@ class Fit:
         state, settings, per_epoch = self.state, self.settings, len(self.data.train)
         self.stop.defer()
         self.bar = Progress(self.total_steps, state.step, shown=self.progress and self.ranks.is_main)
-        with MetricsWriter(self.folder.path, state.step, self.ranks.is_main) as self.writer, self.bar:
+        evaluates = state.step == (state.epochs_done + 1) * per_epoch  # a signal came in the evaluation of this epoch
+        with MetricsWriter(self.folder.path, state.step, evaluates, self.ranks.is_main) as self.writer, self.bar:
             while state.epochs_done < settings.epochs:
                 self._clock = time.perf_counter()
                 epoch = state.epochs_done

@@ -10,6 +10,12 @@ from types import FrameType, TracebackType
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
+def asking() -> tuple[signal.Signals, ...]:
+    """The signals that ask to stop. A process started with nohup ignores SIGHUP, and goes on doing so."""
+    ignores = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in ASKING if not (ignores and number == signal.SIGHUP))
+
+
 class Stopped(Exception):
     """A signal asked the run to stop; what was done is written and the run can be resumed.
 
@@ -39,9 +45,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return self
-        # A run started with nohup ignores SIGHUP, and goes on doing so.
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-        self._before = {number: signal.signal(number, self._ask) for number in ASKING if number not in ignored}
+        self._before = {number: signal.signal(number, self._ask) for number in asking()}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dropblock import DropBlock2d, Site, drop_block_counted
+from dropblock import DropBlock2d, Site, apply_mask, drop_block_counted
 from experiment import plan_of, register_layer, register_model, register_schedule, run_sweep
 
 
@@ -43,9 +43,9 @@ class SharedDropBlock(DropBlock2d):
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         """The output, and how many units of `x` it keeps; a function of the seed alone, so that a run can resume."""
-        ones = torch.ones_like(x[:, :1])
-        mask, kept = drop_block_counted(ones, keep_prob=self.keep_prob, block_size=self.block_size, seed=seed)
-        return x * mask, kept * x.shape[1]
+        one_channel = torch.ones_like(x[:, :1])
+        mask, _ = drop_block_counted(one_channel, keep_prob=self.keep_prob, block_size=self.block_size, seed=seed)
+        return apply_mask(x, (mask != 0).expand_as(x))  # scaled in float32 whatever x is, and 0 where x is NaN
 
 
 def slow_start(progress: float) -> float:

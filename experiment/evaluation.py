@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -38,7 +38,7 @@ def evaluate(
     task = build_task(plan, data)
 
     def measure(layer: LayerConfig | None, only: int | None = None) -> dict[str, Any]:
-        model, layers = trained(replace(plan, layer=layer), payload, data, place)
+        model, layers = trained(plan, payload, data, place, layer)
         layers.set_progress(1.0)
         for installed in installed_layers(model):
             installed.train()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig
 
 from configs.checking import UserError
-from configs.command_line import LAUNCHER, asks_for
+from configs.command_line import LAUNCHER, asks_for, split_flags, values_given
 from configs.compose import compose_jobs, compose_without_trace
 from configs.plan import Plan
 from configs.resolve import resolve_composed
@@ -117,10 +117,17 @@ def run_command(arguments: list[str], sweep: Path | None) -> int:
                 later.append((config, overrides, number))
 
     compose_jobs(arguments, sweep, each)
+    if shows_configuration(arguments):
+        return 0
     for config, overrides, number in later:  # done by now, or waited for, or taken over if the other process died
         if not any(outcome.ends_all for outcome in outcomes):
             outcomes.append(run_job(command, config, overrides, number, "wait"))
     return exit_code(outcomes, False) if sweep is None else _close(sweep, command.began, outcomes, made)
+
+
+def shows_configuration(arguments: list[str]) -> bool:
+    """Whether Hydra prints the composed configuration and starts no job."""
+    return any(flag.startswith(("-c", "--cfg")) for flag in split_flags(arguments)[0])
 
 
 def _show(arguments: list[str], grid: bool) -> int:
@@ -186,7 +193,8 @@ def _workers(arguments: list[str], sweep: Path | None) -> int:
     workers = at_a_time(arguments)
     if workers > 1:
         if sweep is None:
-            raise UserError(f"jobs={workers}: a single run is one job; -m or +sweep= start many")
+            asked = values_given(arguments)["jobs"]
+            raise UserError(f"jobs={asked}: a single run is one job; -m or +sweep= start many")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(f"jobs={workers}: runs on one process each; omit torchrun")
         if any(argument.startswith(LAUNCHER) for argument in arguments):
@@ -220,10 +228,13 @@ def _run_pool(arguments: list[str], sweep: Path, workers: int) -> int:
         (again if any(job.run == other.run for other in jobs) else jobs).append(job)
 
     compose_jobs(arguments, sweep, each)
+    if shows_configuration(arguments):
+        return 0
     if len(configs) == 1:  # this process is there already, a worker would have to start
         outcomes.append(run_job(Command(sweep, started), configs[0], jobs[0].overrides, jobs[0].number, "wait"))
         return _close(sweep, started, outcomes, made)
     for note, count in notes.items():
         print(f"note: {note}{'' if count == 1 else f' ({count} runs)'}")
-    outcomes += run_jobs(jobs + again, workers, sweep, started, on_gpu)
+    if jobs:
+        outcomes += run_jobs(jobs + again, workers, sweep, started, on_gpu)
     return _close(sweep, started, outcomes, made)

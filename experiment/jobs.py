@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.records import FAILED
+from engine.signals import asking
 from experiment.display import Display
 from experiment.outcome import Outcome
 from experiment.shares import environment_of, gpus
@@ -189,15 +190,18 @@ class Pool:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first signal is passed on to every worker, which writes its checkpoint; a second one ends them."""
+        """The first signal is passed on to every worker, which writes its checkpoint; a second interrupt ends them.
+
+        Other signals come twice without anybody's impatience, as a scheduler's warning and its SIGTERM.
+        """
 
         def pass_on(number: int, frame: Any) -> None:
-            for worker in self.workers:
-                worker.process.send_signal(signal.SIGKILL if self.stopped else number)
+            at_once = self.stopped == number == signal.SIGINT
+            for worker in self.workers if at_once or not self.stopped else ():
+                worker.process.send_signal(signal.SIGKILL if at_once else number)
             self.stopped = number
 
-        asking = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-        before = {number: signal.signal(number, pass_on) for number in asking}
+        before = {number: signal.signal(number, pass_on) for number in asking()}
         try:
             yield
         finally:

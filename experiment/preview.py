@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from configs.plan import Plan
-from dropblock import table_text
+from data import Data
+from dropblock import LayerControl, table_text
 from engine.console import table
-from engine.distributed import Ranks, find_device
-from experiment.build import build_network, open_data
+from engine.distributed import Ranks, find_device, synchronized
+from experiment.build import build_network, build_task, open_data
 from experiment.run import plan_text
 
 
@@ -21,15 +24,25 @@ def preview(plan: Plan) -> str:
     Raises:
         ValueError, FileNotFoundError: if the plan cannot be run, in one line.
     """
-    device = find_device(plan.runtime.device)
-    data = open_data(plan, device, Ranks())
-    model, layers = build_network(plan, data, device, pretrained=False)
+    data, model, layers, device = built(plan)
     parts = [
         OmegaConf.to_yaml(OmegaConf.create(asdict(plan))).rstrip(),
         f"run directory: {plan.run_dir()}",
         plan_text(plan, data, model, device),
     ]
     return "\n\n".join([*parts, *([table_text(layers.table)] if layers.table else [])])
+
+
+def built(plan: Plan) -> tuple[Data, nn.Module, LayerControl, torch.device]:
+    """What a run builds before its first step, so that a plan that cannot run is refused; where it is built."""
+    device = find_device(plan.runtime.device)
+    data = open_data(plan, device, Ranks())
+    build_task(plan, data)
+    # A run that has begun goes on from its checkpoint, whether the file of weights is still there or not.
+    model, layers = build_network(plan, data, device, pretrained=not plan.run_dir().exists())
+    if plan.recipe.sync_batchnorm:
+        model = synchronized(model, device)
+    return data, model, layers, device
 
 
 def preview_grid(plans: Mapping[str, Plan]) -> str:
@@ -43,8 +56,7 @@ def preview_grid(plans: Mapping[str, Plan]) -> str:
     """
     found: dict[str, list[str]] = {}
     for plan in {plan.hash(): plan for plan in plans.values()}.values():  # the seed moves no site
-        device = find_device(plan.runtime.device)
-        _, layers = build_network(plan, open_data(plan, device, Ranks()), device, pretrained=False)
+        _, _, layers, _ = built(plan)
         found.setdefault(table_text(layers.table) if layers.table else "no layers", []).append(plan.variant)
     runs = table(("run", "directory"), [(name, plan.run_dir()) for name, plan in plans.items()])
     return "\n\n".join([runs, *(f"{', '.join(variants)}:\n{text}" for text, variants in found.items())])

@@ -18,6 +18,7 @@ from configs.checking import UserError
 from configs.compose import compose_without_trace
 from configs.plan import Plan
 from configs.resolve import resolve_composed
+from engine import cpu
 from engine.console import counted, duration, table
 from experiment.shares import at_a_time, gpus, threads_of
 
@@ -65,7 +66,9 @@ def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
     )
     if sweep is None and jobs and jobs[0].refused:
         raise UserError(jobs[0].refused)
-    answer, complete = price(jobs, lambda line: print(line, flush=True), workers if sweep is not None else 1)
+    at_once = workers if sweep is not None else 1
+    with cpu.shared_by(at_once):
+        answer, complete = price(jobs, lambda line: print(line, flush=True), at_once)
     print(f"\n{answer}\n\nnothing was trained{'; omit estimate=true to start' if complete else ''}")
     return 0 if complete else 2
 

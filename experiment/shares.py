@@ -59,6 +59,7 @@ def environment_of(place: int, workers: int, devices: Sequence[str]) -> dict[str
     values = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         values.setdefault(key, threads_of(workers))
+    values[cpu.RUNS_HERE] = str(workers)  # its loaders have their share, too
     if workers > 1:
         values.setdefault(cpu.WAITING, "PASSIVE")  # a thread that spins would take the core of another worker
     if devices:

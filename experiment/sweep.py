@@ -66,9 +66,9 @@ def train_all(plans: Sequence[Plan], name: str) -> Path:
     if not plans:
         raise UserError(f"sweep {name}: no plan to train")
     sweep, began = Path(plans[0].runtime.output_root, "sweeps", name), time.time()
-    waiting = [plan for plan in plans if not _trained(plan, sweep, wait=False)]
+    waiting = [plan for plan in plans if not _trained(plan, sweep, began, wait=False)]
     for plan in waiting:
-        _trained(plan, sweep, wait=True)
+        _trained(plan, sweep, began, wait=True)
     entries = read_runs(sweep, since=began)
     print(f"\n{summary_text(entries, sweep)}")
     failed = [entry for entry in entries if entry["status"] != DONE]
@@ -79,7 +79,7 @@ def train_all(plans: Sequence[Plan], name: str) -> Path:
     return sweep
 
 
-def _trained(plan: Plan, sweep: Path, wait: bool) -> bool:
+def _trained(plan: Plan, sweep: Path, began: float, wait: bool) -> bool:
     """Train one run and note what became of it; False if another process has it."""
     from experiment.run import run_plan
 
@@ -87,7 +87,7 @@ def _trained(plan: Plan, sweep: Path, wait: bool) -> bool:
     overrides = list(plan.overrides)
     print("\n".join([f"\n=== {plan.run_dir()}", *(f"note: {note}" for note in plan.notes)]), flush=True)
     try:
-        summary = run_plan(plan, plan.overrides, wait=wait)
+        summary = run_plan(plan, plan.overrides, began, wait)
     except Exception as error:  # not a signal, which ends the whole sweep
         if getattr(error, "in_use", False):
             return False

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from configs.checking import UserError, load_yaml
 from configs.plan import Plan, plan_from
+from configs.schema import LayerConfig
 from data import Data
 from dropblock import LayerControl
 from engine import checkpoint
@@ -79,21 +80,22 @@ def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str, Any], Data]:
-    """The plan that a network was trained to, without what drops in it; its checkpoint; the data it was trained on.
+    """The plan that a network was trained to; its checkpoint; the data it was trained on.
 
     Raises:
         UserError: if the data are others.
     """
     plan, payload = load(source)
-    plan = replace(plan, layer=None, companions=[])
     data = open_data(plan, device, Ranks())
     if not same_data(payload["fingerprint"], data.fingerprint):
         raise UserError(f"{plan.data.name}: not the data this network was trained on; set data_root")
     return plan, payload, data
 
 
-def trained(plan: Plan, payload: dict[str, Any], data: Data, device: torch.device) -> tuple[nn.Module, LayerControl]:
-    """The network of a checkpoint in evaluation mode, and the layers that the plan puts in it."""
-    model, layers = build_network(plan, data, device, pretrained=False)
+def trained(
+    plan: Plan, payload: dict[str, Any], data: Data, device: torch.device, layer: LayerConfig | None = None
+) -> tuple[nn.Module, LayerControl]:
+    """The network of a checkpoint in evaluation mode, without what dropped in it in training, but with `layer`."""
+    model, layers = build_network(replace(plan, layer=layer, companions=[]), data, device, pretrained=False)
     model.load_state_dict(weights_of(payload))
     return model.eval(), layers

@@ -1,4 +1,4 @@
-"""Measure: python scripts/benchmark.py SUBJECT [--device cpu|cuda] [--json FILE] [--markdown FILE]
+"""Measure: python scripts/benchmark.py SUBJECT [--json FILE] [--markdown FILE] [--help]
 
 op: the operator beside torchvision, timm, nn.Dropout and the memory limit. step: a ResNet-50 training step with it.
 loop: the training loop beside the barest one. loader: input pipelines beside torchvision's. startup: the command line.
@@ -39,6 +39,8 @@ def main() -> None:
         command.add_argument("--markdown", type=Path, help="write the table here, too")
         subject.add_arguments(command)
     arguments = parser.parse_args()
+    for path in filter(None, (arguments.json, arguments.markdown)):
+        path.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured
     result = SUBJECTS[arguments.subject].measure(arguments)
     table = SUBJECTS[arguments.subject].markdown(result)
     print(table)

@@ -78,7 +78,10 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
     for i, axes in enumerate(grid[0]):
         axes.imshow(shown[i].squeeze(-1).numpy(), cmap="gray")
         axes.set_title(data.classes[int(labels[i])], fontsize=9)
-    for path, (plan, payload, _), row in zip(paths, runs, grid[1:], strict=True):
+    names = [plan.variant for plan, _, _ in runs]
+    if len(set(names)) < len(names):  # seeds of one configuration, or networks
+        names = [str(path) for path in paths]
+    for path, name, (plan, payload, _), row in zip(paths, names, runs, grid[1:], strict=True):
         model, _ = trained(plan, payload, data, device)
         if not (hasattr(model, "features") and hasattr(model, "fc")):
             raise UserError(f"{path}: {plan.model.name} has no `features` and `fc`, so its maps are not known")
@@ -88,8 +91,8 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
             axes.imshow(shown[i].mean(-1).numpy(), cmap="gray")
             axes.imshow(maps[i].numpy(), cmap="inferno", alpha=0.62, vmin=0, vmax=1)
         above = f"{100 * spread(model, data):.1f} % of the map\nabove half its maximum"
-        name = path.resolve().parent.name.rpartition("-")[0].replace("-", "\n")
-        row[0].text(-0.08, 0.5, f"{name}\n{above}", transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+        label = name.replace("-", "\n")
+        row[0].text(-0.08, 0.5, f"{label}\n{above}", transform=row[0].transAxes, ha="right", va="center", fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130)
     plt.close(figure)
@@ -104,6 +107,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data-root", help="where the data are")
     parser.add_argument("--out", type=Path, help="another file than cam.png in the directory of the last RUN")
     given = parser.parse_args(arguments)
+    if given.images < 1:
+        raise UserError(f"--images {given.images}: must be at least 1")
     out = given.out or given.runs[-1] / "cam.png"
     draw(given.runs, given.data_root, given.images, out)
     print(f"written to {out}")

@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     from scripts.report import write_report
     from scripts.reporting.comparison import Report, lines_of
+    from scripts.reporting.markdown import report_text
     from scripts.reporting.reading import read_runs
-    from scripts.reporting.tables import report_text
 
     sweep = read_runs([run for place in given.runs for run in runs_in(place)])
     if given.out is not None:

@@ -142,6 +142,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.draw and given.out is None:
         raise ValueError("--draw draws what --out holds: name it")
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)  # before anything is measured
     kept = given.out / "drop_rates.json" if given.draw else None
     result = json.loads(kept.read_text()) if kept else json.loads(json.dumps(measure(given.units)))
     print(page(result))

@@ -66,9 +66,12 @@ def body(
         f"{plan.model.name} trained on {images} for {recipe.epochs} epochs (recipe `{recipe.name}`, batch "
         f"{recipe.batch_size}, seed {plan.seed}) with {label_of(plan.regularizer, summary.get('styles'))}"
     )
-    if plan.layer is not None:
-        where = ", ".join(map(str, plan.layer.groups or []))
-        trained += f": keep_prob {plan.layer.keep_prob:g}, schedule {plan.layer.schedule}, groups {where}"
+    layers = plan.layers
+    for layer in layers:
+        which = f"{label_of([layer.name], summary.get('styles'))} " if len(layers) > 1 else ""
+        where = ", ".join(map(str, layer.groups or []))
+        trained += ":" if layer is layers[0] else ";"
+        trained += f" {which}keep_prob {layer.keep_prob:g}, schedule {layer.schedule}, groups {where}"
     parts = [f"# {name}", f"{trained}."]
     if metrics:
         lines = "\n".join(f"| {label} | {value:.2f} |" for _, label, value in metrics)

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         how = Preparation(asked.short_side, asked.kind, asked.quality, asked.per_shard)
         found = open_folders(asked.name, asked.source, download=False)
         images = len(found.train) + len(found.test)
-        with tqdm(total=images, unit=" images", desc="preparing", mininterval=0.5) as bar:
+        with progress("preparing", images) as bar:
             prepare(asked.name, found, asked.target, how, asked.workers, bar.update)
     written = open_prepared(asked.name, asked.target)
     images = len(written.train) + len(written.test)

@@ -25,7 +25,7 @@ def write_report(sweep: Sweep, out: Path, with_page: bool = True) -> Path:
         out: the folder of the files.
         with_page: the HTML as well, which holds every picture a second time.
     """
-    from scripts.reporting import csv_files, figures, page, tables
+    from scripts.reporting import csv_files, figures, markdown, page
     from scripts.reporting.comparison import Report, answers, lines_of
 
     out.mkdir(parents=True, exist_ok=True)
@@ -35,12 +35,14 @@ def write_report(sweep: Sweep, out: Path, with_page: bool = True) -> Path:
         "runs.csv": csv_files.runs_csv(sweep),
         "claims.csv": csv_files.claims_csv(report.answers),
         "under_drop.csv": csv_files.under_drop_csv(sweep),
-        "report.md": tables.report_text(report),
+        "report.md": markdown.report_text(report),
         "report.html": page.page(report, out) if with_page else "",
     }
     for name, text in texts.items():
         if text:
             (out / name).write_text(text)
+        else:
+            (out / name).unlink(missing_ok=True)  # of an earlier report, that had something to say there
     return out / "report.md"
 
 

@@ -20,7 +20,7 @@ from scripts.bench.rounds import interleaved, interval_of_median, ratios, spread
 
 THEIRS, OURS, WITH_DROPBLOCK = "torchvision retinanet_resnet50_fpn", "retinanet", "retinanet with DropBlock"
 CLASSES, OBJECTS, MOST_OBJECTS = 80, 7, 100  # COCO has 80 classes and about 7 objects an image
-BLOCK, KEEP_PROB, GROUPS = 7, 0.9, (3, 4)
+BLOCK, KEEP_PROB, GROUPS, SIDE = 7, 0.9, (3, 4), 320
 
 
 def scenes(batch: int, side: int, device: str) -> DetectionBatch:

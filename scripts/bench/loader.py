@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Photographs and small images: images per second of each, and ratios within a round."""
+    least = max(CLASSES, 2 * arguments.batch)  # the first batch starts the clock, and every class has a photograph
+    if arguments.family != "small" and arguments.images < least:
+        raise SystemExit(f"--images {arguments.images}: at least {least} with --batch {arguments.batch}")
     before, rows = surroundings(arguments.device), []
     if arguments.family != "small":
         place = Path(tempfile.mkdtemp(prefix="photographs-"))

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_clock(parser)
     add_patience(parser, "the whole")
     parser.add_argument("--detector", action="store_true", help="RetinaNet beside torchvision's instead")
-    parser.add_argument("--side", type=int, default=320, help="pixels a side of the detector's images")
+    parser.add_argument("--side", type=int, help=f"pixels a side of the detector's images (default {detector.SIDE})")
     parser.add_argument("--peers", action="store_true", help="torchvision, timm and nn.Dropout as well")
 
 
@@ -106,8 +106,13 @@ def calls_alone(name: str, batch: int, dtype: str, device: str) -> Callable[[], 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Whole steps in interleaved rounds, and the 36 calls alone beside the plain step."""
+    if arguments.detector and arguments.peers:
+        raise SystemExit("--peers: the detector stands beside torchvision's alone")
     if arguments.detector:
+        arguments.side = arguments.side or detector.SIDE
         return detector.measure(arguments)
+    if arguments.side is not None:
+        raise SystemExit("--side is of the detector: give --detector too")
     device, dtype = arguments.device, arguments.dtype
     before = surroundings(device)
     images = torch.randn(arguments.batch, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)

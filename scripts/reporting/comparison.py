@@ -156,11 +156,12 @@ class Answer:
 def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
     """(better, worse) for every pair of rows that differ in the claim's column alone.
 
-    A claim about experiments or regularizers pairs rows whatever their knobs; any other leaves the experiment's name,
-    which follows from the knobs, aside. Unless the claim is about the setting, both rows have the same.
+    A claim about experiments or regularizers pairs rows whatever their layers and transforms; any other leaves the
+    experiment's name, which follows from them, aside. Unless the claim is about the setting, both rows have the same.
     """
     free = {claim.column, "experiment"}
-    if claim.column in ("experiment", "regularizer"):
+    of_methods = claim.column in ("experiment", "regularizer")
+    if of_methods:
         free |= {"regularizer", *KNOBS}
     rows = [(of, row) for row in sweep.rows for of in spellings(row)]
     asked = [(of, row) for of, row in rows if all(of.get(key) == value for key, value in claim.where.items())]
@@ -168,10 +169,17 @@ def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
     for better, row in asked:
         for worse, other in asked:
             alike = all(better[key] == worse[key] for key in better if key not in free)
+            alike &= of_methods or without_column(row, claim.column) == without_column(other, claim.column)
             alike &= claim.column in SETTING or row.setting == other.setting
             if alike and better.get(claim.column) == claim.better and worse.get(claim.column) == claim.worse:
                 found.append((row, other))
     return found
+
+
+def without_column(row: Row, column: str) -> dict[str, Any]:
+    """The values of a row's layers and transforms that no column holds, without those that go with `column`."""
+    goes_with = ("schedule_start", "schedule_end") if column == "schedule" else ()
+    return {name: value for name, value in row.tried.items() if name not in (*KNOBS, *goes_with)}
 
 
 def spellings(row: Row) -> list[dict[str, str]]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from scripts.reporting.comparison import Answer, Line, columns_of
 from scripts.reporting.names import KNOBS
+from scripts.reporting.sections import under_drop
 from scripts.reporting.statistics import Difference, Spread
 from scripts.reporting.sweep import Run, Sweep
-from scripts.reporting.tables import under_drop
 from scripts.reporting.text import choice_of_keep_prob
 
 VALUES = (("last", "test"), ("peak", "test"), ("last", "val"), ("best", "val"), ("best", "test"))

@@ -14,11 +14,11 @@ from scripts.reporting.comparison import best_on_val, difference
 from scripts.reporting.knob_figures import over_block_size, over_keep_prob, under_drop_lines
 from scripts.reporting.mean_curves import common_curve
 from scripts.reporting.names import metric_label
+from scripts.reporting.sections import under_drop
 from scripts.reporting.setting import RUNS_A_ROW, paper_setting_text, task_of
 from scripts.reporting.statistics import Difference
 from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below, setting
 from scripts.reporting.sweep import Row, Sweep
-from scripts.reporting.tables import under_drop
 
 FEW_POINTS = 8  # of a line
 
@@ -166,11 +166,13 @@ def focus(axes: Axes) -> None:
 
 
 def few_rows(sweep: Sweep) -> list[Row]:
-    """At most ten rows for the training curves: where a knob is varied, what val chooses of each line."""
+    """At most ten rows for the training curves: where a knob is varied and val can choose, the best of each line."""
     if len(sweep.rows) <= 10:
         return sweep.rows
     lines = sweep.lines("keep_prob") or sweep.lines("block_size")
     chosen = [best for rows in lines if (best := best_on_val(rows))]
+    if not chosen:
+        return sweep.rows[:10]
     return ([sweep.baseline] if sweep.baseline else []) + chosen[:9]
 
 

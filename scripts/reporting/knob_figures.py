@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from scripts.reporting.comparison import best_on_val
 from scripts.reporting.names import colour_of
+from scripts.reporting.sections import under_drop
 from scripts.reporting.setting import paper_setting_text
 from scripts.reporting.statistics import Spread
 from scripts.reporting.style import (
@@ -26,7 +27,6 @@ from scripts.reporting.style import (
     setting,
 )
 from scripts.reporting.sweep import Row, Sweep
-from scripts.reporting.tables import under_drop
 
 
 def baseline_band(axes: Axes, sweep: Sweep) -> None:
@@ -118,7 +118,7 @@ def block_name(sweep: Sweep, size: int) -> str:
     covered: set[Any] = set()
     for row in sweep.rows:
         if size in (row.knob("block_size"), *row.same):
-            sites = row.runs[0].folder.read("sites.json") or []
+            sites = [site for site in row.runs[0].folder.read("sites.json") or [] if map_sizes(site)]
             covered |= {site["group"] for site in sites} - {site["group"] for site in sites if not is_covered(site)}
     whole = "+".join(str(group) for group in sorted(covered, key=str))
     return f"{size}\nwhole map,\ngroup{'s' if len(covered) > 1 else ''} {whole}" if covered else str(size)
@@ -126,8 +126,13 @@ def block_name(sweep: Sweep, size: int) -> str:
 
 def is_covered(site: dict[str, Any]) -> bool:
     """Whether a block covers every feature map that a line of the sites table stands for."""
-    sizes = site.get("map_sizes") or [site["map_size"]]  # a record from before a site could see several has one
-    return all(list(site["block"]) == list(size[-2:]) for size in sizes)
+    return all(list(site["block"]) == list(size[-2:]) for size in map_sizes(site))
+
+
+def map_sizes(site: dict[str, Any]) -> list[list[int]]:
+    """Of every feature map that passes there: none out of a layer's reach. A record from before a site could see
+    several has one."""
+    return site["map_sizes"] if "map_sizes" in site else [site["map_size"]]
 
 
 def under_drop_lines(sweep: Sweep, out: Path) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from scripts.reporting.beside_paper import NOTE, paper_table
-from scripts.reporting.classes import class_table
 from scripts.reporting.comparison import Line, Report
 from scripts.reporting.dots import Scale, dots
+from scripts.reporting.sections import sections
 from scripts.reporting.setting import SILENT_PAPER, deviations
 from scripts.reporting.statistics import Spread
 from scripts.reporting.style import colour
@@ -26,7 +25,7 @@ from scripts.reporting.tables import (
     run_drops_of,
     time_text,
 )
-from scripts.reporting.text import answer_cells, choice_of_keep_prob, legend, setting_text
+from scripts.reporting.text import choice_of_keep_prob, legend, setting_text
 
 STYLE = """
 :root { color-scheme: light; --ink: #222; --faint: #6b6b6b; --line: #e2e2e2; }
@@ -83,20 +82,9 @@ def page(report: Report, folder: Path) -> str:
     parts.append(results(report))
     parts += [f'<p class="note">{prose(text)}</p>' for text in legend(sweep, report.lines).split("\n\n")]
     parts += ["<h2>Each row in detail</h2>", details(report)]
-    if sweep.lost:
-        parts += ["<h2>Not in the numbers</h2>", plain_table(["job", "status", "reason"], sweep.lost)]
-    if report.answers:
-        heads = ["claim", "difference [95 %]", "n", "cells", "cells above 0", "Holm p", "verdict"]
-        rows = [answer_cells(answer, p_text(answer.adjusted)) for answer in report.answers]
-        parts += ["<h2>What was asked</h2>", plain_table(heads, rows)]
-        parts.append('<p class="note">A cell is a pair of rows that are alike but for what the claim is about; the '
-                     "difference is averaged over the cells, seed by seed.</p>")  # fmt: skip
-    paper = paper_table(sweep)
-    if paper:
-        parts += ["<h2>Beside the paper</h2>", plain_table(*paper), f'<p class="note">{NOTE}</p>']
-    classes = class_table(sweep)
-    if classes:
-        parts += ["<h2>Each class</h2>", plain_table(*classes)]
+    for section in sections(report):
+        parts += [f"<h2>{escape(section.title)}</h2>", plain_table(section.heads, section.rows)]
+        parts += [f'<p class="note">{prose(section.note)}</p>'] if section.note else []
     parts.append("<h2>Pictures</h2>")
     parts += [figure(folder / name, caption) for caption, name in report.figures]
     if sweep.study.limitations:

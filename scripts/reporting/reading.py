@@ -190,7 +190,8 @@ def asked_for(folder: Path) -> Asked:
         return Asked()
     experiments = tuple(name.strip() for name in str(params.get("experiment", "")).split(",") if name.strip())
     knob = next((name for name in ("keep_prob", "block_size") if name in params), None)
-    seeds = tuple(int(seed) for seed in given.get("seed", "").split(",") if seed.strip().isdigit())
+    asked = str(given.get("seed", params.get("seed", "")))
+    seeds = tuple(int(seed) for seed in asked.split(",") if seed.strip().isdigit())
     values = numbers_in(str(given.get(knob, params[knob]))) if knob else ()
     return Asked(given.get("sweep"), experiments, knob, values, seeds)
 

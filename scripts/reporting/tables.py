@@ -1,18 +1,13 @@
-"""The numbers of a report as Markdown."""
+"""Cells and tables of a report, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from scripts.reporting.beside_paper import NOTE, paper_table
-from scripts.reporting.classes import class_table
-from scripts.reporting.comparison import Answer, Line, Report, best_on_val, difference
-from scripts.reporting.names import metric_label
-from scripts.reporting.setting import SILENT_PAPER, deviations
+from scripts.reporting.comparison import Line
 from scripts.reporting.statistics import Difference, Spread
 from scripts.reporting.sweep import Row, Sweep
-from scripts.reporting.text import answer_cells, choice_of_keep_prob, legend, setting_text
+from scripts.reporting.text import choice_of_keep_prob
 
 RESULTS = ["", "n", "last epoch", "difference [95 %]", "Holm p", "verdict", "paper (peak)", "its difference"]
 DROPPED = "dropped in the last epoch: measured (expected)"
@@ -107,103 +102,3 @@ def drops_of(row: Row) -> list[str]:
 def run_drops_of(line: Line) -> list[str]:
     """The share of each group's units that the whole run dropped, which schedules with one keep_prob differ in."""
     return [f"{group} {100 * share:.2f} %" for group, share in line.dropped.items()]
-
-
-def chosen(sweep: Sweep, knob: str) -> str:
-    """What val chooses among the values of a knob, for every line of a figure; '' where nothing is varied."""
-    lines = []
-    for rows in sweep.lines(knob):
-        best = best_on_val(rows)
-        if best is None:
-            continue
-        curve = best.paper_curve if knob == "keep_prob" and not sweep.made_up else {}
-        paper = max(curve, key=lambda k: curve[k], default=None)
-        lines.append(
-            [
-                *(sweep.label(best, without=knob), f"{best.knob(knob):g}", best.spread("last", "val")),
-                *(best.spread("last"), difference_text(difference(sweep, best), best), best.spread("peak")),
-                "" if paper is None else f"{paper:g} ({curve[paper]:.2f})",
-            ]
-        )
-    if not lines:
-        return ""
-    headers = ["", knob, "val", "test, last epoch", "difference [95 %]", "test, peak", f"paper's best {knob}"]
-    return markdown_table(*without_empty(headers, lines))
-
-
-@dataclass(frozen=True)
-class DropLine:
-    """A row, tested with blocks of one size: the headline on test by keep_prob at inference."""
-
-    row: Row
-    block_size: int
-    values: dict[float, Spread]
-
-
-def under_drop(sweep: Sweep) -> list[DropLine]:
-    """What scripts/inference_drop.py measured; nothing before it did so for every row, as runs may be of two sweeps."""
-    lines = []
-    for row in sweep.rows:
-        found: dict[int, dict[float, list[float]]] = {}
-        for run in row.runs:
-            for point in (run.folder.read("under_drop.json") or {}).get("under_drop", []):
-                by_keep_prob = found.setdefault(point["block_size"], {})
-                by_keep_prob.setdefault(point["keep_prob"], []).append(point[row.headline])
-        for block, values in sorted(found.items()):
-            lines.append(DropLine(row, block, {kp: Spread(tuple(values[kp])) for kp in sorted(values, reverse=True)}))
-    return lines if {id(line.row) for line in lines} == {id(row) for row in sweep.rows} else []
-
-
-def under_drop_table(sweep: Sweep) -> str:
-    lines = under_drop(sweep)
-    keep_probs = sorted({keep_prob for line in lines for keep_prob in line.values}, reverse=True)
-    rows = [[sweep.label(line.row), line.block_size, *(line.values.get(kp) for kp in keep_probs)] for line in lines]
-    return markdown_table(["trained with", "tested with block", *(f"keep_prob {kp:g}" for kp in keep_probs)], rows)
-
-
-def answers_table(found: Sequence[Answer]) -> str:
-    headers = ["claim", "difference [95 %]", "n", "cells", "cells above 0", "Holm p", "verdict"]
-    return markdown_table(headers, [answer_cells(answer, p_text(answer.adjusted)) for answer in found])
-
-
-def pilots_table(sweep: Sweep) -> str:
-    """Val of the runs that chose; they are no part of the results."""
-    rows = [[sweep.label(row), " ".join(map(str, row.seeds)), row.spread("last", "val")] for row in sweep.pilots]
-    return markdown_table(["", "seed", f"{metric_label(sweep.rows[0].headline, {})} on val"], rows)
-
-
-def report_text(report: Report) -> str:
-    """The whole report."""
-    sweep, lines, found = report.sweep, report.lines, report.answers
-    results = [results_row(line, sweep.made_up) for line in lines]
-    details = [details_row(sweep, line) for line in lines]
-    parts = [f"# {sweep.name}", setting_text(sweep)]
-    parts += ["## Results", markdown_table(*without_empty(RESULTS, results)), legend(sweep, lines)]
-    parts += ["## Each row in detail", markdown_table(*without_empty(DETAILS, details))]
-    paper = paper_table(sweep)
-    if paper:
-        parts += ["## Beside the paper", markdown_table(*paper), NOTE]
-    classes = class_table(sweep)
-    if classes:
-        parts += ["## Each class", markdown_table(*classes)]
-    if sweep.lost:
-        parts += ["## Not in the numbers", markdown_table(["job", "status", "reason"], sweep.lost, left=3)]
-    if found:
-        parts += ["## What was asked", answers_table(found)]
-    for knob in ("keep_prob", "block_size"):
-        table = chosen(sweep, knob)
-        if table:
-            parts += [f"## {knob} chosen on the validation split", table]
-    if sweep.pilots:
-        parts += ["## The runs that chose keep_prob", pilots_table(sweep)]
-    if under_drop(sweep):
-        parts += ["## Under drop at inference", under_drop_table(sweep)]
-    for caption, name in report.figures:
-        parts.append(f"![{caption}]({name})\n\n*{caption}*")
-    if sweep.study.limitations:
-        parts += ["## Limitations", "\n".join(f"* {sentence}" for sentence in sweep.study.limitations)]
-    differing = deviations(sweep)
-    if differing:
-        parts += ["## Deviations from the paper's setting", markdown_table(["", "here", "paper"], differing, left=3)]
-        parts.append(SILENT_PAPER)
-    return "\n\n".join(parts) + "\n"

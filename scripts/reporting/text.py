@@ -28,8 +28,9 @@ def setting_text(sweep: Sweep) -> str:
     plan, environments = runs[0].plan, [e for run in runs for e in run.environments]
     commits = sorted({str(e["commit"])[:9] + ("+" if e["dirty"] else "") for e in environments})
     devices = sorted({f"{e['device']} ({e['processor']})" if "processor" in e else e["device"] for e in environments})
+    width = plan["model"]["width"]  # a network of torchvision or timm has its own
     setting = (
-        f"{plan['model']['name']} of width {plan['model']['width']} on {data_text(runs[0])}, "
+        f"{plan['model']['name']}{'' if width is None else f' of width {width}'} on {data_text(runs[0])}, "
         f"{counted(plan['recipe']['epochs'], 'epoch')} of recipe `{plan['recipe']['name']}`"
     )
     if sweep.varied:

@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from configs.checking import UserError
+from engine import cpu
 from engine.records import RunFolder
 from experiment.display import Display, last_entries
-from experiment.jobs import Job, run_jobs
+from experiment.jobs import Job, Pool, run_jobs
 from experiment.shares import at_a_time, count_of, environment_of
 from experiment.sweep import read_runs, summary_text
 from tests.comparison import assert_identical
@@ -166,6 +168,7 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("engine.cpu.cores_of_a_rank", lambda: 8)
     assert environment_of(0, 4, [])["OMP_NUM_THREADS"] == "2"
+    assert environment_of(0, 4, [])[cpu.RUNS_HERE] == "4"  # by which a worker shares out its loaders, too
     assert [environment_of(place, 3, ["0", "2"])["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert count_of("auto") == 2
@@ -204,3 +207,45 @@ def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_single_run_needs_no_worker(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiment.grid.run_jobs", lambda *_: pytest.fail("a worker was started"))
     assert train("-m", "seed=1", "epochs=1", "jobs=2") == 0
+
+
+def test_only_a_second_interrupt_ends_the_workers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    pool = Pool([Job(0, ["data=fake"], tmp_path)], 1, tmp_path, 0.0, [])
+    monkeypatch.setattr(pool, "workers", [SimpleNamespace(process=SimpleNamespace(send_signal=sent.append))])
+    with pool._signals():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)  # as a scheduler does, some time after its warning
+        assert (sent, pool.stopped) == ([signal.SIGUSR1], signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert sent == [signal.SIGUSR1, signal.SIGKILL]
+
+
+def test_a_sweep_under_nohup_outlives_its_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool([Job(0, ["data=fake"], tmp_path)], 1, tmp_path, 0.0, [])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pool._signals():
+            signal.raise_signal(signal.SIGHUP)
+        assert pool.stopped == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_grid_that_is_refused_starts_no_worker(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("-m", "keep_prob=2,3", "jobs=2") == 1
+    printed = capsys.readouterr()
+    assert "at a time" not in printed.out
+    assert "keep_prob=2" in printed.err
+
+
+def test_showing_the_configuration_starts_nothing(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["jobs=2"]):
+        assert train("+sweep=table1", "--cfg=job", *more) == 0
+        printed = capsys.readouterr().out
+        assert "regularizer:" in printed
+        assert "runs done" not in printed
+    assert list(tmp_path.iterdir()) == []

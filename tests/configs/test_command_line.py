@@ -20,6 +20,7 @@ GOOD = [
     ["--help"],
     ["--cfg", "job"],
     ["hydra/launcher=slurm", "-m", "hydra.launcher.timeout_min=60"],
+    ["regularizer.dropblock.layer.schedule_start=0.5", "regularizer.dropblock.layer.options.new=1"],
 ]
 
 # (words, a part of the message that names the culprit or the nearest valid name)
@@ -53,6 +54,11 @@ BAD = [
     (["regularizer.dropblock._target_=subprocess.call"], "_target_"),
     (["model={_target_:os.system}"], "_target_"),
     (["+epochs=3"], "without +"),
+    (["regularizer.dropblok.layer.keep_prob=0.8"], "'dropblock'"),
+    (["+regularizer.foo.label=x"], "regularizer=foo"),
+    (["regularizer.dropblock.lyer.keep_prob=0.8"], "'layer'"),
+    (["regularizer.dropblock.layer.keep_probe=0.8"], "'keep_prob'"),
+    (["+regularizer.label_smoothing.loss.label_smothing=0.2"], "'label_smoothing'"),
 ]
 
 
@@ -146,3 +152,66 @@ def test_a_schedule_has_the_limit_that_it_needs_and_no_other() -> None:
         layer = plan_of("data=digits", f"schedule={schedule}", *limits, grid=True).layer
         assert layer is not None
         assert (layer.schedule_start, layer.schedule_end) == expected
+
+
+def test_a_value_of_one_regularizer_needs_no_plus() -> None:
+    of_dropblock = "regularizer.dropblock.layer"
+    plan = plan_of(f"{of_dropblock}.schedule=late", f"{of_dropblock}.schedule_start=0.5")
+    assert plan.layer is not None
+    assert (plan.layer.schedule, plan.layer.schedule_start) == ("late", 0.5)
+    for word in ("regularizer.dropout.layer.keep_prob=0.8", "regularizer.dropout.layer.schedule_end=0.5"):
+        with pytest.raises(UserError, match="dropout is not chosen; add it"):
+            plan_of(word)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["regularizer.dropblock.layer.schedule_start=0.5"], "schedule_start=0.5 does not apply to schedule=linear"),
+        (["regularizer.dropblock.layer=null"], r"layer=null: leaves nothing .* regularizer=none"),
+        (["head_share=0.5"], r"head_share=0.5 does not apply to groups=\[3, 4\]"),
+        (
+            ["experiment=schedules_overfit/early", "schedule=linear"],
+            r"schedule_end=0.5 \(of experiment=schedules_overfit/early; schedule_end=null drops it\) does not apply",
+        ),
+        (["recipe.warmup_epochs=8"], "recipe.warmup_epochs=8: must end before the run does, epochs=8"),
+        (["groups=[3,4]", "data.title='a,b'", "seed=1,2"], "^seed=1,2: several values make a grid"),
+        ([f"data.title={'x' * 101}"], "at most 100 bytes"),
+    ],
+    ids=str,
+)
+def test_what_would_do_nothing_or_fail_later_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_of(*words)
+
+
+def test_what_is_set_and_does_nothing_is_noted() -> None:
+    words = ("recipe.lr_decay=0.5", "recipe.ema_warmup=true", "recipe.warmup_epochs=0", "recipe.warmup_from=0.5")
+    notes = plan_of(*words).notes
+    for name, why in (
+        ("lr_decay", "lr_schedule=cosine"),
+        ("ema_warmup", "ema_decay=null"),
+        ("warmup_from", "epochs=0"),
+    ):
+        assert any(note.startswith(f"recipe.{name}=") and note.endswith(why) for note in notes), name
+    used = ("recipe.lr_decay=0.5", "lr_schedule=halving", "recipe.ema_warmup=true", "recipe.ema_decay=0.9")
+    assert not any("does nothing" in note for note in plan_of(*used).notes)
+
+
+def test_names_of_folders_are_as_long_as_file_systems_take() -> None:
+    own = plan_of("data=folder", f"data.root=/photos/{'x' * 250}")
+    assert len(own.run_dir().parts[1]) < 150
+    assert own.run_dir() != plan_of("data=folder", f"data.root=/photos/{'x' * 249}").run_dir()
+    words = [
+        "+sweep=fig3_keep_prob",
+        *(f"recipe.{name}=0.1234567891234" for name in ("lr", "momentum", "weight_decay")),
+    ]
+    short = sweep_name([*words, "keep_prob=0.1,0.2"])
+    assert short.endswith("momentum-0.1234567891234-weight_decay-0.1234567891234")
+    values = ",".join(f"0.{number}" for number in range(100, 140))
+    assert len(sweep_name([*words, f"keep_prob={values}"])) < 210
+    assert sweep_name([*words, f"keep_prob={values}"]) != sweep_name([*words, f"keep_prob={values},0.2"])
+
+
+def test_a_flag_is_no_part_of_a_sweeps_name() -> None:
+    assert sweep_name(["+sweep=table1", "--cfg=job"]) == sweep_name(["+sweep=table1"])

@@ -309,3 +309,20 @@ def test_compiles_into_one_graph_that_the_schedule_does_not_recompile() -> None:
         torch.testing.assert_close(outputs[0], outputs[1])
     assert counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("layer", [*ON_MAPS.values()])
+def test_an_error_names_the_layer_that_was_called(layer: type[DropLayer]) -> None:
+    with pytest.raises(ValueError, match=f"{layer.__name__} takes"):
+        layer(keep_prob=0.9)(torch.ones(4, 10))
+
+
+def test_the_function_checks_its_input_in_evaluation_too() -> None:
+    with pytest.raises(ValueError, match="drop_together takes"):
+        drop_together(torch.ones(3), together="unit", keep_prob=0.9, training=False)
+
+
+def test_a_rate_that_is_a_tensor_is_checked_once_it_is_known() -> None:
+    for rate in ({"keep_prob": torch.tensor(1.5)}, {"p": torch.tensor(-0.5)}):
+        with pytest.raises(ValueError, match=r"keep_prob must lie in \[0, 1\], not 1.5"):
+            Dropout(**rate)

@@ -25,7 +25,7 @@ def draws(layer: FractalDropPath, number: int, offset: int = 0) -> Tensor:
 
 def test_every_join_keeps_one_input_and_its_mean() -> None:
     for keep_prob, share in ((0.85, 0.5), (0.0, 0.0), (0.3, 0.0), (0.5, 1.0)):
-        for join in draws(FractalDropPath(JOINS, keep_prob, share), 100).split(SIZES, dim=1):
+        for join in draws(FractalDropPath(JOINS, keep_prob=keep_prob, global_share=share), 100).split(SIZES, dim=1):
             kept = join > 0
             assert kept.any(dim=1).all()
             expected = kept * (join.shape[1] / kept.sum(1, keepdim=True))
@@ -35,7 +35,7 @@ def test_every_join_keeps_one_input_and_its_mean() -> None:
 def test_global_draws_agree_over_the_network_and_reach_every_column() -> None:
     columns = torch.tensor([c for join in JOINS for c in join])
     seen = set()
-    for weights in draws(FractalDropPath(JOINS, 0.85, 1.0), 60):
+    for weights in draws(FractalDropPath(JOINS, keep_prob=0.85, global_share=1.0), 60):
         per_join = [set(c[w > 0].tolist()) for c, w in zip(columns.split(SIZES), weights.split(SIZES), strict=True)]
         (column,) = per_join[1]
         assert all(
@@ -47,7 +47,7 @@ def test_global_draws_agree_over_the_network_and_reach_every_column() -> None:
 
 def test_local_draws_are_independent_between_joins() -> None:
     """Correlation of two inputs of different joins over 2000 mini-batches; 4.5 standard errors: false alarm 7e-6."""
-    dropped = draws(FractalDropPath(JOINS, 0.85, 0.0), 2000) == 0
+    dropped = draws(FractalDropPath(JOINS, keep_prob=0.85, global_share=0.0), 2000) == 0
     a, b = dropped[:, 0].float(), dropped[:, 5].float()
     correlation = ((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std())
     assert abs(correlation.item()) < 4.5 / math.sqrt(2000)
@@ -56,7 +56,7 @@ def test_local_draws_are_independent_between_joins() -> None:
 @pytest.mark.parametrize(("keep_prob", "share"), [(0.85, 0.0), (0.85, 0.5), (0.85, 1.0), (0.2, 0.0), (0.0, 0.0)])
 def test_measured_drop_is_the_expected_one(keep_prob: float, share: float) -> None:
     """Over 2000 mini-batches, against 4.5 standard errors of the mean: false alarm 7e-6 a case."""
-    layer = FractalDropPath(JOINS, keep_prob, share)
+    layer = FractalDropPath(JOINS, keep_prob=keep_prob, global_share=share)
     per_batch = (draws(layer, 2000, offset=10_000) == 0).double().mean(1)
     error = per_batch.std().item() / math.sqrt(2000)
     expected = layer.expected_drop(keep_prob)
@@ -67,8 +67,8 @@ def test_measured_drop_is_the_expected_one(keep_prob: float, share: float) -> No
 
 def test_identity_in_evaluation_and_at_keep_prob_1() -> None:
     ones = torch.ones(1, sum(SIZES), 1, 1)
-    assert torch.equal(FractalDropPath(JOINS, 0.5).eval()(ones), ones)
-    layer = FractalDropPath(JOINS, 1.0)
+    assert torch.equal(FractalDropPath(JOINS, keep_prob=0.5).eval()(ones), ones)
+    layer = FractalDropPath(JOINS, keep_prob=1.0)
     assert torch.equal(layer(ones), ones)
     assert layer.expected_drop(1.0) == 0.0
 
@@ -83,7 +83,7 @@ def test_a_seed_fixes_the_draw_and_nothing_is_saved() -> None:
     assert len({tuple(row.flatten().tolist()) for row in first}) > 5
     assert not layer.state_dict()
     with pytest.raises(ValueError, match="global_share must lie in"):
-        FractalDropPath(JOINS, 0.85, 1.5)
+        FractalDropPath(JOINS, keep_prob=0.85, global_share=1.5)
 
 
 def test_uniforms_are_uniform() -> None:

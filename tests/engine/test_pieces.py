@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from data import ClassificationBatch
 from engine.console import duration, table
-from engine.lifecycle import differences
+from engine.distributed import Ranks, find_device
+from engine.lifecycle import differences, locked, status_kept
 from engine.loggers import MetricsWriter
 from engine.records import RunFolder, RunLocked
 from engine.seeding import mix
@@ -107,6 +108,34 @@ def test_points_that_a_kill_undid_are_forgotten(tmp_path: Path) -> None:
 
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == list(enumerate(values, start=1))
+
+
+def test_an_evaluation_that_is_repeated_stands_once(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, 0) as curves:
+        curves.add(5, 1.0, {"train/loss": 1.0})
+        curves.add(5, 1.0, {"val/top1": 50.0, "test/top1": 50.0})
+    with MetricsWriter(tmp_path, 5, evaluates=True) as curves:
+        curves.add(5, 1.0, {"val/top1": 50.0, "test/top1": 50.0})
+    assert [sorted(line)[2:] for line in RunFolder(tmp_path).metrics()] == [["train/loss"], ["test/top1", "val/top1"]]
+
+
+def test_files_of_the_user_stay_in_a_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    own = ["error_notes.txt", "checkpoints/thesis.tmp.docx"]
+    left = ["error.txt", "error-rank3.txt", "plan.yaml.tmp.123", "checkpoints/last.pt.tmp.7"]
+    for name in own + left:
+        (tmp_path / name).write_text("x")
+    folder = RunFolder(tmp_path)
+    with locked(folder, Ranks(), None), status_kept(folder, Ranks()):
+        pass
+    assert all((tmp_path / name).exists() for name in own)
+    assert not any((tmp_path / name).exists() for name in left)
+
+
+@pytest.mark.parametrize("name", ["gpu", "CPU", "cuda:x", "tpu"])
+def test_a_device_of_another_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device={name}: choose auto, cpu, cuda or cuda:N"):
+        find_device(name)
 
 
 def test_a_run_folder_belongs_to_one_process(tmp_path: Path) -> None:

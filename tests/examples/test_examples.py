@@ -137,6 +137,9 @@ def test_a_sweep_from_a_script_records_and_prints_what_train_py_does(
     assert json.loads(next(sweep.glob("runs/*.json")).read_text())["overrides"] == recorded
     assert plan_of(*recorded) == plan
     assert replace(plan, seed=2).overrides == ()  # which these overrides do not make
+    again = replace(plan, runtime=replace(plan.runtime, fresh=True))
+    run_sweep([again, again], "one")  # both are one run, which starts over once
+    assert [path.name for path in sorted(run.parent.iterdir())] == ["seed-1", "seed-1-old-1"]
 
 
 def test_a_report_in_another_process_has_label_and_colour_of_a_layer(tmp_path: Path) -> None:

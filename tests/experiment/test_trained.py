@@ -45,6 +45,25 @@ def test_a_plan_is_shown_and_nothing_is_trained(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.task=detection"], "data.task=detection: fake is for classification"),
+        (["data=digit_masks", "model=segmentation_fpn", "label_smoothing=0.1"], "label_smoothing=0.1"),
+        (["model.pretrained=/nowhere/weights.pt"], "no weights file /nowhere/weights.pt"),
+        (["recipe.sync_batchnorm=true"], "recipe.sync_batchnorm=true"),
+    ],
+)
+def test_a_plan_that_cannot_run_is_not_shown(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert train("regularizer=none", *words, "plan=true") == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "run directory" not in printed.out
+    assert train("-m", "regularizer=none,label_smoothing", *words, "plan=true") == 2
+
+
 def test_micro_batches_without_an_image_are_refused() -> None:
     plan = plan_of("data=fake", "batch_size=4", "recipe.accumulate=4")
     two = Ranks(0, 2)

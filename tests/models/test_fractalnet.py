@@ -137,7 +137,9 @@ def test_dropout_places_are_between_convolution_and_bn_by_block() -> None:
 
 def test_drop_path_installs_like_any_layer_and_trains() -> None:
     model = small()
-    filled = install(model, lambda site: FractalDropPath(site.joins, 0.85), lambda site: isinstance(site, JoinSite))
+    filled = install(
+        model, lambda site: FractalDropPath(site.joins, keep_prob=0.85), lambda site: isinstance(site, JoinSite)
+    )
     assert list(filled) == ["joins"]
     x, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 4
     layer = filled["joins"].layer
@@ -158,7 +160,11 @@ def test_drop_path_installs_like_any_layer_and_trains() -> None:
 
 def test_a_global_draw_is_one_column_through_the_whole_network() -> None:
     model = small(width=4)
-    install(model, lambda site: FractalDropPath(site.joins, 0.85, 1.0), lambda site: isinstance(site, JoinSite))
+    install(
+        model,
+        lambda site: FractalDropPath(site.joins, keep_prob=0.85, global_share=1.0),
+        lambda site: isinstance(site, JoinSite),
+    )
     x = torch.randn(4, 3, 32, 32)
     drawn = set()
     for seed in range(4):

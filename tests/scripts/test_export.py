@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.compose import plan_of
 from engine import checkpoint
 from engine.records import RunFolder
 from evaluate import main as evaluate
 from scripts.export import main
+from scripts.model_card import card_text
 
 safetensors = pytest.importorskip("safetensors")
 
@@ -86,3 +88,9 @@ def test_a_model_card_has_the_index_of_its_numbers(run: RunFolder, tmp_path: Pat
     assert card["pipeline_tag"] == "image-classification"
     assert "DropBlock" in body
     assert "ghiasi2018dropblock" in body
+
+
+def test_a_card_names_the_knobs_of_every_layer() -> None:
+    plan = plan_of("data=digits", "regularizer=[dropblock,drop_path]", "regularizer.drop_path.layer.keep_prob=0.8")
+    body = card_text(plan, {}, Path("weights.safetensors"), "last")
+    assert "DropBlock keep_prob 0.9, schedule linear, groups 3, 4; DropPath keep_prob 0.8, schedule linear" in body

@@ -67,8 +67,9 @@ def test_cam_of_two_runs(train: Callable[..., int], tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert cam.main([runs[0], str(tmp_path / "other" / "seed-1")]) == 2
     assert cam.main([str(tmp_path / "nothing")]) == 2
+    assert cam.main([runs[0], "--images", "0"]) == 2
     printed = capsys.readouterr().err.strip().splitlines()
-    assert ["different data" in printed[0], "plan.yaml" in printed[1]] == [True, True]
+    assert ["different data" in printed[0], "plan.yaml" in printed[1], "--images 0" in printed[2]] == [True] * 3
     foreign = ("model=torchvision", "model.name=resnet18", "model.width=null", "data.image_size=64")
     assert train(*foreign, "epochs=1", f"run_dir={tmp_path}/foreign") == 0
     capsys.readouterr()
