@@ -84,9 +84,6 @@ def _check_layer(layer: LayerConfig) -> None:
 def _check_lengths(plan: Plan) -> None:
     """What the length of the run has to do with its learning rate and its batches."""
     recipe = plan.recipe
-    if recipe.warmup_epochs >= recipe.epochs:
-        warmup = f"recipe.warmup_epochs={recipe.warmup_epochs:g}"
-        raise UserError(f"{warmup}: must end before the run does, epochs={recipe.epochs}")
     if recipe.lr_schedule == "step" and not recipe.milestones:
         raise UserError("lr_schedule=step: name the epochs at which the rate falls: recipe.milestones=[60,120,160]")
     if recipe.lr_schedule == "step" and max(recipe.milestones) >= recipe.epochs:

@@ -5,47 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from configs.checking import UserError, load_yaml, nearest, one_of
-from configs.plan import CONFIGS, choices
-from configs.registered import NODES
+from configs.checking import UserError, nearest, one_of
+from configs.plan import choices
+from configs.regularizers import written_values
 from configs.schema import InputConfig, LayerConfig, LossConfig, RegularizerConfig
 
 PARTS = {"layer": LayerConfig, "input": InputConfig, "loss": LossConfig}
+# What every layer has, whether its file names it or not; another knob that a file leaves out does not exist for it.
+OF_EVERY_LAYER = (
+    *("schedule_start", "schedule_end", "head_share"),
+    *("group_divisor", "group_shares", "depth_rule", "options"),
+)
 
 
 def check_key(key: str) -> None:
-    """Refuse a key that no regularizer has.
+    """Refuse a key that a regularizer does not have.
 
     Raises:
-        UserError: one line with the nearest one that there is.
+        UserError: one line, with the nearest key that there is.
     """
     _, name, *rest = key.split(".")
     one_of("regularizer", name, choices("regularizer"))
-    parts = {f.name: PARTS.get(f.name) for f in fields(RegularizerConfig)}
-    schema = parts.get(rest[0]) if rest else None
-    if rest and rest[0] not in parts:
-        raise UserError(f"unknown key '{key}'{nearest(rest[0], parts)}")
-    own = [f.name for f in fields(schema)] if schema else []
-    if len(rest) > 1 and rest[1] not in own:
-        raise UserError(f"unknown key '{key}'{nearest(rest[1], own)}")
+    if not rest:
+        return
+    part, *path = rest
+    parts = [f.name for f in fields(RegularizerConfig)]
+    if part not in parts:
+        raise UserError(f"unknown key '{key}'{nearest(part, parts)}")
+    known = [f.name for f in fields(PARTS[part])] if part in PARTS else []
+    if path and path[0] not in known:
+        raise UserError(f"unknown key '{key}'{nearest(path[0], known)}")
+    own = (written_values(name) or {}).get(part) or {}
+    if path and path[0] not in own and not (own and part == "layer" and path[0] in OF_EVERY_LAYER):
+        raise UserError(f"{key}: {name} has no {path[0] if own else part}")
 
 
 def with_plus(overrides: Sequence[str]) -> list[str]:
-    """Overrides as Hydra takes them: with a + where the file of a regularizer leaves a key of the schema out."""
-    return [f"+{override}" if _left_out(override) else override for override in overrides]
+    """Overrides as Hydra takes them: with ++ (set or add) where it is not known whether a regularizer has the key."""
+    return [f"++{override}" if _of_every_layer(override) else override for override in overrides]
 
 
-def _left_out(override: str) -> bool:
-    key, _, _ = override.partition("=")
-    if not key.startswith("regularizer.") or key.count(".") < 2:
-        return False
-    name, *path = key.split(".")[1:]
-    written = CONFIGS / "regularizer" / f"{name}.yaml"
-    if name not in NODES["regularizer"] and not written.exists():
-        return False
-    values = NODES["regularizer"].get(name) or load_yaml(written)
-    for part in path:
-        if not isinstance(values, dict) or part not in values:
-            return True
-        values = values[part]
-    return False
+def _of_every_layer(override: str) -> bool:
+    group, _, part, *path = [*override.partition("=")[0].split("."), "", ""]
+    return (group, part) == ("regularizer", "layer") and path[0] in OF_EVERY_LAYER

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -14,16 +14,23 @@ from configs.plan import CONFIGS, choices
 from configs.registered import NODES
 from configs.schema import LAYER_KNOBS, SCHEDULE_LIMITS, Config, InputConfig, LayerConfig, LossConfig, RegularizerConfig
 
+# Values of a layer that its schedule or its groups may have no use for, and what they are then.
+IDLE_WITHOUT: dict[str, Any] = {"schedule_start": None, "schedule_end": None, "head_share": 1.0}
+
 T = TypeVar("T", InputConfig, LossConfig)
 
 
 @cache
 def as_written(name: str) -> RegularizerConfig:
     """A regularizer as its YAML file, or the script that registered it, has it; an empty one for any other name."""
-    if name in NODES["regularizer"]:
-        return check(NODES["regularizer"][name], RegularizerConfig)
+    values = written_values(name)
+    return RegularizerConfig() if values is None else check(values, RegularizerConfig)
+
+
+def written_values(name: str) -> dict[str, Any] | None:
+    """What the file of a regularizer, or the script that registered it, says; None where there is neither."""
     path = CONFIGS / "regularizer" / f"{name}.yaml"
-    return check(load_yaml(path), RegularizerConfig) if path.exists() else RegularizerConfig()
+    return NODES["regularizer"].get(name) or (load_yaml(path) if path.exists() else None)
 
 
 def styles_of(names: Iterable[str]) -> dict[str, dict[str, str | None]]:
@@ -39,7 +46,8 @@ def refuse_unchosen(regularizers: DictConfig) -> None:
     """
     for name, values in regularizers.items():
         one_of("regularizer", str(name), choices("regularizer"))
-        if as_written(str(name)).label and not values.get("label"):  # a value of its own is all that there is
+        written = written_values(str(name)) or {}
+        if values is None or not written.keys() <= set(values):  # what is there is a value of its own
             raise UserError(not_chosen(str(name)))
 
 
@@ -68,7 +76,7 @@ def check_chosen(config: Config) -> None:
 
 def not_chosen(name: str) -> str:
     """The message about values of a regularizer that the run does not have."""
-    return f"regularizer.{name}: {name} is not chosen; add it, such as regularizer=[dropblock,{name}]"
+    return f"regularizer.{name}: {name} is not chosen, or not whole; choose it by regularizer=[...,{name}]"
 
 
 def merged(regularizers: dict[str, RegularizerConfig], part: str, schema: type[T]) -> T:
@@ -91,23 +99,23 @@ def layers_of(config: Config, grid: bool) -> tuple[list[LayerConfig], list[str]]
 
     A knob that none has is refused (single run) or reported (grid); one that several have is refused.
     """
-    layers = [regularizer.layer for regularizer in config.regularizer.values() if regularizer.layer is not None]
+    layers = {name: of.layer for name, of in config.regularizer.items() if of.layer is not None}
     notes: list[str] = []
     for knob in LAYER_KNOBS:
         value = getattr(config, knob)
         if value is None:
             continue
-        owners = [layer for layer in layers if _has(layer, knob)]
+        owners = {name: layer for name, layer in layers.items() if _has(layer, knob)}
         if len(owners) > 1:
-            names = " and ".join(layer.name for layer in owners)
+            names = " and ".join(layer.name for layer in owners.values())
             raise UserError(f"{knob}={value}: {names} both have it; write regularizer.NAME.layer.{knob}={value}")
         if not owners:
             by = f" (of experiment={config.experiment}; {knob}=null drops it)" if of_experiment(config, knob) else ""
-            notes.append(f"{knob}={value}{by} does not apply to {without(knob, layers, list(config.regularizer))}")
+            notes.append(f"{knob}={value}{by} does not apply to {without(knob, layers, config.regularizer)}")
             if not grid:
                 raise UserError(notes[-1])
-        layers = [replace(layer, **{knob: value}) if layer in owners else layer for layer in layers]
-    return [_complete(layer) for layer in layers], notes
+        layers |= {name: replace(layer, **{knob: value}) for name, layer in owners.items()}
+    return [_complete(_without_idle(name, layer, grid, notes)) for name, layer in layers.items()], notes
 
 
 def of_experiment(config: Config, knob: str) -> bool:
@@ -117,12 +125,12 @@ def of_experiment(config: Config, knob: str) -> bool:
     return bool(load_yaml(CONFIGS / "experiment" / f"{config.experiment}.yaml").get(knob) == getattr(config, knob))
 
 
-def without(knob: str, layers: list[LayerConfig], names: list[str]) -> str:
+def without(knob: str, layers: Mapping[str, LayerConfig], names: Iterable[str]) -> str:
     """What of the choice has no use for a knob."""
     if layers and knob in SCHEDULE_LIMITS.values():
-        return " ".join(f"schedule={layer.schedule}" for layer in layers)
+        return " ".join(f"schedule={layer.schedule}" for layer in layers.values())
     if layers and knob == "head_share":
-        return " ".join(f"groups={layer.groups}" for layer in layers).replace("'", "")
+        return " ".join(f"groups={layer.groups}" for layer in layers.values()).replace("'", "")
     return f"regularizer={','.join(names)}"
 
 
@@ -135,13 +143,29 @@ def _has(layer: LayerConfig, knob: str) -> bool:
     return getattr(layer, knob) is not None
 
 
+def _without_idle(name: str, layer: LayerConfig, grid: bool, notes: list[str]) -> LayerConfig:
+    """A layer without the values that its schedule or its groups have no use for.
+
+    One that the regularizer's own file has is reported; one that the user wrote is, in a single run, refused.
+    """
+    own = as_written(name).layer
+    for knob, unset in IDLE_WITHOUT.items():
+        value = getattr(layer, knob)
+        if value == unset or _has(layer, knob):
+            continue
+        notes.append(
+            f"regularizer.{name}.layer.{knob}={value} does not apply to {without(knob, {name: layer}, [name])}"
+        )
+        if not grid and (own is None or value != getattr(own, knob)):
+            raise UserError(notes[-1])
+        layer = replace(layer, **{knob: unset})
+    return layer
+
+
 def _complete(layer: LayerConfig) -> LayerConfig:
     if layer.keep_prob is None or layer.groups is None or layer.schedule is None:
         raise UserError(f"regularizer {layer.name}: its layer needs keep_prob, groups and schedule")
     limit = SCHEDULE_LIMITS.get(layer.schedule)
     if limit is not None and getattr(layer, limit) is None:
         raise UserError(f"schedule={layer.schedule}: needs {limit}, such as {limit}=0.5 for half of the run")
-    for knob, unset in (*((knob, None) for knob in sorted(SCHEDULE_LIMITS.values())), ("head_share", 1.0)):
-        if getattr(layer, knob) != unset and not _has(layer, knob):
-            raise UserError(f"{knob}={getattr(layer, knob)} does not apply to {without(knob, [layer], [layer.name])}")
     return replace(layer, groups=sorted(set(layer.groups), key=lambda group: (isinstance(group, str), group)))

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from configs.checking import UserError, check, load_yaml
 from configs.paper import PaperConfig
-from configs.plan import CONFIGS, LONGEST_NAME, OWN_DATA, Plan, Runtime, own_title, shortened, written
+from configs.plan import CONFIGS, LONGEST_FOLDER, OWN_DATA, Plan, Runtime, own_title, shortened, written
 from configs.ranges import check_fields, check_values
 from configs.regularizers import as_written, check_chosen, layers_of, merged, refuse_unchosen
 from configs.schema import (
@@ -118,15 +118,15 @@ def _data(data: DataConfig) -> DataConfig:
     """One's own data are named after their folder, so that two folders do not meet in one run directory."""
     if data.title is not None and not re.fullmatch(r"\w[\w.+-]*", data.title):
         raise UserError(f"data.title={data.title}: it becomes a directory; letters, digits and _ . + - only")
-    if data.title is not None and len(data.title.encode()) > LONGEST_NAME:
-        raise UserError(f"data.title={data.title[:20]}...: it becomes a directory; at most {LONGEST_NAME} bytes")
+    if data.title is not None and len(data.title.encode()) > LONGEST_FOLDER:
+        raise UserError(f"data.title={data.title[:20]}...: it becomes a directory; at most {LONGEST_FOLDER} bytes")
     if data.name not in OWN_DATA:
         return data
     if data.root is None:
         raise UserError(f"data={data.name}: name your folder by data.root=PATH")
     if data.title is not None:
         return data
-    return replace(data, title=shortened(own_title(data.name, data.root)))
+    return replace(data, title=shortened(own_title(data.name, data.root), LONGEST_FOLDER))
 
 
 def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
@@ -148,6 +148,9 @@ def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
         if scaled:
             notes.append(f"epochs={recipe.epochs}: {', '.join(scaled)} of the recipe scaled by {scale:.3g}")
     notes += idle(recipe, own)
+    if recipe.warmup_epochs >= recipe.epochs:
+        warmup = f"recipe.warmup_epochs={recipe.warmup_epochs:g}"
+        notes.append(f"{warmup}: the run of epochs={recipe.epochs} is all warm-up and never reaches lr={recipe.lr:g}")
     return recipe
 
 

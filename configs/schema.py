@@ -191,7 +191,9 @@ class RunOptions:
     """How a run is carried out. Changes nothing of what is computed, so it may change on resume."""
 
     device: str = option("auto", "auto | cpu | cuda | cuda:N")
-    workers: int | None = option(None, "loader processes per rank, for image folders; null: one per core", least=0)
+    workers: int | None = option(
+        None, "loader processes per rank, for image folders; null: one for each of the run's cores", least=0
+    )
     compile: bool = option(False, "torch.compile")
     log_every: int = option(10, "steps between log entries", least=1)
     checkpoint_every: int = option(

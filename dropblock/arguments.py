@@ -51,6 +51,11 @@ def share_to_keep(
     return rate if word == "keep_prob" else 1.0 - rate
 
 
+def as_number(rate: float | Tensor | None) -> float | Tensor | None:
+    """A rate that the host may read, so that it can be checked."""
+    return float(rate) if isinstance(rate, Tensor) and rate.ndim == 0 else rate
+
+
 def check_maps(name: str, x: object, *axes: int) -> None:
     """Raises:
     ValueError: for another number of dimensions than (N, C) and the axes of a map.

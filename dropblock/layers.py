@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
-from dropblock.arguments import BLOCK_SIZE, check_maps, refuse_positional, share_to_keep
+from dropblock.arguments import BLOCK_SIZE, as_number, check_maps, refuse_positional, share_to_keep
 from dropblock.functional import Rate, checked_drop, fresh_seed
 from dropblock.graph_node import count_node, transformed
 from dropblock.rates import effective_block, expected_drop, seed_rate
@@ -49,9 +49,7 @@ class DropLayer(nn.Module):
         super().__init__()
         name = type(self).__name__
         refuse_positional(name, positional)
-        self.initial_keep_prob = float(share_to_keep(name, keep_prob, p, drop_prob))
-        if not 0.0 <= self.initial_keep_prob <= 1.0:  # of a tensor, which share_to_keep does not read
-            raise ValueError(f"keep_prob must lie in [0, 1], not {self.initial_keep_prob}")
+        self.initial_keep_prob = float(share_to_keep(name, *map(as_number, (keep_prob, p, drop_prob))))
         self.group: int | str = OWN
         self.seeded = False
         for name, value in DropLayer.fresh_buffers(self).items():

@@ -38,9 +38,12 @@ class MetricsWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             with self._named():
-                self._forget_after(step, evaluates)
+                kept = self._forget_after(step, evaluates)
                 self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
-                self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+                self.writer = SummaryWriter(str(folder), purge_step=step if evaluates else step + 1)
+                for entry in kept if evaluates else ():  # TensorBoard forgets all of a step, or nothing of it
+                    if entry.pop("step") == step:
+                        self._show(step, {name: value for name, value in entry.items() if name != "epoch"})
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -59,10 +62,11 @@ class MetricsWriter:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def _forget_after(self, step: int, evaluates: bool) -> None:
+    def _forget_after(self, step: int, evaluates: bool) -> list[dict[str, Any]]:
+        """Returns what is left."""
         if not self.path.exists():
-            return
-        kept = []
+            return []
+        kept, entries = [], []
         for line in self.path.read_text(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
@@ -71,15 +75,20 @@ class MetricsWriter:
             undone = evaluates and entry["step"] == step and any(name.startswith(("val/", "test/")) for name in entry)
             if entry["step"] <= step and not undone:
                 kept.append(line)
+                entries.append(entry)
         write_aside(self.path, ["".join(line + "\n" for line in kept).encode()])
+        return entries
+
+    def _show(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
 
     def add(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """One log entry: `step` optimizer steps are done."""
         if self.writes:
             with self._named():
                 self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
-                for name, value in values.items():
-                    self.writer.add_scalar(name, value, step)
+                self._show(step, values)
 
     def add_images(self, step: int, name: str, images: Tensor) -> None:
         """Pictures (N, 3, H, W) uint8, for TensorBoard alone."""

@@ -14,6 +14,7 @@ from data import Data
 from dropblock import LayerControl, table_text
 from engine.console import table
 from engine.distributed import Ranks, find_device, synchronized
+from engine.records import RunFolder
 from experiment.build import build_network, build_task, open_data
 from experiment.run import plan_text
 
@@ -38,8 +39,9 @@ def built(plan: Plan) -> tuple[Data, nn.Module, LayerControl, torch.device]:
     device = find_device(plan.runtime.device)
     data = open_data(plan, device, Ranks())
     build_task(plan, data)
-    # A run that has begun goes on from its checkpoint, whether the file of weights is still there or not.
-    model, layers = build_network(plan, data, device, pretrained=not plan.run_dir().exists())
+    # A run that has a checkpoint goes on from it, whether the file of weights is still there or not.
+    begun = any(RunFolder(plan.run_dir()).checkpoints.glob("*.pt")) and not plan.runtime.fresh
+    model, layers = build_network(plan, data, device, pretrained=not begun)
     if plan.recipe.sync_batchnorm:
         model = synchronized(model, device)
     return data, model, layers, device

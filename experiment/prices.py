@@ -212,7 +212,8 @@ def _sums(priced: list[Priced], kinds: dict[int, tuple[Plan, Cost]], workers: in
     if workers > 1:
         devices = len(gpus()) if any(plan.runtime.device != "cpu" for plan, _ in kinds.values()) else 0
         places = min(workers, devices) if devices else workers
-        of = f"{places} runs at a time here, {'a GPU' if devices else f'{threads_of(workers)} threads'} each"
+        cores = counted(cpu.cores_of_a_rank(), "core")
+        of = f"{places} runs at a time here, {'a GPU' if devices else cores} each"
         rows.append((f"jobs={workers}", duration(finish(seconds, places)), of))
     rows += [
         (f"on {n} device{'s' if n > 1 else ''}", duration(finish(seconds, n)), "whole runs, one a device (arithmetic)")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench import jobs, loader, loop, op, precision, startup, step
 from scripts.bench.rounds import MALLOC
-from scripts.entry import parser_of
+from scripts.entry import guarded, parser_of
 
 SUBJECTS = {
     "op": op,
@@ -30,7 +30,9 @@ SUBJECTS = {
 }
 
 
-def main() -> None:
+@guarded
+def main(arguments: list[str]) -> int:
+    """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, subject in SUBJECTS.items():
@@ -38,16 +40,17 @@ def main() -> None:
         command.add_argument("--json", type=Path, help="write everything measured here")
         command.add_argument("--markdown", type=Path, help="write the table here, too")
         subject.add_arguments(command)
-    arguments = parser.parse_args()
-    for path in filter(None, (arguments.json, arguments.markdown)):
+    given = parser.parse_args(arguments)
+    for path in filter(None, (given.json, given.markdown)):
         path.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured
-    result = SUBJECTS[arguments.subject].measure(arguments)
-    table = SUBJECTS[arguments.subject].markdown(result)
+    result = SUBJECTS[given.subject].measure(given)
+    table = SUBJECTS[given.subject].markdown(result)
     print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    if arguments.markdown:
-        arguments.markdown.write_text(table + "\n")
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    if given.markdown:
+        given.markdown.write_text(table + "\n")
+    return 0
 
 
 if __name__ == "__main__":
@@ -56,4 +59,4 @@ if __name__ == "__main__":
         wanted["OMP_WAIT_POLICY"] = "PASSIVE"  # as train.py has it beside others: here the workers are at work
     if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
-    main()
+    sys.exit(main(sys.argv[1:]))

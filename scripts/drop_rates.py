@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.draw and given.out is None:
         raise ValueError("--draw draws what --out holds: name it")
-    if given.out is not None:
+    if given.out is not None and not given.draw:
         given.out.mkdir(parents=True, exist_ok=True)  # before anything is measured
     kept = given.out / "drop_rates.json" if given.draw else None
     result = json.loads(kept.read_text()) if kept else json.loads(json.dumps(measure(given.units)))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from configs.checking import UserError
 from data import Augment, Batch, Cut, Loading, Reading, Source, build_data
 from data.augment import Normalize
 from data.class_folders import IMAGENET_STATISTICS
@@ -46,7 +47,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Photographs and small images: images per second of each, and ratios within a round."""
     least = max(CLASSES, 2 * arguments.batch)  # the first batch starts the clock, and every class has a photograph
     if arguments.family != "small" and arguments.images < least:
-        raise SystemExit(f"--images {arguments.images}: at least {least} with --batch {arguments.batch}")
+        raise UserError(f"--images {arguments.images}: at least {least} with --batch {arguments.batch}")
     before, rows = surroundings(arguments.device), []
     if arguments.family != "small":
         place = Path(tempfile.mkdtemp(prefix="photographs-"))

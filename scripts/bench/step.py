@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from configs.checking import UserError
 from dropblock import DropBlock2d, DropLayer, declared_sites, install
 from dropblock.schedule import keep_prob_in_group
 from dropblock.sites import Site
@@ -107,12 +108,12 @@ def calls_alone(name: str, batch: int, dtype: str, device: str) -> Callable[[], 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Whole steps in interleaved rounds, and the 36 calls alone beside the plain step."""
     if arguments.detector and arguments.peers:
-        raise SystemExit("--peers: the detector stands beside torchvision's alone")
+        raise UserError("--peers: the detector stands beside torchvision's alone")
     if arguments.detector:
-        arguments.side = arguments.side or detector.SIDE
+        arguments.side = detector.SIDE if arguments.side is None else arguments.side
         return detector.measure(arguments)
     if arguments.side is not None:
-        raise SystemExit("--side is of the detector: give --detector too")
+        raise UserError("--side is of the detector: give --detector too")
     device, dtype = arguments.device, arguments.dtype
     before = surroundings(device)
     images = torch.randn(arguments.batch, 3, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)

@@ -178,7 +178,9 @@ def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
 
 def without_column(row: Row, column: str) -> dict[str, Any]:
     """The values of a row's layers and transforms that no column holds, without those that go with `column`."""
-    goes_with = ("schedule_start", "schedule_end") if column == "schedule" else ()
+    goes_with = {"schedule": ("schedule_start", "schedule_end")}.get(column, ())
+    if column in SETTING:  # of the same regularizer, in pixels and by the kind of images
+        goes_with = ("cutout", "autoaugment")
     return {name: value for name, value in row.tried.items() if name not in (*KNOBS, *goes_with)}
 
 

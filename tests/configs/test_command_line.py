@@ -9,6 +9,8 @@ import pytest
 from configs.checking import UserError
 from configs.command_line import check_arguments, is_sweep, quoted, sweep_folder, sweep_name, unquoted
 from configs.compose import plan_of
+from configs.registered import NODES
+from configs.regularizers import as_written
 from evaluate import read_request
 
 GOOD = [
@@ -58,6 +60,8 @@ BAD = [
     (["+regularizer.foo.label=x"], "regularizer=foo"),
     (["regularizer.dropblock.lyer.keep_prob=0.8"], "'layer'"),
     (["regularizer.dropblock.layer.keep_probe=0.8"], "'keep_prob'"),
+    (["regularizer.drop_path.layer.skip=true"], "drop_path has no skip"),
+    (["+regularizer.none.input.cutout=0.5"], "none has no input"),
     (["+regularizer.label_smoothing.loss.label_smothing=0.2"], "'label_smoothing'"),
 ]
 
@@ -160,8 +164,22 @@ def test_a_value_of_one_regularizer_needs_no_plus() -> None:
     assert plan.layer is not None
     assert (plan.layer.schedule, plan.layer.schedule_start) == ("late", 0.5)
     for word in ("regularizer.dropout.layer.keep_prob=0.8", "regularizer.dropout.layer.schedule_end=0.5"):
-        with pytest.raises(UserError, match="dropout is not chosen; add it"):
+        with pytest.raises(UserError, match="dropout is not chosen"):
             plan_of(word)
+
+
+def test_what_a_regularizers_own_file_leaves_idle_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = {"name": "dropblock", "keep_prob": 0.9, "block_size": 7, "groups": [3, 4], "skip": True}
+    values = {"layer": {**layer, "schedule": "late", "schedule_start": 0.5}, "label": "mine"}
+    monkeypatch.setitem(NODES["regularizer"], "mine", values)
+    as_written.cache_clear()
+    plan = plan_of("regularizer=mine", "schedule=linear")
+    assert plan.layer is not None
+    assert plan.layer.schedule_start is None
+    assert "regularizer.mine.layer.schedule_start=0.5 does not apply to schedule=linear" in plan.notes
+    asked = ("regularizer.dropblock.layer.head_share=0.5", "regularizer.dropblock.layer.schedule_end=0.5")
+    assert len(plan_of(*asked, grid=True).notes) >= 2  # which a single run refuses
+    assert plan_of(*asked, grid=True).hash() == plan_of().hash()
 
 
 @pytest.mark.parametrize(
@@ -174,9 +192,9 @@ def test_a_value_of_one_regularizer_needs_no_plus() -> None:
             ["experiment=schedules_overfit/early", "schedule=linear"],
             r"schedule_end=0.5 \(of experiment=schedules_overfit/early; schedule_end=null drops it\) does not apply",
         ),
-        (["recipe.warmup_epochs=8"], "recipe.warmup_epochs=8: must end before the run does, epochs=8"),
         (["groups=[3,4]", "data.title='a,b'", "seed=1,2"], "^seed=1,2: several values make a grid"),
-        ([f"data.title={'x' * 101}"], "at most 100 bytes"),
+        ([f"data.title={'x' * 201}"], "at most 200 bytes"),
+        (["regularizer.dropblock=null"], "dropblock is not chosen, or not whole"),
     ],
     ids=str,
 )
@@ -186,6 +204,7 @@ def test_what_would_do_nothing_or_fail_later_is_refused(words: list[str], messag
 
 
 def test_what_is_set_and_does_nothing_is_noted() -> None:
+    assert any("never reaches" in note for note in plan_of("recipe.warmup_epochs=8").notes)
     words = ("recipe.lr_decay=0.5", "recipe.ema_warmup=true", "recipe.warmup_epochs=0", "recipe.warmup_from=0.5")
     notes = plan_of(*words).notes
     for name, why in (
@@ -200,7 +219,7 @@ def test_what_is_set_and_does_nothing_is_noted() -> None:
 
 def test_names_of_folders_are_as_long_as_file_systems_take() -> None:
     own = plan_of("data=folder", f"data.root=/photos/{'x' * 250}")
-    assert len(own.run_dir().parts[1]) < 150
+    assert len(own.run_dir().parts[1]) < 250
     assert own.run_dir() != plan_of("data=folder", f"data.root=/photos/{'x' * 249}").run_dir()
     words = [
         "+sweep=fig3_keep_prob",

@@ -323,6 +323,6 @@ def test_the_function_checks_its_input_in_evaluation_too() -> None:
 
 
 def test_a_rate_that_is_a_tensor_is_checked_once_it_is_known() -> None:
-    for rate in ({"keep_prob": torch.tensor(1.5)}, {"p": torch.tensor(-0.5)}):
-        with pytest.raises(ValueError, match=r"keep_prob must lie in \[0, 1\], not 1.5"):
-            Dropout(**rate)
+    for word, rate in (("keep_prob", 1.5), ("p", -0.5)):
+        with pytest.raises(ValueError, match=rf"{word} must lie in \[0, 1\], not {rate}"):
+            Dropout(**{word: torch.tensor(rate)})

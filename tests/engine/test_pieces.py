@@ -118,6 +118,12 @@ def test_an_evaluation_that_is_repeated_stands_once(tmp_path: Path) -> None:
         curves.add(5, 1.0, {"val/top1": 50.0, "test/top1": 50.0})
     assert [sorted(line)[2:] for line in RunFolder(tmp_path).metrics()] == [["train/loss"], ["test/top1", "val/top1"]]
 
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    for name, value in (("train/loss", 1.0), ("val/top1", 50.0)):
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [(5, value)]
+
 
 def test_files_of_the_user_stay_in_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()

@@ -125,6 +125,23 @@ def test_stopped_every_other_step(
     assert curves(RunFolder(path)) == curves(uninterrupted)
 
 
+def test_an_evaluation_that_a_kill_undid_is_logged_once(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: RunFolder
+) -> None:
+    def die(self: Fit) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, PER_EPOCH)
+        assert train(*WORDS) == 143  # in the evaluation at the latest, the epoch not ended
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "_save", die)  # the evaluation is written, its checkpoint is not
+        assert train(*WORDS) == 1
+    assert train(*WORDS) == 0
+    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    assert curves(RunFolder(path)) == curves(uninterrupted)
+
+
 def test_a_damaged_checkpoint_costs_the_work_since_the_one_before(
     train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: RunFolder
 ) -> None:

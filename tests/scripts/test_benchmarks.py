@@ -16,7 +16,8 @@ from torch import nn
 from data import Batch
 from engine.guard import all_finite
 from models import build_model
-from scripts.bench import detector, jobs, loader, loop, precision, startup, step
+from scripts import benchmark
+from scripts.bench import detector, jobs, loader, loop, precision, startup
 from scripts.bench.rounds import interleaved
 
 LARGE = 3e38
@@ -176,13 +177,16 @@ def test_precisions_become_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(f"| {name} |" in table for name in precision.CONTESTANTS)
 
 
-def test_options_that_would_do_nothing_are_refused() -> None:
-    for words in (["--detector", "--peers"], ["--side", "512"]):
-        parser = argparse.ArgumentParser()
-        step.add_arguments(parser)
-        with pytest.raises(SystemExit, match=words[-1] if words[-1] == "--peers" else "--side"):
-            step.measure(parser.parse_args(words))
-    parser = argparse.ArgumentParser()
-    loader.add_arguments(parser)
-    with pytest.raises(SystemExit, match="--images 100: at least 128"):
-        loader.measure(parser.parse_args(["--family", "photographs", "--images", "100"]))
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["step", "--detector", "--peers"], "--peers"),
+        (["step", "--side", "512"], "--side is of the detector"),
+        (["loader", "--family", "photographs", "--images", "100"], "--images 100: at least 128"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark.main(words) == 2
+    assert message in capsys.readouterr().err
