@@ -25,7 +25,7 @@ def draw_regimes(results: Path) -> Path | None:
     if not all(tables.values()):
         return None
     out = results / "schedules.png"
-    with drawing(out, 2, 10.0, 3.6) as (_, panels):
+    with drawing(out, 2, 10.0, 3.8) as (_, panels):
         for axes, (name, rows) in zip(panels, tables.items(), strict=True):
             compared = [row for schedule in SCHEDULES for row in rows if row["schedule"] == schedule]
             heights = range(len(compared))[::-1]
@@ -34,12 +34,16 @@ def draw_regimes(results: Path) -> Path | None:
             margin = study_of(name).margin
             difference_axis(axes, margin)
             axes.set_xlabel(
-                f"top-1 on test: difference to no regularizer,\n95 % interval; grey: within ±{margin:g} points"
+                "top-1 on test: difference to no regularizer,\n"
+                f"95 % interval, single seeds below it;\ngrey: within ±{margin:g} points"
             )
             axes.set_title(f"a network that {REGIMES[name]}, n = {compared[0]['n']}", loc="left")
             axes.set_yticks(heights, [name_of(row) for row in compared])
             axes.set_ylim(-0.6, len(compared) - 0.5)
             axes.grid(axis="y", visible=False)
+        ends = [end for axes in panels for end in axes.get_xlim()]
+        for axes in panels:  # one scale, so that the regimes can be compared
+            axes.set_xlim(min(ends), max(ends))
     return out
 
 
