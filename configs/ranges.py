@@ -35,6 +35,8 @@ def check_values(plan: Plan) -> None:
         raise UserError(f"seed={plan.seed}: must lie between 0 and 2^63 - 1")
     if not 0 <= plan.label_smoothing <= 0.99:
         raise UserError(f"label_smoothing={plan.label_smoothing}: must lie between 0 and 0.99")
+    if plan.label_smoothing and plan.data.task != "classification":
+        raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {plan.data.task}")
     for layer in plan.layers:
         _check_layer(layer)
     _check_lengths(plan)

@@ -74,14 +74,12 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
     """The task of a data set. `aux_weight`: of a network's auxiliary classifier in the loss.
 
     Raises:
-        UserError: for label smoothing in another task than classification, or if the plan says another task.
+        UserError: if the plan says another task.
     """
     if data.task != plan.data.task:
         raise UserError(f"data.task={plan.data.task}: {data.name} is for {data.task}")
     if data.task == "classification":
         return Classification(data.classes, plan.label_smoothing, aux_weight)
-    if plan.label_smoothing:
-        raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {data.task}")
     if data.task == "detection":
         return Detection(data.classes, plan.recipe.score_threshold)
     return TASKS[data.task](data.classes)

@@ -187,6 +187,10 @@ def test_what_a_regularizers_own_file_leaves_idle_is_noted(monkeypatch: pytest.M
     [
         (["regularizer.dropblock.layer.schedule_start=0.5"], "schedule_start=0.5 does not apply to schedule=linear"),
         (["regularizer.dropblock.layer=null"], r"layer=null: leaves nothing .* regularizer=none"),
+        (
+            ["data=digit_masks", "label_smoothing=0.1"],
+            "label_smoothing=0.1: is for classification, not for segmentation",
+        ),
         (["head_share=0.5"], r"head_share=0.5 does not apply to groups=\[3, 4\]"),
         (
             ["experiment=schedules_overfit/early", "schedule=linear"],

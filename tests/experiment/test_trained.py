@@ -49,7 +49,6 @@ def test_a_plan_is_shown_and_nothing_is_trained(
     ("words", "message"),
     [
         (["data.task=detection"], "data.task=detection: fake is for classification"),
-        (["data=digit_masks", "model=segmentation_fpn", "label_smoothing=0.1"], "label_smoothing=0.1"),
         (["model.pretrained=/nowhere/weights.pt"], "no weights file /nowhere/weights.pt"),
         (["recipe.sync_batchnorm=true"], "recipe.sync_batchnorm=true"),
     ],
@@ -61,7 +60,11 @@ def test_a_plan_that_cannot_run_is_not_shown(
     printed = capsys.readouterr()
     assert message in printed.err
     assert "run directory" not in printed.out
-    assert train("-m", "regularizer=none,label_smoothing", *words, "plan=true") == 2
+
+
+def test_a_grid_that_cannot_run_is_not_shown(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("-m", "regularizer=none,dropblock", "data.task=detection", "plan=true") == 2
+    assert "fake is for classification" in capsys.readouterr().err
 
 
 def test_micro_batches_without_an_image_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import statistics
 from collections.abc import Callable
@@ -24,6 +25,14 @@ from tests.scripts.made_up_sweep import jobs, made_up, note, plan_of, write_run
 
 def rows_of(folder: Path, name: str = "report.csv") -> list[dict[str, str]]:
     return list(csv.DictReader((folder / name).read_text().splitlines()))
+
+
+def titles_of(folder: Path) -> list[str]:
+    """The titles of the Markdown's tables, all of which the page has as well."""
+    titles = [line[3:] for line in (folder / "report.md").read_text().splitlines() if line.startswith("## ")]
+    page = html.unescape((folder / "report.html").read_text())
+    assert [title for title in titles if f"<h2>{title}</h2>" not in page] == []
+    return titles
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +133,7 @@ def test_keep_prob_is_chosen_on_val_alone(tmp_path: Path) -> None:
     assert best_on_val(rows) is rows[0]
     assert main([str(folder)]) == 0
     text = (folder / "report.md").read_text()
-    assert "## keep_prob chosen on the validation split" in text
+    assert "keep_prob chosen on the validation split" in titles_of(folder)
     assert "0.9 (78.08)" in text  # DropBlock's best in the paper's figure
     assert "0.7 (76.80)" in text  # dropout's
     assert (folder / "keep_prob.png").exists()
@@ -150,6 +159,7 @@ def test_block_sizes_and_drop_at_inference_have_their_pictures(tmp_path: Path) -
         "| DropBlock, keep_prob 0.9, block 7 | 7 | 80.00 ± 0.00 | 40.00 ± 0.00 |" in (folder / "report.md").read_text()
     )
     assert len(rows_of(folder, "under_drop.csv")) == 3 * 2 * 4
+    assert "Under drop at inference" in titles_of(folder)
 
 
 def test_what_is_missing_is_counted_and_named(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs.paper import ClaimConfig, StudyConfig
-from scripts.report import main, write_report
+from scripts.report import main
 from scripts.reporting.comparison import answers
 from scripts.reporting.figures import few_rows
 from scripts.reporting.reading import read_sweep
-from tests.scripts.made_up_sweep import made_up, note, plan_of, write_run
+from tests.scripts.made_up_sweep import note, plan_of, write_run
 
 
 def a_sweep(root: Path, *jobs: tuple[str, ...], seeds: tuple[int, ...] = (1,)) -> Path:
@@ -68,23 +68,6 @@ def test_many_rows_without_a_figure_have_their_curves(tmp_path: Path) -> None:
     sweep = read_sweep(folder)
     assert len(sweep.rows) == 12
     assert few_rows(sweep) == sweep.rows[:10]
-
-
-def test_the_page_has_every_table_of_the_markdown(tmp_path: Path) -> None:
-    folder = made_up(tmp_path, "fig3_keep_prob", seeds=2)
-    for run in read_sweep(folder).runs:
-        points = [{"keep_prob": kp, "block_size": 7, "top1": 80 * kp, "loss": 1.0} for kp in (1.0, 0.5)]
-        run.folder.write("under_drop.json", {"under_drop": points})
-    row = read_sweep(folder).rows[0]
-    sweep = replace(read_sweep(folder), pilots=[row])
-    write_report(sweep, tmp_path)
-    titles = [line[3:] for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("## ")]
-    page = (tmp_path / "report.html").read_text()
-    for title in titles:
-        assert f"<h2>{title.replace(chr(39), '&#x27;')}</h2>" in page or f"<h2>{title}</h2>" in page, title
-    for title in ("keep_prob chosen on the validation split", "The runs that chose keep_prob"):
-        assert title in titles
-    assert "Under drop at inference" in titles
 
 
 def test_what_an_earlier_report_said_is_gone(tmp_path: Path) -> None:
