@@ -121,10 +121,14 @@ def value_text(place: str, results: Path) -> str:
     """One number of a kept report within a sentence.
 
     Args:
-        place: RESULT/EXPERIMENT/COLUMN, the experiment without its folder: table1_small/dropblock/loss_difference.
+        place: RESULT/EXPERIMENT/COLUMN, the experiment without its folder: table1_small/dropblock/loss_difference; or,
+            of a claim, RESULT/claim/COLUMN, what it is about: findings_small/claim/schedule.
         results: the folder docs/results.
     """
     name, experiment, column = place.split("/")
+    if experiment == "claim":
+        (row,) = (row for row in rows_of(results / name, "claims.csv") if row["column"] == column)
+        return difference(row)
     (row,) = (row for row in rows_of(results / name) if row["experiment"].rpartition("/")[2] == experiment)
     if f"{column}_low" in row:
         return difference(row, column)

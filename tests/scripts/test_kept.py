@@ -11,7 +11,15 @@ from PIL import Image
 from configs.checking import load_yaml
 from configs.plan import CONFIGS
 from scripts.report import write_report
-from scripts.reporting.kept import NOT_RUN, findings_table, results_table, rows_of, studies_table, tasks_table
+from scripts.reporting.kept import (
+    NOT_RUN,
+    findings_table,
+    results_table,
+    rows_of,
+    studies_table,
+    tasks_table,
+    value_text,
+)
 from scripts.reporting.reading import read_sweep
 from scripts.reporting.regimes import REGIMES, SCHEDULES, difference_of, draw_regimes, name_of
 from tests.scripts.made_up_sweep import note, plan_of, write_run
@@ -71,3 +79,11 @@ def test_the_figure_of_both_regimes_waits_for_both(results: Path) -> None:
         assert float(early["difference"]) == pytest.approx(difference_of(early).mean, abs=1e-4)
         kept = load_yaml(CONFIGS / "experiment" / name / "early.yaml")["keep_prob"]
         assert name_of(early) == f"early, keep_prob {kept:g}\n5.8 % of group4 over the run"
+
+
+def test_a_sentence_has_the_difference_of_a_claim(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    head = "claim,column,difference,difference_low,difference_high"
+    lines = [head, "a beats b,groups,0.5,-1,2", "c beats d,schedule,1.25,1,1.5"]
+    (tmp_path / "mine" / "claims.csv").write_text("\n".join(lines) + "\n")
+    assert value_text("mine/claim/schedule", tmp_path) == "+1.25 [+1.00, +1.50]"
