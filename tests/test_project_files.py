@@ -20,7 +20,7 @@ def test_the_version_stands_in_one_place() -> None:
     assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "dropblock.__version__"
     citation = OmegaConf.load(ROOT / "CITATION.cff")
     assert citation.version == dropblock.__version__
-    assert citation["preferred-citation"].authors[0]["family-names"] == "Ghiasi"
+    assert citation.references[0].authors[0]["family-names"] == "Ghiasi"
 
 
 @pytest.mark.parametrize(

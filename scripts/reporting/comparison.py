@@ -60,7 +60,7 @@ class Report:
 
 
 def lines_of(sweep: Sweep) -> list[Line]:
-    """Every row with its difference to its baseline, corrected for the number of rows that have one."""
+    """Every row with its difference from its baseline, corrected for the number of rows that have one."""
     differences = [difference(sweep, row) for row in sweep.rows]
     adjusted = holm([d.p_value if d else None for d in differences])
     lines, trained = [], sweep.trained_metric
@@ -108,7 +108,7 @@ def dropped_over_the_run(row: Row) -> dict[str, float]:
 
 
 def paper_difference(row: Row, baseline: Row | None) -> float | None:
-    """The paper's difference to its baseline, within one of its tables or figures: their baselines differ."""
+    """The paper's difference from its baseline, within one of its tables or figures: their baselines differ."""
     if baseline is None or row is baseline or row.paper_source != baseline.paper_source:
         return None
     ours, theirs = row.paper_number()[0], baseline.paper_number()[0]

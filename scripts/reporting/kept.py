@@ -48,9 +48,9 @@ def rows_of(result: Path, name: str = "report.csv") -> list[dict[str, str]]:
 
 
 def results_table(result: Path) -> str:
-    """A kept result, ours beside the paper, both with the difference to the baseline; or that there is none."""
+    """A kept result, ours beside the paper, both with the difference from the baseline; or that there is none."""
     rows = rows_of(result)
-    headers = ["", "n", "ours, last epoch", "to baseline [95 %]", "verdict"]
+    headers = ["", "n", "ours, last epoch", "difference [95 %]", "verdict"]
     published = any(row["paper_mean"] for row in rows)
     lines = []
     for row in rows:
@@ -59,7 +59,7 @@ def results_table(result: Path) -> str:
         if published:
             line += [number(row["paper_mean"], row["paper_std"]), number(row["paper_difference"], sign="+")]
         lines.append(line)
-    return markdown_table(headers + (["the paper", "to baseline"] if published else []), lines) if rows else NOT_RUN
+    return markdown_table(headers + (["the paper", "its difference"] if published else []), lines) if rows else NOT_RUN
 
 
 def tasks_table(results: Path) -> str:
@@ -143,7 +143,8 @@ def number(mean: str, std: str = "", sign: str = "") -> str:
 
 
 def difference(row: dict[str, str], column: str = "difference") -> str:
-    """A difference and its interval, which a single pair does not have."""
-    mean, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
-    ends = f" [{float(low):+z.2f}, {float(high):+z.2f}]" if low else ""
-    return f"{float(mean):+z.2f}{ends}" if mean else ""
+    """A difference and its interval, which a single pair does not have; of losses with a digit more."""
+    digits = 3 if column == "loss_difference" else 2
+    values = [row[f"{column}{end}"] for end in ("", "_low", "_high")]
+    mean, *ends = [f"{float(value):+z.{digits}f}" for value in values if value] or [""]
+    return f"{mean} [{', '.join(ends)}]" if ends else mean

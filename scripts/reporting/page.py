@@ -20,6 +20,7 @@ from scripts.reporting.tables import (
     count_text,
     difference_text,
     drops_of,
+    loss_text,
     p_text,
     paper_text,
     run_drops_of,
@@ -107,7 +108,7 @@ def page(report: Report, folder: Path) -> str:
 def results(report: Report) -> str:
     """The headline of every row, and its differences as dots on one scale."""
     scale = Scale.of([line.difference for line in report.lines], report.sweep.study.margin)
-    heads = ["", "n", f"{report.sweep.metric}, last epoch", "difference to baseline [95\u00a0%]"]
+    heads = ["", "n", f"{report.sweep.metric}, last epoch", "difference from baseline [95\u00a0%]"]
     heads += ["by seed, and the interval", "Holm p", "verdict", "smallest difference"]
     heads += ["paper (peak)", "paper's difference"]
     return filled_columns(heads, [result_cells(report.sweep, line, scale) for line in report.lines])
@@ -143,7 +144,7 @@ def details(report: Report) -> str:
 
 def detail_cells(sweep: Sweep, line: Line) -> list[Cell]:
     """The cells of a row, in the order of the heads of `details`."""
-    row, loss = line.row, line.loss_difference
+    row = line.row
     measured = [drop["measured"] for drop in row.runs[0].summary["drop_last_epoch"].values()]
     choice = f'<div class="words">{escape(choice_of_keep_prob(sweep, row))}</div>'
     return [
@@ -153,8 +154,8 @@ def detail_cells(sweep: Sweep, line: Line) -> list[Cell]:
         (choice if row.knob("keep_prob") is not None else "", row.knob("keep_prob") or ""),
         number(line.peak, line.peak and line.peak.mean),
         number(line.gap, line.gap and line.gap.mean),
-        number(line.loss, line.loss and line.loss.mean),
-        number("" if loss is None else str(loss), loss and loss.mean),
+        number(loss_text(line.loss), line.loss and line.loss.mean),
+        number(loss_text(line.loss_difference), line.loss_difference and line.loss_difference.mean),
         number(count_text(line.parameters), line.parameters),
         number(time_text(line.seconds.mean), line.seconds.mean),
         number(seeds_text(row.seeds), len(row.seeds)),

@@ -39,7 +39,12 @@ class Spread:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
-        return f"{self.mean:z.2f}" if self.std is None else f"{self.mean:z.2f} ± {self.std:.2f}"
+        return self.text()
+
+    def text(self, digits: int = 2) -> str:
+        """Mean ± standard deviation, with this many digits after the point."""
+        mean = f"{self.mean:z.{digits}f}"
+        return mean if self.std is None else f"{mean} ± {self.std:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,11 @@ class Difference(Spread):
         freedom = len(self.values) - 1
         return float(nctdtrinc(freedom, 1 - POWER, t_quantile(0.5 + LEVEL / 2, freedom))) * self.error
 
-    def __str__(self) -> str:
-        if self.interval is None:
-            return f"{self.mean:+z.2f}"
-        low, high = self.interval
-        return f"{self.mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
+    def text(self, digits: int = 2) -> str:
+        """Mean and interval, with this many digits after the point."""
+        numbers = (self.mean, *(self.interval or ()))
+        mean, *ends = (f"{number:+z.{digits}f}" for number in numbers)
+        return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 
 def epoch_means(log: Iterable[Mapping[str, Any]], name: str) -> dict[float, float]:

@@ -45,6 +45,11 @@ def by_seed_text(of: Difference | None) -> str:
     return "" if of is None else ", ".join(f"{value:+z.2f}" for value in of.values)
 
 
+def loss_text(of: Spread | None) -> str:
+    """A cross-entropy: its differences are of the order of 0.1, so it has a digit more than percentages."""
+    return "" if of is None else of.text(3)
+
+
 def p_text(p_value: float | None) -> str:
     return "" if p_value is None else "< .001" if p_value < 0.001 else f"{p_value:.3f}"
 
@@ -77,8 +82,8 @@ def details_row(sweep: Sweep, line: Line) -> list[object]:
     """The cells of a row under DETAILS."""
     smallest = line.difference.smallest if line.difference else None
     return [
-        *(line.label, by_seed_text(line.difference), "" if smallest is None else f"{smallest:.2f}", line.loss),
-        *("" if line.loss_difference is None else str(line.loss_difference), line.gap, line.peak),
+        *(line.label, by_seed_text(line.difference), "" if smallest is None else f"{smallest:.2f}"),
+        *(loss_text(line.loss), loss_text(line.loss_difference), line.gap, line.peak),
         *(", ".join(drops_of(line.row)), ", ".join(run_drops_of(line))),
         *(count_text(line.parameters), time_text(line.seconds.mean), choice_of_keep_prob(sweep, line.row)),
     ]

@@ -65,8 +65,8 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
     if any(row.same for row in sweep.rows):
         parts.append("*Block n (= m)*: every feature map clamps both blocks alike: one computation, which is one row.")
     if sweep.study.headline:
-        declared = f"headline: {sweep.study.headline}; margin {sweep.study.margin:g} points"
-        parts.append(f"Declared before the first run: {declared}.")
+        stated = f"headline: {sweep.study.headline}; margin {sweep.study.margin:g} points"
+        parts.append(f"Stated in the sweep's file: {stated}.")
     if not any(row.by_seed("last", "val") for row in sweep.rows):
         parts.append("There is no validation split: nothing was chosen on one.")
     return "\n\n".join(parts)

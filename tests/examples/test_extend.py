@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,11 +51,12 @@ def test_every_addition_works(tmp_path: Path) -> None:
             shutil.copy(source, target)
     for path, text in [*blocks("python"), *blocks("yaml")]:
         assert not (tmp_path / path).exists(), path
+        (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
     for path, diff in blocks("diff"):
         (tmp_path / path).write_text(changed((tmp_path / path).read_text(), diff))
-    commands = re.findall(r"^python train\.py (data=\S+ .*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 6
+    commands = re.findall(r"^python train\.py (data=\S+ .*|.* plan=true)$", PAGE, re.MULTILINE)
+    assert len(commands) == 8
     ran = subprocess.run(
         [sys.executable, "-c", COMMANDS],
         cwd=tmp_path,
@@ -76,6 +78,6 @@ def test_places_by_pattern() -> None:
     exec(compile(code, "EXTEND.md", "exec"), names)
     groups = {site.group for site in names["sites"].values()}  # type: ignore[attr-defined]
     assert groups == {3, 4}
-    words = re.findall(r"`model=torchvision model.name=googlenet '(.*?)'`", PAGE)
-    plan = plan_of("data=fake", "model=torchvision", "model.name=googlenet", "regularizer=none", *words)
+    (words,) = re.findall(r"^python train.py (data=fake model=torchvision .*) plan=true$", PAGE, re.MULTILINE)
+    plan = plan_of(*shlex.split(words))
     assert plan.model.options["places"] == [{"modules": "inception5*.branch*", "group": 4}]
