@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.records import RunFolder
 from evaluate import main, result_text
+from experiment.evaluation import trained
 
 
 @pytest.fixture
@@ -73,3 +75,21 @@ def test_a_task_that_is_evaluated_without_a_loss_has_a_text() -> None:
     result |= {"headline": "ap", "metric_labels": {"ap": "AP (%)"}, "ap": 12.5}
     text = result_text({**result, "under_drop": [{"keep_prob": 0.9, "block_size": 7, "ap": 10.0}]})
     assert text.splitlines()[-1].split() == ["7", "0.9", "10.00%", "-"]
+
+
+def test_drop_at_inference_is_placed_as_in_the_paper(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = []
+
+    def spied(*arguments: Any) -> Any:
+        tables.append((found := trained(*arguments))[1].table)
+        return found
+
+    assert train("regularizer=none", "epochs=1") == 0
+    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+    monkeypatch.setattr("experiment.evaluation.trained", spied)
+    assert main([f"run={path}", "keep_prob=[0.9]", "block_size=[7]", "device=cpu"]) == 0
+    (dropping,) = filter(None, tables)
+    assert {row.group: round(row.keep_prob, 6) for row in dropping} == {3: 0.975, 4: 0.9}
+    assert {row.branch for row in dropping} == {"conv", "skip"}

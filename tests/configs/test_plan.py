@@ -222,3 +222,27 @@ def test_a_plan_from_before_the_papers_numbers_were_keyed_by_metric_still_loads(
     assert again.hash() == plan.hash()
     figure = {"place": "Figure 3, line 2", "top1": None, "top5": None, "curve": {0.9: 76.62}, "certainty": ""}
     assert plan_from({**asdict(plan), "paper": figure}).paper.curve == {"top1": {0.9: 76.62}}
+
+
+def test_every_method_of_a_plan_is_in_its_identity() -> None:
+    plan = plan_of("dropblock", "drop_path", "cutout", "autoaugment")
+    for name, other in (
+        ("regularizer", ["none"]),
+        ("cutout", 3),
+        ("autoaugment", "svhn"),
+        ("label_smoothing", 0.2),
+        ("companions", []),
+        ("layer", None),
+    ):
+        changed = replace(plan, **{name: other})
+        assert changed.hash() != plan.hash(), name
+        assert changed.identity() != plan.identity(), name
+
+
+def test_a_knob_wins_over_the_smoothing_of_a_regularizer() -> None:
+    assert plan_of("label_smoothing", label_smoothing=0.2).label_smoothing == 0.2
+
+
+def test_a_shorter_run_decays_as_often() -> None:
+    recipe = plan_of("none", data="imagenet", recipe="amoebanet", epochs=170).recipe
+    assert (recipe.decay_epochs, recipe.warmup_epochs) == pytest.approx((1.2, 1.5))

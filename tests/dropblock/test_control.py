@@ -239,3 +239,17 @@ def test_a_row_says_where_a_block_is_clamped_and_how_a_place_departs_from_the_pa
     assert all("basic block: its sites" in row.note for row in layers.table)
     assert table_text(layers.table).count("note: basic block") == 1
     assert isinstance(control(LayerSpec("dropblock", 0.9, options=DROPBLOCK)).layers[0], DropBlock2d)
+
+
+def test_the_expected_drop_of_a_group_counts_every_unit_once() -> None:
+    model = nn.Sequential(Site(4, "conv", "in"), nn.MaxPool2d(2), Site(4, "conv", "pool"))
+    model.last_group = 4
+    spec = LayerSpec("dropblock", 0.7, [4], schedule="constant", options={"block_size": 3})
+    layers = LayerControl.install(model, [spec], torch.zeros(1, 1, 12, 12))
+    large, small = expected_drop(0.7, 3, 12, 12), expected_drop(0.7, 3, 6, 6)
+    assert layers.expected_drop([0.0])["group4"] == pytest.approx((144 * large + 36 * small) / 180)
+
+
+def test_drop_path_never_takes_the_shortcut() -> None:
+    filled = install_layers(Detector(), "drop_path", keep_prob=0.9, skip=True)
+    assert {site.branch for site in filled.values()} == {"conv"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.optim import LearningRate, build_optimizer
+from engine.optim import LearningRate, build_optimizer, decay_groups
 
 
 def test_step_schedule_of_the_paper() -> None:
@@ -99,3 +99,14 @@ def test_one_step_of_adamw_by_hand() -> None:
     assert model.weight.item() == pytest.approx(weight * (1 - 0.1 * 0.5) + 0.1, rel=1e-5)
     with pytest.raises(ValueError, match="choose one of sgd, adamw, rmsprop"):
         build_optimizer("adam", model, lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
+
+
+def test_exponential_decay_counts_from_the_first_step() -> None:
+    lr = LearningRate(1.0, "exponential", 1000, 10, warmup_epochs=2, decay=0.97, decay_epochs=2.4)
+    assert [lr.at(step) for step in (20, 23, 24, 48)] == pytest.approx([1, 1, 0.97, 0.97**2])
+
+
+def test_weight_decay_spares_every_kind_of_normalization() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm1d(4))
+    _, exempt = decay_groups(model, 0.1)
+    assert [id(p) for p in exempt["params"]] == [id(p) for layer in model[1:] for p in layer.parameters()]

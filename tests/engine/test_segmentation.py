@@ -120,3 +120,10 @@ def test_pictures_show_input_truth_and_prediction() -> None:
     assert (shown[:, :, 0, 16:32] == 255).all()
     assert (shown[:, :, 1:, 16:32] == 0).all()
     assert shown[0, :, 3, 40].tolist() == [128, 0, 0]
+
+
+def test_pixels_beyond_the_last_position_have_its_class() -> None:
+    road = torch.zeros(1, 4, 4, 4)
+    road[:, 1] = 1.0
+    metrics, _ = evaluated(batch_of(road, torch.ones(1, 32, 32, dtype=torch.int64)))  # the positions span 25 of 32
+    assert (metrics["miou"], metrics["pixel_accuracy"]) == (100.0, 100.0)

@@ -86,6 +86,7 @@ def test_holm_steps_down_and_never_falls() -> None:
         ((1.0, 1.1, 0.9), 0.003, "better"),
         ((-1.0, -1.1, -0.9), 0.003, "worse"),
         ((1.0, 1.1, 0.9), 0.06, "not resolved"),  # excludes 0 alone, not beside the other rows
+        ((-1.0, -1.1, -0.9), 0.06, "not resolved"),
         ((0.1, -0.1, 0.0), 1.0, "equivalent"),
         ((0.1, -0.9, 0.8), 1.0, "not resolved"),
     ],

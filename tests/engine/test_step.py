@@ -1,0 +1,104 @@
+"""What one optimizer step does (micro-batches, seeds, average, scale of float16), and what a log entry covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.distributed import Ranks
+from engine.evaluation import evaluate
+from engine.optim import LearningRate
+from engine.state import TrainState
+from tests.engine.test_loop import moved_by_a_step
+from tests.engine.test_state import state
+from tests.engine.test_task_conformance import CASES, CPU, NoLayers, fit, network
+
+
+def test_micro_batches_count_by_their_size(tmp_path: Path) -> None:
+    case = CASES["classification"]()
+    moved = moved_by_a_step(tmp_path, None, 3)
+    model, batch = network(case).train(), next(case.loader(4).epoch(0))
+    parts = batch.split(3)
+    assert [part.size for part in parts] == [2, 1, 1]
+    for part in parts:
+        (case.task().loss(model, part)[0] * part.size / 4).backward()
+    torch.testing.assert_close(moved, -torch.cat([p.grad.flatten() for p in model.parameters()]))
+
+
+def test_every_micro_batch_has_seeds_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, device = [], []
+
+    class Recording(NoLayers):
+        def set_seeds(self, seed_of: Callable[[int], int]) -> None:
+            masks.append(seed_of(0))
+
+    monkeypatch.setattr("engine.step.seed_device", lambda seed, _: device.append(seed))
+    replace(fit(CASES["classification"](), tmp_path, accumulate=2), layers=Recording()).run()
+    assert len(set(masks)) == len(set(device)) == 6 * 2
+
+
+def test_averaged_weights_are_those_after_the_step(tmp_path: Path) -> None:
+    run = fit(CASES["classification"](), tmp_path)
+    before = run.state.model.layers[0].weight.detach().clone()
+    run.step(next(run.data.train.epoch(0)), 0.0)  # the first update of an average copies
+    after, average = run.state.model.layers[0].weight, run.state.evaluated.layers[0].weight
+    assert torch.equal(average, after)
+    assert not torch.equal(average, before)
+
+
+def test_gradients_are_clipped_without_the_scale_of_float16(tmp_path: Path) -> None:
+    run = fit(CASES["classification"](), tmp_path)
+    for group in run.state.optimizer.param_groups:
+        group |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    scaled = TrainState(run.state.model, run.state.optimizer, precision="float16")
+    lr = LearningRate(1.0, "constant", 6, 3)
+    run = replace(run, state=scaled, settings=replace(run.settings, grad_clip=0.01), lr=lr)
+    before = [p.detach().clone() for p in scaled.model.parameters()]
+    run.step(next(run.data.train.epoch(0)), 0.0)
+    moved = torch.cat([(p - b).detach().flatten() for p, b in zip(scaled.model.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_resumed_run_has_the_scale_of_float16() -> None:
+    run, again = state(precision="float16"), state(precision="float16")
+    run.scaler.scale(torch.ones(()))  # makes the scale
+    run.scaler.update(1024.0)
+    again.load_state_dict(run.state_dict())
+    assert again.scaler.state_dict()["scale"] == 1024.0
+
+
+def test_of_equal_epochs_the_first_is_kept() -> None:
+    run = state()
+    values = {"test/top1": 50.0, "val/top1": 60.0}
+    assert [run.end_epoch(values, "top1") for _ in range(2)] == [True, False]
+    assert (run.best["epoch"], run.peak["epoch"], run.last["epoch"]) == (1, 1, 2)
+
+
+def test_a_log_entry_covers_the_steps_of_its_window(tmp_path: Path) -> None:
+    seen = []
+
+    class Recording(NoLayers):
+        def keep_probs(self, progress: Sequence[float]) -> dict[str, float]:
+            seen.append(list(progress))
+            return {}
+
+    replace(fit(CASES["classification"](), tmp_path), layers=Recording()).run()
+    assert seen == [[0, 1 / 6], [2 / 6], [3 / 6], [4 / 6, 5 / 6]]
+
+
+def test_an_evaluation_has_the_precision_of_training() -> None:
+    case, seen = CASES["classification"](), []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((x.mean((2, 3)) @ torch.eye(3)).dtype)
+            return torch.zeros(len(x), 3)
+
+    for precision in ("float32", "bfloat16"):
+        evaluate(case.task(), Spy(), case.loader(12), Ranks(), CPU, precision)
+    assert seen == [torch.float32, torch.bfloat16]

@@ -1,0 +1,40 @@
+"""What a plan says reaches the loop, the learning rate, the averaged weights and the auxiliary loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.compose import plan_of
+from configs.plan import written
+from engine.distributed import Ranks
+from engine.records import RunFolder
+from engine.signals import StopRequest
+from experiment.build import build_fit, learning_rate, loop_settings, open_data
+from tests.engine.test_task_conformance import CPU
+
+
+def test_the_loop_is_set_as_the_recipe_says() -> None:
+    words = ("recipe.accumulate=2", "recipe.grad_clip=2.5", "recipe.eval_every=2", "epochs=5", "seed=7")
+    settings = loop_settings(plan_of("data=fake", *words))
+    found = (settings.accumulate, settings.grad_clip, settings.eval_every, settings.epochs, settings.seed)
+    assert found == (2, 2.5, 2, 5, 7)
+
+
+def test_the_warm_up_starts_at_a_share_of_the_recipes_rate() -> None:
+    recipe = written("recipe", "coco_scratch_150")
+    assert learning_rate(recipe, 100).at(0) == pytest.approx(0.1 * recipe.lr)
+
+
+def test_a_run_has_the_average_and_the_auxiliary_loss_of_its_plan(tmp_path: Path) -> None:
+    words = ("data=fake", "model=amoebanet_b", "model.width=4", "model.options.cells=1", "device=cpu")
+    plan = plan_of(*words, "recipe.ema_decay=0.99", "recipe.ema_warmup=true")
+    data = open_data(plan, CPU, Ranks())
+    fit, _ = build_fit(plan, data, RunFolder(tmp_path), CPU, Ranks(), StopRequest())
+    assert fit.task.aux_weight == fit.state.model.aux_weight > 0
+    weight, average = next(fit.state.model.parameters()), next(fit.state.evaluated.parameters())
+    for value in (0.0, 1.0):
+        weight.data.fill_(value)
+        fit.state.ema.update_parameters(fit.state.model)
+    assert average.mean().item() == pytest.approx(1 - 2 / 11)  # a constant decay would leave 0.01
