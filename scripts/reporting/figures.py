@@ -43,8 +43,16 @@ def ranking(sweep: Sweep, out: Path) -> None:
             axes.set_yticks(y)
             axes.set_yticklabels([])
             axes.grid(axis="y", visible=False)
+            at_least_a_point(axes)
         panels[0].set_yticklabels([folded(sweep.label(row), 40) for row in rows])
         figure.legend(*ours.get_legend_handles_labels(), loc="outside lower right", ncols=3, handletextpad=0.3)
+
+
+def at_least_a_point(axes: Axes) -> None:
+    """Runs that are all alike, such as detectors that find nothing, would show rounding as if it were a result."""
+    low, high = axes.get_xlim()
+    if high - low < 1.0:
+        axes.set_xlim((low + high - 1.0) / 2, (low + high + 1.0) / 2)
 
 
 def paper_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
@@ -96,7 +104,7 @@ def difference_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     margin, baseline = sweep.study.margin, "no regularizer" if sweep.compared_to is None else "the baseline"
     difference_axis(axes, margin)
     axes.set_title("difference, 95 % interval", loc="left")
-    axes.set_xlabel(f"to {baseline}, paired by seed\ngrey: within ±{margin:g} points")
+    axes.set_xlabel(f"from {baseline}, paired by seed\ngrey: within ±{margin:g} points")
 
 
 def draw_difference(axes: Axes, of: Difference, height: float, tint: str) -> None:
