@@ -51,6 +51,8 @@ def read_request(arguments: list[str]) -> Request:
     request = read_values(arguments, Request)
     request.check()
     one_of("split", request.split, ("test", "val"))
+    if request.json is not None and not Path(request.json).parent.is_dir():
+        raise UserError(f"json={request.json}: there is no directory {Path(request.json).parent}")
     for keep_prob in request.keep_prob:
         if not 0.0 <= keep_prob <= 1.0:
             raise UserError(f"keep_prob={keep_prob}: must lie between 0 and 1")

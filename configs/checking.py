@@ -36,10 +36,13 @@ def one_of(key: str, value: str, known: Iterable[str]) -> None:
         raise UserError(f"{key}={value}: unknown{nearest(value, known)}; choose one of {', '.join(known)}")
 
 
-def check(config: Any, schema: type[T]) -> T:
+def check(config: Any, schema: type[T], takes_grid: bool = False) -> T:
     """Merge a composed configuration into its dataclass: no other key, every value of its type.
 
     A plain structured config lets `+typo=1` through; merging into a fresh one does not.
+
+    Args:
+        takes_grid: whether several values of a key make a grid, for the message about a list in place of one.
 
     Raises:
         UserError: one line that names the key, and the nearest valid one.
@@ -51,7 +54,7 @@ def check(config: Any, schema: type[T]) -> T:
             raise UserError(f"{missing[0]} has no value")
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(explain(error, schema)) from error
+        raise UserError(explain(error, schema, takes_grid)) from error
     assert isinstance(result, schema)
     return result
 
@@ -75,23 +78,28 @@ def _make_writable(node: Any) -> None:
 _EXPECTED = {  # a part of OmegaConf's message -> what the user should have given
     "to Float": "a number",
     "to Integer": "a whole number",
+    "to string": "a single value",
     "valid bool": "true or false",
     "is not a ListConfig": "a list such as [3,4]",
     "not a primitive": "a single value",
 }
 
 
-def explain(error: OmegaConfBaseException, schema: type) -> str:
+def explain(error: OmegaConfBaseException, schema: type, takes_grid: bool = False) -> str:
     """OmegaConf's message as one line that names the key and, for an unknown one, the nearest valid key."""
     key = getattr(error, "full_key", None) or ""
     first = str(error).splitlines()[0]
     if "not in" in first and re.match(r"Key '", first):
         parent, _, name = key.rpartition(".")
         return f"unknown key '{key}'{nearest(name, keys_under(schema, parent))}"
-    value = re.search(r"[Vv]alue:? '?(?!assigned)([^' ]*)'?", first)
+    found = re.search(r"(?:Value|to string:) '(.*)'(?: of type| is not|$)", first)
+    value, hint = found and found[1], ""
+    if value and "ListConfig" in first:  # a list as a user writes it
+        value = re.sub(r"'(.*?)'", r"\1", value.replace(", ", ","))
+        hint = f"; several values make a grid: -m {key}={value[1:-1]}" if takes_grid and "[" not in key else ""
     for sign, wanted in _EXPECTED.items():
         if sign in first and key:
-            return f"{key}={value[1]}: expected {wanted}" if value else f"{key}: expected {wanted}"
+            return f"{key}={value}: expected {wanted}{hint}" if value else f"{key}: expected {wanted}"
     return f"{key}: {first}" if key else first
 
 

@@ -253,6 +253,10 @@ def read_values(arguments: list[str], schema: type[T]) -> T:
     for argument in arguments:
         if "=" not in argument:
             raise UserError(f"{argument}: expected KEY=VALUE{' or a run directory' if takes_run else ''}; see --help")
+    counts = Counter(argument.partition("=")[0] for argument in arguments)
+    for key, count in counts.items():
+        if count > 1:
+            raise UserError(f"{key}: given twice; give it once")
     # Text stands as it is given: in YAML a path with ` #` or `: ` is something else.
     given = values_given(arguments)
     texts = {key: value for key, value in given.items() if hints.get(key) in (str, str | None)}

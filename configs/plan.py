@@ -116,10 +116,14 @@ def shortened(name: str, longest: int = LONGEST_NAME) -> str:
     return f"{name.encode()[:longest].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
+# Of the data. An image that is left out is listed in the record, whatever the run was asked to do about one.
+NOT_OF_IDENTITY = ("root", "download", "model_width", "on_bad_image")
+
+
 def _without_names(plan: dict[str, Any]) -> dict[str, Any]:
     """The nested values of a plan without what is no part of its identity."""
     kept = {key: value for key, value in plan.items() if key not in ("runtime", "experiment", "paper")}
-    kept["data"] = {k: v for k, v in plan["data"].items() if k not in ("root", "download", "model_width")}
+    kept["data"] = {k: v for k, v in plan["data"].items() if k not in NOT_OF_IDENTITY}
     return kept
 
 

@@ -7,12 +7,25 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from configs.checking import UserError, one_of
-from configs.plan import Plan, choices
+from configs.checking import UserError, load_yaml, one_of
+from configs.plan import CONFIGS, Plan, choices, written
 from configs.registered import further_choices
+from configs.regularizers import as_written
 from configs.schema import RECIPE_KNOBS, LayerConfig
 
 SHORT = {f"recipe.{knob}": knob for knob in RECIPE_KNOBS}
+# What the networks of this repository are for; one of another name, of a user's own, may be for any task.
+TASK_OF = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), "classification"),
+    **dict.fromkeys(("fractalnet20", "fractalnet34", "fractalnet40", "amoebanet_b"), "classification"),
+    "segmentation_fpn": "segmentation",
+    "retinanet": "detection",
+}
+# Regularizers of FractalNet: a group that no other network here has, and the networks that have it.
+FRACTAL = {
+    "fractal_drop_path": (0, ("fractalnet20", "fractalnet34", "fractalnet40")),
+    "fractal_dropout": (5, ("fractalnet20", "fractalnet40")),
+}
 
 
 def check_values(plan: Plan) -> None:
@@ -37,6 +50,8 @@ def check_values(plan: Plan) -> None:
         raise UserError(f"label_smoothing={plan.label_smoothing}: must lie between 0 and 0.99")
     if plan.label_smoothing and plan.data.task != "classification":
         raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {plan.data.task}")
+    _check_network(plan)
+    _check_regularizers(plan)
     for layer in plan.layers:
         _check_layer(layer)
     _check_lengths(plan)
@@ -72,6 +87,42 @@ def declared(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, 
             yield from declared(value, f"{prefix}{f.name}.")
         elif f.metadata:
             yield prefix + f.name, value, dict(f.metadata)
+
+
+def _task_of(name: str, library: str | None) -> str | None:
+    """What a network is for; None for one that this repository does not know."""
+    return "classification" if library else TASK_OF.get(name)
+
+
+def _check_network(plan: Plan) -> None:
+    """Refuse a network of another task; a task of the user's own takes any."""
+    model, task = plan.model, plan.data.task
+    ours = _task_of(model.name, model.library)
+    if ours in (None, task) or task not in TASK_OF.values():
+        return
+    of_data = written("data", plan.data.name).task
+    if of_data != task:
+        raise UserError(f"data.task={task}: {plan.data.name} is for {of_data}")
+    files = {path.stem: load_yaml(path) for path in sorted((CONFIGS / "model").glob("*.yaml"))}
+    fitting = [name for name, values in files.items() if _task_of(values["name"], values.get("library")) == task]
+    raise UserError(
+        f"model={model.library or model.name} is for {ours}, data={plan.data.name} is for {task}: "
+        f"choose one of {', '.join(fitting)}"
+    )
+
+
+def _check_regularizers(plan: Plan) -> None:
+    """Refuse a regularizer that the task or the network has no use for."""
+    task, known = plan.data.task, _task_of(plan.model.name, plan.model.library) is not None
+    for key, value in (("cutout", plan.cutout), ("autoaugment", plan.autoaugment)):
+        if value and task in ("segmentation", "detection"):
+            setting = [name for name in plan.regularizer if getattr(as_written(name).input, key, None) is not None]
+            names = ",".join(setting or plan.regularizer)
+            raise UserError(f"regularizer={names} is for classification, not for {task}")
+    for name, (group, networks) in FRACTAL.items():
+        has_group = any(group in (layer.groups or []) for layer in plan.layers)
+        if name in plan.regularizer and has_group and known and plan.model.name not in networks:
+            raise UserError(f"regularizer={name} needs model={' or '.join(networks)}")
 
 
 def _check_layer(layer: LayerConfig) -> None:

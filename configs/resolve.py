@@ -83,7 +83,7 @@ def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, li
             config[key] = int(config[key])
     if config.recipe.precision in SHORT_NAMES:
         config.recipe.precision = SHORT_NAMES[config.recipe.precision]
-    return resolve(check(config, Config), grid)
+    return resolve(check(config, Config, takes_grid=True), grid)
 
 
 def _tried(config: Config, grid: bool) -> tuple[dict[str, Any], list[str]]:

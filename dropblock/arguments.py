@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
 
 import torch
@@ -24,6 +25,21 @@ def refuse_positional(name: str, given: tuple[object, ...]) -> None:
         )
 
 
+def refuse_unknown(name: str, given: Mapping[str, object], *known: str) -> None:
+    """Python's own message would name the private base class, and none of the names that there are.
+
+    Raises:
+        TypeError: if anything was given by a name that is not known.
+    """
+    if given:
+        raise TypeError(f"{name} has no {', '.join(given)}; it takes {', '.join(known)}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def share_to_keep(
     name: str, keep_prob: float | Tensor | None, p: float | Tensor | None, drop_prob: float | Tensor | None
 ) -> float | Tensor:
@@ -44,7 +60,7 @@ def share_to_keep(
     if isinstance(rate, Tensor):
         if rate.ndim:
             raise ValueError(f"{word} must be a number or a 0-dimensional tensor, not of shape {tuple(rate.shape)}")
-    elif not isinstance(rate, Real):
+    elif not is_number(rate):
         raise TypeError(f"{word} must be a number in [0, 1], not {rate!r}")
     elif not 0.0 <= rate <= 1.0:
         raise ValueError(f"{word} must lie in [0, 1], not {rate}")

@@ -37,11 +37,15 @@ class LayerControl:
 
     Raises:
         ValueError: if a layer has no schedule, or one pass in evaluation mode does not call its place once.
+        TypeError: if `schedules` is no mapping.
     """
 
     def __init__(
         self, model: nn.Module, example: Tensor | tuple[Tensor, ...], schedules: Mapping[str, KeepProbSchedule]
     ) -> None:
+        if not isinstance(schedules, Mapping):
+            given = type(schedules).__name__
+            raise TypeError(f"schedules must be a dict such as {{'dropblock': schedule}}, not a {given}")
         self.schedules = dict(schedules)
         self.table = site_table(model, example, *schedules.values())
         self.layers: list[DropLayer] = [layer for schedule in schedules.values() for layer in schedule.layers]

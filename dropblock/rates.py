@@ -25,10 +25,12 @@ def effective_block(block_size: int, *size: int) -> tuple[int, ...]:
         size: the sides of the feature map (length; height, width; or depth, height, width), each >= 1.
 
     Raises:
-        TypeError: if block_size is not an integer.
+        TypeError: if block_size is not an integer; True is none.
         ValueError: if any of them is below 1.
     """
     if type(block_size) is not int:
+        if isinstance(block_size, bool):
+            raise TypeError(f"block_size must be an integer, not {block_size}")
         try:
             block_size = operator.index(block_size)
         except TypeError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dropblock.arguments import as_number, is_number
 from dropblock.layers import OWN, DropLayer, installed_layers
 from dropblock.sites import declared_sites, depths
 
@@ -115,6 +116,7 @@ class KeepProbSchedule:
 
     Raises:
         ValueError: if there is no layer, a value is out of range, or a group is not among those that are divided.
+        TypeError: if keep_prob is no number.
     """
 
     def __init__(
@@ -133,6 +135,8 @@ class KeepProbSchedule:
         head_share: float = 1.0,
         depth_rule: str = "group",
     ) -> None:
+        if not is_number(as_number(keep_prob)):
+            raise TypeError(f"keep_prob must be a number in [0, 1], not {keep_prob!r}")
         if total_steps is not None and total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, not {total_steps}")
         self.keep_prob, self.schedule, self.length = keep_prob, schedule, total_steps or 1

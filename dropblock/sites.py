@@ -64,15 +64,20 @@ def install(
 
     Args:
         model: a network that declares sites.
-        layer_factory: makes the layer of a site.
+        layer_factory: makes the layer of a site, a new one for each.
         sites: says which sites get one.
 
     Returns:
         the filled sites by module path.
 
     Raises:
-        ValueError: if no site is accepted: a regularizer that sits nowhere would train the baseline under its name.
+        ValueError: if no site is accepted: a regularizer that sits nowhere would train the baseline under its name; or
+            if two sites are given one layer, whose rate and counts would be those of the second.
+        TypeError: if `layer_factory` is a layer, or makes none.
     """
+    if isinstance(layer_factory, nn.Module) or not callable(layer_factory):
+        name = type(layer_factory).__name__
+        raise TypeError(f"layer_factory must be a function that makes a layer, `lambda site: ...`, not a {name}")
     declared = declared_sites(model)
     wanted = {name: site for name, site in declared.items() if sites(site)}
     for site in wanted.values():
@@ -84,8 +89,16 @@ def install(
             f"no site to install into: {type(model).__name__} declares {len(declared)} sites in groups {groups}"
             + (f", and the {len(wanted)} asked for are out of reach" if wanted else "")
         )
-    for site in chosen.values():
-        site.layer = layer_factory(site).train(site.training)
+    layers = {name: layer_factory(site) for name, site in chosen.items()}
+    at = {site.layer: name for name, site in declared.items() if site.layer is not None and name not in chosen}
+    for name, layer in layers.items():
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"layer_factory must return a layer, not {layer!r}")
+        if layer in at:
+            raise ValueError(f"layer_factory returned one layer for {at[layer]} and {name}: make a new one for each")
+        at[layer] = name
+    for name, site in chosen.items():
+        site.layer = layers[name].train(site.training)
         site.layer.group = site.group
     return chosen
 

@@ -108,8 +108,15 @@ def row_of(path: str, place: Site | DropLayer, layer: DropLayer, kept: float, si
         keep_prob=kept,
         seed_rate=layer.seed_rate(kept, *sides),
         expected_drop=mean_drop(layer, kept, sizes),
-        note=site.note if site else "",
+        note=site.note if site else _note_on_equal_maps(path, sizes),
     )
+
+
+def _note_on_equal_maps(path: str, sizes: list[tuple[int, ...]]) -> str:
+    """A note for a layer at no site that one pass calls twice on maps of one size, else ""."""
+    if len({*sizes}) == len(sizes):
+        return ""
+    return f"{path} is called more than once on maps of one size, with one mask: use a layer for each place"
 
 
 def largest(sizes: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
     """
     if source.run is not None:
         folder = RunFolder(Path(source.run))
+        _require_run(folder.path)
         plan = plan_from(load_yaml(folder.path / "plan.yaml"))
         payload, path = _of_run(folder, source.which)
     else:
@@ -45,10 +46,21 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
     return replace(plan, runtime=runtime), {**payload, "file": str(path)}
 
 
+def _require_run(path: Path) -> None:
+    """Refuse what is no run directory, naming some of the runs that lie in it or one level below."""
+    if not (path / "plan.yaml").exists():
+        plans = sorted([*path.glob("*/plan.yaml"), *path.glob("*/*/plan.yaml")])
+        runs = [str(plan.parent.relative_to(path)) for plan in plans]
+        listed = f"; runs in it: {', '.join([*runs[:4], *['...'] * (len(runs) > 4)])}" if runs else ""
+        raise UserError(f"run={path}: not a run directory, there is no {path / 'plan.yaml'}{listed}")
+
+
 def _of_run(folder: RunFolder, which: str) -> tuple[dict[str, Any], Path]:
     """The checkpoint of a run: that of its last epoch, or the best on val."""
     if which == "best":
         path = folder.checkpoints / "best.pt"
+        if not path.exists():
+            raise UserError(f"which=best: no {path}; the run had no val to choose it on, or lost it; choose which=last")
         return checkpoint.load(path), path
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

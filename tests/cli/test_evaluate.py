@@ -61,6 +61,8 @@ def test_drop_at_inference(run: RunFolder, tmp_path: Path) -> None:
         (["runn=a"], "'run'"),
         (["run=a", "split=tset"], "did you mean 'test'"),
         (["run=a", "keep_prob=2"], "keep_prob=2"),
+        (["run=a", "run=b"], "run: given twice"),
+        (["run=a", "json=/nowhere/x.json"], "json=/nowhere/x.json: there is no directory /nowhere"),
     ],
 )
 def test_mistakes(words: list[str], culprit: str | None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> No
     [
         (["model=torchvision", "model.name=resnet51", "model.width=null"], "resnet50"),
         (["model=torchvision", "model.name=resnet18"], "model.width"),
-        (["regularizer=fractal_drop_path"], "groups=[0]"),
+        (["regularizer=fractal_drop_path"], "regularizer=fractal_drop_path needs model=fractalnet20"),
         (["regularizer=[dropblock,drop_path]"], "both want the site"),
         (["model=fractalnet20", "model.zero_gamma=true"], "zero_gamma"),
     ],

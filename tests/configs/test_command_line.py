@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from configs.checking import UserError
 from configs.command_line import check_arguments, is_sweep, quoted, sweep_folder, sweep_name, unquoted
 from configs.compose import plan_of
+from configs.ranges import TASK_OF, check_values
 from configs.registered import NODES
 from configs.regularizers import as_written
 from evaluate import read_request
+from models import MODELS
 
 GOOD = [
     ["regularizer=dropblock", "block_size=7"],
@@ -191,6 +194,25 @@ def test_what_a_regularizers_own_file_leaves_idle_is_noted(monkeypatch: pytest.M
             ["data=digit_masks", "label_smoothing=0.1"],
             "label_smoothing=0.1: is for classification, not for segmentation",
         ),
+        (
+            ["data=digit_masks", "model=resnet18"],
+            "model=resnet18 is for classification, data=digit_masks is for segmentation: choose one of segmentation_",
+        ),
+        (["data=digits", "model=retinanet_small"], "model=retinanet is for detection, .* timm, torchvision$"),
+        (
+            ["data=digit_boxes", "model=timm"],
+            "model=timm is for classification, .*: choose one of retinanet, retinanet_s",
+        ),
+        (["data=digit_masks", "regularizer=cutout"], "^regularizer=cutout is for classification, not for segmentation"),
+        (["data=digit_boxes", "regularizer=[dropblock,autoaugment]"], "^regularizer=autoaugment is for classification"),
+        (
+            ["data=digit_boxes", "regularizer=fractal_drop_path"],
+            "^regularizer=fractal_drop_path needs model=fractalnet20",
+        ),
+        (["regularizer=fractal_dropout"], "^regularizer=fractal_dropout needs model=fractalnet20 or fractalnet40"),
+        (["keep_prob=[0.9,0.8]"], r"^keep_prob=\[0.9,0.8\]: expected a number; .* a grid: -m keep_prob=0.9,0.8$"),
+        (["schedule=[linear,cosine]"], "expected a single value; .* -m schedule=linear,cosine$"),
+        (["epochs='2 3'"], "^epochs=2 3: expected a whole number$"),
         (["head_share=0.5"], r"head_share=0.5 does not apply to groups=\[3, 4\]"),
         (
             ["experiment=schedules_overfit/early", "schedule=linear"],
@@ -205,6 +227,15 @@ def test_what_a_regularizers_own_file_leaves_idle_is_noted(monkeypatch: pytest.M
 def test_what_would_do_nothing_or_fail_later_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_of(*words)
+
+
+def test_a_network_or_a_task_of_ones_own_goes_with_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TASK_OF.keys() <= MODELS.keys()
+    monkeypatch.setitem(NODES["model"], "my_net", {"name": "my_net", "zero_gamma": False})
+    assert plan_of("data=digit_masks", "model=my_net", "regularizer=fractal_drop_path").model.name == "my_net"
+    monkeypatch.setattr("configs.ranges.further_choices", lambda key: ("ordinal",) if key == "data.task" else ())
+    plan = plan_of("data=digits", "model=resnet18")
+    check_values(replace(plan, data=replace(plan.data, task="ordinal"), cutout=4))
 
 
 def test_what_is_set_and_does_nothing_is_noted() -> None:

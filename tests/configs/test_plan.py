@@ -159,6 +159,13 @@ def test_the_folder_follows_from_the_plan() -> None:
     assert plan.run_dir() == experiment.run_dir()
 
 
+def test_what_to_do_about_a_bad_image_may_change_on_resume() -> None:
+    plan = plan_of("dropblock")
+    skipping = replace(plan, data=replace(plan.data, on_bad_image="skip"))
+    assert skipping.run_dir() == plan.run_dir()
+    assert skipping.identity() == plan.identity()
+
+
 def test_a_plan_survives_being_written() -> None:
     plan = plan_of("dropblock", "label_smoothing", run_dir="somewhere")
     assert plan_from(OmegaConf.to_container(OmegaConf.create(asdict(plan)))) == plan

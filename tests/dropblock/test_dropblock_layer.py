@@ -1,5 +1,7 @@
 """The module: a keep_prob, a seed and two counters around the operator, and no trace in a checkpoint."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -84,6 +86,20 @@ def test_it_tells_its_rates() -> None:
 def test_impossible_layers_are_refused(block: int, keep_prob: float) -> None:
     with pytest.raises(ValueError, match="must"):
         DropBlock2d(block_size=block, keep_prob=keep_prob)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep_prob": True}, "keep_prob must be a number"),
+        ({"p": False}, "p must be a number"),
+        ({"block_size": True}, "block_size must be an integer, not True"),
+        ({"blocksize": 3}, "^DropBlock2d has no blocksize; it takes block_size, keep_prob, p, drop_prob$"),
+    ],
+)
+def test_arguments_of_another_type_or_name_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        DropBlock2d(**arguments)
 
 
 def test_values_of_the_schedule() -> None:

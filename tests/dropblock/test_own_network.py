@@ -125,6 +125,52 @@ def test_what_would_measure_nothing_is_refused() -> None:
         LayerControl(idle, EXAMPLE, {"dropblock": KeepProbSchedule(idle, 0.9)})
 
 
+class TwoSites(Declared):
+    """With a second site, of the last group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = Site(4, "conv", "conv")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(super().forward(x))
+
+
+def test_one_layer_for_two_sites_is_refused() -> None:
+    model, one = TwoSites(), DropBlock2d(block_size=3)
+    with pytest.raises(ValueError, match="returned one layer for site and last: make a new one"):
+        install_into(model, lambda site: one)
+    assert model.site.layer is None  # nothing is left half done
+    install_into(model, lambda site: one, sites=lambda site: site.group == 3)
+    install_into(model, lambda site: one, sites=lambda site: site.group == 3)  # the same again
+    with pytest.raises(ValueError, match="returned one layer for site and last"):
+        install(model, lambda site: one, lambda site: site.group == 4)
+
+
+def test_what_is_no_layer_no_factory_and_no_dict_is_named() -> None:
+    model = Declared()
+    with pytest.raises(TypeError, match=r"layer_factory must be a function .*, not a DropBlock2d"):
+        install_into(model, DropBlock2d(block_size=3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="layer_factory must return a layer, not None"):
+        install_into(model, lambda site: None)  # type: ignore[arg-type, return-value]
+    install_into(model, lambda site: DropBlock2d(block_size=3))
+    with pytest.raises(TypeError, match=r"keep_prob must be a number in \[0, 1\], not \[0.9, 0.8\]"):
+        KeepProbSchedule(model, [0.9, 0.8])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"schedules must be a dict .*, not a KeepProbSchedule"):
+        LayerControl(model, EXAMPLE, KeepProbSchedule(model, 0.9))  # type: ignore[arg-type]
+
+
+def test_a_child_that_is_called_twice_on_maps_of_one_size_is_noted() -> None:
+    class Twice(Own):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.late(self.drop(self.drop(self.conv(x))))
+
+    note = "drop is called more than once on maps of one size, with one mask"
+    for model, noted in ((Twice(), True), (Own(), False)):
+        layers = LayerControl(model, EXAMPLE, {"dropblock": KeepProbSchedule(model, 0.9)})
+        assert (note in table_text(layers.table)) == noted
+
+
 def test_a_network_of_two_inputs_is_measured_with_a_tuple() -> None:
     class Two(Own):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]

@@ -35,6 +35,20 @@ def test_the_checkpoint_is_named_and_a_lost_last_one_is_refused(
     assert "previous.pt" in error
 
 
+def test_the_runs_in_a_directory_that_is_none_are_named(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(f"run_dir={tmp_path / 'runs' / 'seed-1'}", "epochs=1") == 0
+    capsys.readouterr()
+    assert evaluate.main([f"run={tmp_path / 'runs'}"]) == 2
+    assert (
+        f"not a run directory, there is no {tmp_path / 'runs/plan.yaml'}; runs in it: seed-1" in capsys.readouterr().err
+    )
+    (tmp_path / "runs" / "seed-1" / "checkpoints" / "best.pt").unlink()
+    assert evaluate.main([f"run={tmp_path / 'runs' / 'seed-1'}", "which=best"]) == 2
+    assert "the run had no val to choose it on, or lost it" in capsys.readouterr().err
+
+
 def test_a_plan_is_shown_and_nothing_is_trained(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
