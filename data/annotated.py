@@ -65,6 +65,7 @@ class Annotated:
         objects: of all images.
         categories: what the labels mean.
         degenerate: how many boxes without width or height were left out.
+        outside: the image of each box that was left out since no part of it lies in the image.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Annotated:
     objects: Objects
     categories: Categories
     degenerate: int = 0
+    outside: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,6 +93,12 @@ class Annotated:
     def of(self, index: int) -> Objects:
         """The objects of one image."""
         return self.objects[int(self.starts[index]) : int(self.starts[index + 1])]
+
+    def reaching_out(self) -> Ints:
+        """The image, by its position, of each box that reaches more than one pixel out of it (one: a 0 for a 1)."""
+        owners = np.repeat(np.arange(len(self)), np.diff(self.starts))
+        starts, sides = np.split(self.objects.boxes, 2, axis=1)
+        return owners[np.maximum(-starts, starts + sides - self.sizes[owners, ::-1]).max(1) > 1]
 
     def part(self, indices: Ints) -> Annotated:
         """Some of the images with their objects, in the order given."""
@@ -148,22 +156,27 @@ def gathered(
     objects: Objects,
     categories: Categories,
 ) -> Annotated:
-    """Sort the objects by image and leave out boxes without width or height.
+    """Sort the objects by image and leave out boxes without width or height, and those outside of their image.
 
     Args:
         owners: (M,) the position in `names` of the image that each object is in.
         Others: see `Annotated`.
     """
-    kept = np.flatnonzero((objects.boxes[:, 2:] > 0).all(1))
+    shapes = np.asarray(sizes, np.int64).reshape(-1, 2)
+    starts, sides = np.split(objects.boxes, 2, axis=1)
+    proper = (sides > 0).all(1)
+    inside = ((starts < shapes[owners, ::-1]) & (starts + sides > 0)).all(1)  # in part
+    kept = np.flatnonzero(proper & inside)
     kept = kept[np.argsort(owners[kept], kind="stable")]
     counts = np.bincount(owners[kept], minlength=len(names))
     return Annotated(
         folder,
         np.array([os.fsencode(name) for name in names], np.bytes_),
         np.asarray(image_ids, np.int64),
-        np.asarray(sizes, np.int64).reshape(-1, 2),
+        shapes,
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         objects[kept],
         categories,
-        len(owners) - len(kept),
+        int((~proper).sum()),
+        tuple(names[position] for position in owners[proper & ~inside]),
     )

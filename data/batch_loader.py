@@ -101,7 +101,7 @@ class BatchLoader(ABC, Generic[Sent, Batch]):
         """See `Loader.epoch`.
 
         Raises:
-            ValueError: at a sample that cannot be used; with `skip` when they are more than 0.1 % of the epoch.
+            ValueError: at a sample that cannot be used; with `skip` when they are more than a few.
             RuntimeError: if a worker dies.
         """
         keys = [(epoch, share) for share in self.batches.epoch(epoch, start)]

@@ -40,7 +40,9 @@ class FilePictures:
         pixels = self.decode(self.annotated.read(index), whole)
         (height, width), said = pixels.shape[:2], self.annotated.sizes[index].tolist()
         if [height, width] != said:
-            raise ValueError(f"it has {width}x{height} pixels, its annotation says {said[1]}x{said[0]}")
+            raise ValueError(
+                f"it has {width}x{height} pixels, its annotation says {said[1]}x{said[0]}: one of the two is wrong"
+            )
         return pixels
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from data import coco, voc_xml
 from data.class_folders import IMAGENET_STATISTICS
-from data.detection import Split, open_detection
+from data.detection import Split, open_detection, require_training_boxes
 from data.interface import Data
 from data.options import Augment, Cut, Loading, Reading, Source
 
@@ -27,8 +27,13 @@ def open_coco(name: str, source: Source, cut: Cut, augment: Augment, reading: Re
     for part in parts.values():
         if part.categories != parts["train"].categories:
             raise ValueError(f"{name}: {part.folder} and {parts['train'].folder} do not have the same categories")
+    notes = tuple(
+        f"{name}: most boxes of {part.folder.name} reach out of their images; bbox must be x, y, width, height"
+        for part in parts.values()
+        if 2 * len(part.reaching_out()) > len(part.objects)
+    )
     splits = {key: Split(part) for key, part in parts.items()}
-    return open_detection(name, splits, reading.size(640), IMAGENET_STATISTICS, (), cut, augment, reading, loading)
+    return open_detection(name, splits, reading.size(640), IMAGENET_STATISTICS, notes, cut, augment, reading, loading)
 
 
 def open_voc_detection(
@@ -46,6 +51,7 @@ def open_voc_detection(
     lists = {key: voc_xml.read_list(root, split) for key, split in chosen.items()}
     _require_disjoint(name, lists, chosen)
     train = voc_xml.read_voc(root, lists["train"], source.options.get("classes"))
+    require_training_boxes(name, train)
     names = train.categories.names
     others = {key: Split(voc_xml.read_voc(root, lists[key], names)) for key in lists if key != "train"}
     splits = {"train": Split(train), **others}

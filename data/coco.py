@@ -75,6 +75,9 @@ def _arrays(path: Path, folder: Path, content: dict[str, Any]) -> Annotated:
     )
     names = [str(image["file_name"]) for image in images]
     sizes = [(_whole(path, "image", image, "height"), _whole(path, "image", image, "width")) for image in images]
+    for name, (height, width) in zip(names, sizes, strict=True):
+        if min(height, width) < 1:
+            raise ValueError(f"{path}: says that {name} has {width}x{height} pixels")
     return gathered(folder, names, image_ids, sizes, owners, objects, known)
 
 

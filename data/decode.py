@@ -104,7 +104,7 @@ def why(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def unreadable(bad: Sequence[tuple[str, str]], what: str = "readable image") -> str:
+def unreadable(bad: Sequence[tuple[str, str]], what: str = "usable image") -> str:
     """The message for the (path, reason) of files that cannot be used: the first three, and how many more there are."""
     one, paths = len(bad) == 1, ", ".join(path for path, _ in bad[:3])
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""

@@ -68,7 +68,7 @@ def decode_all(files: Files, size: int, decoder: str, workers: int, skip: bool) 
             if pixels is None:
                 bad[files.name(index)] = reason
                 if skip:
-                    log.warning("%s: left out, not a readable image (%s)", files.name(index), reason)
+                    log.warning("%s: left out, not a usable image (%s)", files.name(index), reason)
                 continue
             images[len(good)] = pixels
             good.append(index)

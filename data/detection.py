@@ -63,8 +63,7 @@ def open_detection(
     """
     augment.refuse(f"is for classification, not for {name}", "crop_padding", "cutout", "autoaugment")
     classes = splits["train"].annotated.categories.names
-    if splits["train"].annotated.objects.ignored.all():
-        raise ValueError(f"{name}: the training images have no boxes to train on")
+    require_training_boxes(name, splits["train"].annotated)
     parts = cut.parts(splits)
     for split in ("val", "test"):
         if len(parts[split]) and parts[split].annotated.objects.ignored.all():
@@ -87,8 +86,14 @@ def open_detection(
         classes=classes,
         image_shape=(3, size, size),
         fingerprint=fingerprint(name, classes, *(array for split in parts.values() for array in _identity(split))),
-        notes=notes + cut.notes + _box_notes(name, splits),
+        notes=notes + cut.notes + cut.val_notes(name, splits, parts) + _box_notes(name, splits),
     )
+
+
+def require_training_boxes(name: str, train: Annotated) -> None:
+    """Raise ValueError for a training split all of whose objects are ignored, or that has none."""
+    if train.objects.ignored.all():
+        raise ValueError(f"{name}: the training images have no boxes to train on")
 
 
 def _identity(split: Split) -> list[np.ndarray]:
@@ -104,7 +109,13 @@ def _box_notes(name: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
     degenerate = sum(split.degenerate for split in found)
     ignored = sum(int(split.objects.ignored.sum()) for split in found)
     crowded = sum(int((_trained_boxes(split) > MAX_BOXES).sum()) for split in found)
-    notes = []
+    outside = [image for split in found for image in split.outside]
+    reaching = [split.name(position) for split in found for position in split.reaching_out().tolist()]
+    notes = [*_class_notes(name, splits["train"].annotated)]
+    if outside:
+        notes.append(f"{name}: {len(outside):,} boxes that lie outside their image are left out, one of {outside[0]}")
+    if reaching:
+        notes.append(f"{name}: {len(reaching):,} boxes reach out of their image, which limits AP, one in {reaching[0]}")
     if degenerate:
         notes.append(f"{name}: {degenerate:,} boxes without width or height are left out")
     if ignored:
@@ -112,6 +123,20 @@ def _box_notes(name: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
     if crowded:
         notes.append(f"{name}: of the {crowded:,} images with more than {MAX_BOXES} boxes the largest are trained on")
     return tuple(notes)
+
+
+def _class_notes(name: str, train: Annotated) -> tuple[str, ...]:
+    """Classes that differ in case alone: often one class, misspelt in some files."""
+    same: dict[str, list[int]] = {}
+    for label, known in enumerate(train.categories.names):
+        same.setdefault(known.casefold(), []).append(label)
+    counts = np.bincount(train.objects.labels, minlength=len(train.categories.names))
+    alike = [
+        ", ".join(f"{train.categories.names[i]} ({counts[i]:,} boxes)" for i in group)
+        for group in same.values()
+        if len(group) > 1
+    ]
+    return (f"{name}: classes that differ in case alone: {'; '.join(alike)}",) if alike else ()
 
 
 def _trained_boxes(found: Annotated) -> Indices:

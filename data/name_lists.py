@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from data.folders import ENDINGS
 
-def read_names(data: str, path: Path, one_word: bool = True, layout: str = "") -> list[str]:
+FLAGS = ("-1", "0", "1")  # behind the names in VOC's lists of one class: absent, difficult, present
+
+
+def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -> list[str]:
     """The names in a list; empty lines are left out.
 
     Args:
         data: name of the data set, for messages.
         path: of the list.
-        one_word: a line is the name of a file, without spaces and folders.
+        of_files: a line is the name of a file, without folders.
         layout: said where there is no list at all.
 
     Raises:
         FileNotFoundError: if there is no such list; names those beside it.
-        ValueError: if it lists nothing, a name twice, or with `one_word` anything but names; names the line.
+        ValueError: if it lists nothing, a name twice, or with `of_files` a folder, or flags behind all names.
     """
     if not path.is_file():
         beside = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))[:8]
@@ -29,14 +33,23 @@ def read_names(data: str, path: Path, one_word: bool = True, layout: str = "") -
         raise ValueError(f"{path}: not a text file ({error})") from error
     names: list[str] = []
     for number, line in enumerate(lines, start=1):
-        if one_word and (len(line.split()) > 1 or os.path.basename(line) != line):
+        if of_files and os.path.basename(line) != line:
             raise ValueError(f"{path}: line {number} is not the name of an image: {line}")
         names += [line] if line else []
     if not names:
-        raise ValueError(f"{path}: lists no {'image' if one_word else 'name'}")
+        raise ValueError(f"{path}: lists no {'image' if of_files else 'name'}")
+    if of_files and all(len(words := name.split()) > 1 and words[-1] in FLAGS for name in names):
+        raise ValueError(
+            f"{path}: every line ends with a flag, as in VOC's lists of one class: {names[0]}; list names alone"
+        )
     seen: set[str] = set()
     for known in names:
         if known in seen:
             raise ValueError(f"{path}: lists {known} twice")
         seen.add(known)
     return names
+
+
+def hint_on_ending(name: str) -> str:
+    """For the message about a name that has no file: whether it was listed with its ending."""
+    return "; list names without their endings" if name.lower().endswith(ENDINGS) else ""

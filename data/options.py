@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -16,6 +16,7 @@ from data.splits import Batches, Indices, subset, train_val
 
 POLICIES = ("imagenet", "cifar10", "svhn")
 ON_BAD_IMAGE = ("error", "skip")
+FEW_VAL = 20  # images; the best epoch on fewer is often so by chance
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,14 @@ class Cut:
             kept, held_out = self(one_class)
             val = train.part(held_out)
         return {"train": train.part(kept), "val": val, "test": splits["test"]}
+
+    def val_notes(self, name: str, splits: Mapping[str, Sized], parts: Mapping[str, Sized]) -> tuple[str, ...]:
+        """Whether the `val` of `parts`, cut from the `splits`, is too small to choose an epoch by."""
+        count = len(parts["val"])
+        if "val" in splits or not 0 < count < FEW_VAL:
+            return ()
+        images = "image" if count == 1 else "images"
+        return (f"{name}: val has {count} {images}, few to choose the best epoch by; data.val_fraction sets its share",)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from data.options import Augment, Cut, Loading, Reading
 from data.splits import Batches
 
 NOT_HERE = ("crop_padding", "cutout", "autoaugment")
+ENLARGED = 0.8  # of the size in training: test images below are another problem than the one trained on
 
 
 def open_segmentation(
@@ -68,7 +69,13 @@ def open_segmentation(
         classes=classes,
         image_shape=(3, size, size),
         fingerprint="-".join([digest, *(str(len(pairs)) for pairs in parts.values())]),
-        notes=(*notes, *cut.notes, *_skip_notes(name, bad), *_size_notes(name, parts["test"], size)),
+        notes=(
+            *notes,
+            *cut.notes,
+            *cut.val_notes(name, splits, parts),
+            *_skip_notes(name, bad),
+            *_size_notes(name, parts["test"], size, augment),
+        ),
     )
 
 
@@ -110,11 +117,22 @@ def _skip_notes(name: str, bad: dict[str, dict[str, str]]) -> tuple[str, ...]:
     return (f"{name}: {left_out:,} images that cannot be used are left out",) if left_out else ()
 
 
-def _size_notes(name: str, test: Pairs, size: int) -> tuple[str, ...]:
-    """Whether test images are evaluated below their own size, which flatters: small mistakes disappear."""
-    if not isinstance(test, MaskArrays):
+def _size_notes(name: str, test: Pairs, size: int, augment: Augment) -> tuple[str, ...]:
+    """Whether test images are evaluated below their own size, or far below the sizes that training shows.
+
+    The former flatters, small mistakes disappear; the latter costs much: training enlarges images, evaluation does not.
+    """
+    if not isinstance(test, MaskArrays) or not len(test):
         return ()
-    reduced = sum(max(image.shape[:2]) > size for image in test.images)
+    sides = [max(image.shape[:2]) for image in test.images]
+    low, high = int(augment.scale_min * size), int(augment.scale_max * size)
+    if max(sides) < ENLARGED * min(size, (low + high) / 2):
+        drawn = f"{low}" if low == high else f"{low}-{high}"
+        return (
+            f"{name}: test images are at most {max(sides)} pixels, training draws them at {drawn}: "
+            f"set data.image_size={max(sides)}",
+        )
+    reduced = sum(side > size for side in sides)
     if not reduced:
         return ()
     return (f"{name}: {reduced:,} test images are evaluated at {size} pixels, below their own size, labels by nearest",)

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.annotated import Annotated, Categories, Objects, gathered
 from data.folders import ENDINGS
-from data.name_lists import read_names
+from data.name_lists import hint_on_ending, read_names
 
 LAYOUT = "needs ImageSets/Main/<list>.txt, Annotations/<name>.xml and JPEGImages/<name>.jpg"
 
@@ -42,7 +42,7 @@ def read_list(root: Path, name: str) -> list[str]:
 
     Raises:
         FileNotFoundError: if there is no such list; names those that there are.
-        ValueError: if the list is empty or a line holds anything but one name, or a name twice.
+        ValueError: if the list is empty, a line is not the name of a file, or a name is there twice.
     """
     return read_names("voc_detection", root / "ImageSets" / "Main" / f"{name}.txt", layout=LAYOUT)
 
@@ -62,8 +62,11 @@ def read_scene(path: Path) -> Scene:
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutDeclarations()))
         objects = root.findall("object")
         corners = [[_number(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")] for entry in objects]
+        height, width = (int(_number(root, f"size/{side}")) for side in ("height", "width"))
+        if min(height, width) < 1:
+            raise ValueError(f"its <size> is {width}x{height} pixels")
         return Scene(
-            (int(_number(root, "size/height")), int(_number(root, "size/width"))),
+            (height, width),
             tuple(_text(entry, "name") for entry in objects),
             tuple((left - 1, top - 1, right - left + 1, bottom - top + 1) for left, top, right, bottom in corners),
             tuple(entry.findtext("difficult", "0").strip() not in ("0", "") for entry in objects),
@@ -100,12 +103,14 @@ def read_voc(root: Path, names: Sequence[str], classes: Sequence[str] | None) ->
 
     Raises:
         FileNotFoundError: if an image or annotation is not there.
-        ValueError: if an annotation is damaged, or names a class that is not among `classes`; names the file.
+        ValueError: if an annotation is damaged or names a class that is not among `classes`, or if there are two images
+            of one name; names the file.
     """
-    files = _images(root / "JPEGImages")
+    files = _images(root / "JPEGImages", set(names))
     missing = next((name for name in names if name not in files), None)
     if missing is not None:
-        raise FileNotFoundError(f"voc_detection: no image {root / 'JPEGImages' / missing}.jpg, which a list names")
+        path = root / "JPEGImages" / f"{missing}.jpg"
+        raise FileNotFoundError(f"voc_detection: no image {path}, which a list names{hint_on_ending(missing)}")
     scenes = [read_scene(root / "Annotations" / f"{name}.xml") for name in names]
     if classes is None:
         classes = sorted({label for scene in scenes for label in scene.classes})
@@ -133,11 +138,18 @@ def read_voc(root: Path, names: Sequence[str], classes: Sequence[str] | None) ->
     )
 
 
-def _images(folder: Path) -> dict[str, str]:
+def _images(folder: Path, names: set[str]) -> dict[str, str]:
+    """The files of a folder by their name without ending; ValueError for two files of one of the `names`."""
     try:
         entries = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(ENDINGS))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"voc_detection: no folder {folder}; data.root {LAYOUT}") from error
     except OSError as error:
         raise ValueError(f"voc_detection: cannot read {folder} ({error.strerror})") from error
-    return {Path(name).stem: name for name in entries}
+    found: dict[str, str] = {}
+    for entry in entries:
+        stem = Path(entry).stem
+        if stem in found and stem in names:
+            raise ValueError(f"voc_detection: {folder / found[stem]} and {folder / entry} have the same name")
+        found[stem] = entry
+    return found

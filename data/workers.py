@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.decode import unreadable
 
-MAX_BAD_SHARE, MAX_BAD_ALWAYS = 0.001, 5  # of an epoch's images may be left out before the run stops
+# Of an epoch's images may be left out before the run stops: 0.1 %, or five, of fewer than twenty a quarter, or one.
+MAX_BAD_SHARE, MAX_BAD_ALWAYS, MAX_BAD_OF_FEW = 0.001, 5, 0.25
 MAX_BAD_IN_A_ROW = 16
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -53,23 +54,29 @@ class BadImages:
         self.num_samples, self.skip = num_samples, skip
         self.reasons: dict[str, str] = {}  # path -> reason, over all epochs
 
+    @property
+    def allowed(self) -> int:
+        """How many images of an epoch `skip` leaves out."""
+        few = max(1, min(MAX_BAD_ALWAYS, int(MAX_BAD_OF_FEW * self.num_samples)))
+        return max(few, int(MAX_BAD_SHARE * self.num_samples))
+
     def account(self, met: Sequence[tuple[str, str]], epoch: set[str]) -> None:
         """Add the (path, reason) of a batch to those of its epoch, which is changed in place.
 
         Raises:
-            ValueError: without `skip` for any; with it when they are more than 0.1 % of the epoch, and than five.
+            ValueError: without `skip` for any; with it when they are more than `allowed`.
         """
         if met and not self.skip:
             raise ValueError(unreadable(met))
         for path, reason in met:
             if path not in self.reasons:
-                log.warning("%s: left out, not a readable image (%s)", path, reason)
+                log.warning("%s: left out, not a usable image (%s)", path, reason)
             self.reasons[path] = reason
             epoch.add(path)
-        if len(epoch) > max(MAX_BAD_ALWAYS, MAX_BAD_SHARE * self.num_samples):
+        if len(epoch) > self.allowed:
             path = min(epoch)
             raise ValueError(
-                f"{len(epoch)} of {self.num_samples} images cannot be read, more than {MAX_BAD_SHARE:.1%}; one is "
+                f"{len(epoch)} of {self.num_samples} images cannot be used, {self.allowed} may be left out; one is "
                 f"{path} ({self.reasons[path]})"
             )
 

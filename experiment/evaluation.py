@@ -14,6 +14,7 @@ from configs.checking import UserError
 from configs.schema import LayerConfig
 from dropblock import installed_layers
 from engine.distributed import Ranks, find_device
+from engine.evaluation import Evaluation
 from engine.evaluation import evaluate as pass_over
 from experiment.build import build_task
 from experiment.source import NetworkSource
@@ -37,31 +38,27 @@ def evaluate(
         raise UserError(f"split={split}: {plan.data.name} was used without one")
     task = build_task(plan, data)
 
-    def measure(layer: LayerConfig | None, only: int | None = None) -> dict[str, Any]:
+    def measure(layer: LayerConfig | None, only: int | None = None) -> Evaluation:
         model, layers = trained(plan, payload, data, place, layer)
         layers.set_progress(1.0)
         for installed in installed_layers(model):
             installed.train()
         torch.manual_seed(seed)
         network = model if only is None else column_of(model, only)
-        done = pass_over(task, network, loader, ranks, place, plan.recipe.precision)
-        return {**done.metrics, "tables": [asdict(table) for table in done.tables]}
+        return pass_over(task, network, loader, ranks, place, plan.recipe.precision)
 
     under_drop = []
     if keep_prob or block_size:
         last: Any = trained(plan, payload, data, place)[0].last_group
         for block, kept in product(block_size or [7], keep_prob or [0.9]):
             layer = LayerConfig("dropblock", kept, block, [last - 1, last], True, "constant", 4.0)
-            under_drop.append({"keep_prob": kept, "block_size": block, **without_tables(measure(layer))})
-    columns = [{"column": k, **without_tables(measure(None, k))} for k in column]
-    result = {"checkpoint": described(payload), "split": split, "samples": loader.num_samples, **measure(None)}
+            under_drop.append({"keep_prob": kept, "block_size": block, **measure(layer).metrics})
+    columns = [{"column": k, **measure(None, k).metrics} for k in column]
+    done = measure(None)
+    result = {"checkpoint": described(payload), "split": split, "samples": done.images, **done.metrics}
     named = {"task": task.name, "headline": task.headline, "metric_labels": task.labels}
-    return {**result, **named, "under_drop": under_drop, "columns": columns}
-
-
-def without_tables(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of a whole split."""
-    return {name: value for name, value in metrics.items() if name != "tables"}
+    tables = [asdict(table) for table in done.tables]
+    return {**result, "tables": tables, **named, "under_drop": under_drop, "columns": columns}
 
 
 def column_of(model: Any, column: int) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ COCO_FAULTS = {
     "bbox of annotation 501 is not four numbers": lambda c: c["annotations"][1].update(bbox=[1, 2, 3]),
     "the area of annotation 500 is not a number": lambda c: c["annotations"][0].update(area="large"),
     "image id is not a whole number": lambda c: c["images"][0].update(id="img_1"),
+    "says that 001000.jpg has 60x0 pixels": lambda c: c["images"][0].update(height=0),
     "image height is not a whole number": lambda c: c["images"][0].update(height=2**64),
     "an entry lacks 'bbox'": lambda c: c["annotations"][0].pop("bbox"),
     "an entry lacks 'categories'": lambda c: c.pop("categories"),
@@ -144,6 +146,7 @@ XML_FAULTS = {
     "is 'nan', not a number": voc_xml(4, 6, [("cat", ("nan", 1, 2, 2), 0)]),  # type: ignore[list-item]
     "<object> lacks <name>": voc_xml(40, 60, [("", (1, 1, 5, 5), 0)]),
     "<annotation> lacks <size/height>": "<annotation></annotation>",
+    "its <size> is 0x40 pixels": voc_xml(40, 0, []),
     "the class 'cow' is not one of cat, dog": voc_xml(40, 60, [("cow", (1, 1, 5, 5), 0)]),
 }
 
@@ -162,6 +165,69 @@ def test_a_document_type_is_refused_in_any_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_bytes(ENTITIES.encode("utf-16"))
     with pytest.raises(ValueError, match="declares a document type"):
         read_scene(tmp_path / "a.xml")
+
+
+def test_training_images_without_a_box_are_refused_before_the_test_images_are_read(voc: Path) -> None:
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("train_2\n")  # the image without an object
+    with pytest.raises(ValueError, match="the training images have no boxes to train on"):
+        build_data("voc_detection", root=voc, image_size=64, batch_size=1)
+
+
+def test_boxes_outside_their_image_are_left_out_and_those_that_reach_out_are_noted(voc: Path) -> None:
+    options: dict[str, Any] = {"root": voc, "image_size": 64, "batch_size": 2, "val_split": "val", "test_split": "test"}
+    whole = build_data("voc_detection", **options)
+    assert not any("outside" in note or "reach out" in note for note in whole.notes)
+    boxes = [(5000, 1, 5010, 9), (-20, -20, 0, 0), (-299, 1, 20, 9), (0, 0, 61, 41), (1, 1, 60, 40)]
+    path = voc / "Annotations" / "test_0.xml"
+    path.write_text(voc_xml(40, 60, [("cat", box, 0) for box in boxes]))
+    data = build_data("voc_detection", **options)
+    assert [row["bbox"][0] for row in data.test.truth["annotations"] if row["image_id"] == 0] == [-300, -1, 0]
+    notes = " ".join(data.notes)
+    assert "2 boxes that lie outside their image are left out, one of test_0.jpg" in notes
+    assert f"1 boxes reach out of their image, which limits AP, one in {voc / 'JPEGImages' / 'test_0.jpg'}" in notes
+    assert "without width" not in notes
+
+
+def test_corners_for_the_width_and_height_of_coco_are_noted(coco: Path) -> None:
+    def corners(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            left, top, width, height = (20 + side for side in entry["bbox"])
+            entry["bbox"] = [left, top, left + width, top + height]
+
+    def noted() -> list[str]:
+        return [note for note in build_data("coco", root=coco, batch_size=2).notes if "bbox must be" in note]
+
+    assert not noted()
+    change_json(coco, "val2017", corners)
+    assert noted() == ["coco: most boxes of val2017 reach out of their images; bbox must be x, y, width, height"]
+
+
+def test_classes_that_differ_in_case_alone_are_noted(voc: Path) -> None:
+    assert not any("in case alone" in note for note in build_data("voc_detection", root=voc, batch_size=2).notes)
+    path = voc / "Annotations" / "train_1.xml"
+    path.write_text(path.read_text().replace("dog", "Dog"))
+    notes = build_data("voc_detection", root=voc, batch_size=2).notes
+    assert "voc_detection: classes that differ in case alone: Dog (1 boxes), dog (6 boxes)" in notes
+
+
+def test_two_images_of_one_name_are_refused_where_a_list_names_them(voc: Path) -> None:
+    shutil.copy(voc / "JPEGImages" / "test_0.jpg", voc / "JPEGImages" / "test_0.png")
+    build_data("voc_detection", root=voc, batch_size=2)  # whose lists are train and val
+    with pytest.raises(ValueError, match=r"JPEGImages/test_0\.jpg and .*JPEGImages/test_0\.png have the same name"):
+        build_data("voc_detection", root=voc, batch_size=2, test_split="test")
+
+
+def test_names_with_spaces_are_names_and_flags_and_endings_are_not(voc: Path) -> None:
+    path = voc / "ImageSets" / "Main" / "mine.txt"
+    path.write_text("my img\nimg 1\n")
+    assert read_list(voc, "mine") == ["my img", "img 1"]
+    path.write_text("train_0 -1\ntrain_1  1\n")
+    with pytest.raises(ValueError, match=r"mine\.txt: every line ends with a flag, .*: train_0 -1; list names alone"):
+        read_list(voc, "mine")
+    with pytest.raises(
+        FileNotFoundError, match=r"train_0\.jpg\.jpg, which a list names; list names without their endings"
+    ):
+        read_voc(voc, ["train_0.jpg"], None)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -184,7 +250,7 @@ def test_missing_files_and_wrong_lists_of_voc_are_named(voc: Path) -> None:
     with pytest.raises(ValueError, match="train_split=both and test_split=val share 1 images, one is val_1"):
         opened(train_split="both")
     both.write_text("train_1 1\n")
-    with pytest.raises(ValueError, match=r"both\.txt: line 1 is not the name of an image: train_1 1"):
+    with pytest.raises(ValueError, match=r"both\.txt: every line ends with a flag.*: train_1 1"):
         opened(train_split="both")
     both.write_text("train_1\ntrain_1\n")
     with pytest.raises(ValueError, match="lists train_1 twice"):

@@ -122,15 +122,15 @@ def test_the_unreadable_images_of_a_batch_are_named_together(tmp_path: Path) -> 
     plant(tmp_path, {"train": 4, "val": 2, "test": 2}, size=(80, 90))
     five_unreadable(tmp_path)
     data = build(tmp_path, image_size=72)
-    with pytest.raises(ValueError, match=r"\.png: (not a|no) readable images? \(cannot identify image file\); repair"):
+    with pytest.raises(ValueError, match=r"\.png: (not a|no) usable images? \(cannot identify image file\); repair"):
         list(data.train.epoch(0))
 
 
 @pytest.mark.parametrize(
     ("damage", "options", "expected"),
     [
-        (unreadable, {}, ["0.png", "not a readable image (cannot identify image file);", "on_bad_image=skip"]),
-        (five_unreadable, {}, ["a.png, ", " more: no readable images (", "remove them"]),
+        (unreadable, {}, ["0.png", "not a usable image (cannot identify image file);", "on_bad_image=skip"]),
+        (five_unreadable, {}, ["a.png, ", " more: no usable images (", "remove them"]),
         (classes_at_the_root, {}, ["it holds 2 folders of images: move them into train/"]),
         (sixteen_bits, {}, ["0.png", "8 bits"]),
         (lambda root: (root / "train" / CLASSES[0]).rename(root / "elsewhere"), {}, ["one class folder", "äpfel"]),

@@ -80,6 +80,31 @@ def test_larger_images_are_reduced_and_the_notes_say_so(tmp_path: Path) -> None:
     assert (batches(data.test)[0].masks[:, :11] != IGNORE).all()
 
 
+def test_images_that_training_enlarges_and_evaluation_does_not_are_noted(tmp_path: Path) -> None:
+    write_folder(tmp_path)  # 30 pixels wide
+
+    def noted(size: int, low: float, high: float) -> list[str]:
+        data = folder(tmp_path, image_size=size, augment={"scale_min": low, "scale_max": high})
+        return [note for note in data.notes if "training draws" in note]
+
+    (note,) = noted(60, 0.75, 1.5)
+    assert "at most 30 pixels, training draws them at 45-90: set data.image_size=30" in note
+    assert "draws them at 60:" in noted(60, 1.0, 1.0)[0]
+    assert not noted(60, 0.4, 0.6)  # as small in training
+    assert not noted(32, 0.75, 1.5)
+    assert not noted(30, 1.0, 3.0)
+
+
+def test_a_small_val_that_was_cut_off_is_noted(tmp_path: Path) -> None:
+    write_folder(tmp_path, 26)
+    for fraction, images in ((0.04, "1 image,"), (0.9, "19 images,")):
+        (note,) = [note for note in folder(tmp_path, batch_size=1, val_fraction=fraction).notes if "val has" in note]
+        assert f"val has {images} few to choose the best epoch by" in note
+    assert not any("val has" in note for note in folder(tmp_path, batch_size=1, val_fraction=0.95).notes)
+    assert not any("val has" in note for note in folder(tmp_path, val_fraction=0.0).notes)
+    assert not any("val has" in note for note in folder(with_splits(tmp_path / "own")).notes)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.usefixtures("on_disk")
 def test_workers_and_a_resume_see_the_same_batches(tmp_path: Path, workers: int) -> None:
@@ -206,6 +231,13 @@ def test_mistakes_are_one_line_that_names_the_file(
             batches(loader)
     assert "\n" not in str(error.value)
     assert all(part in str(error.value) for part in expected)
+
+
+def test_a_list_with_endings_gets_a_hint(tmp_path: Path) -> None:
+    path = write_voc(tmp_path) / "ImageSets" / "Segmentation" / "val.txt"
+    path.write_text("v0.jpg\nv1.jpg\n")
+    with pytest.raises(FileNotFoundError, match=r"'v0\.jpg' has no image .*; list names without their endings"):
+        build_data("voc_segmentation", root=tmp_path, batch_size=2)
 
 
 @pytest.mark.parametrize("memory", [True, False])

@@ -17,6 +17,8 @@ from PIL import Image
 from engine.loop import Fit
 from engine.records import RunFolder
 from experiment import run as run_module
+from experiment.evaluation import evaluate
+from experiment.source import NetworkSource
 
 Train = Callable[..., int]
 PHOTOS = ("data=imagenet", "data.image_size=32", "batch_size=8", "recipe.warmup_epochs=0", "regularizer=none")
@@ -164,17 +166,26 @@ def test_a_bad_image_ends_the_run_or_is_left_out_and_listed(
     assert list((RunFolder(summary.parent).summary() or {})["bad_images"]) == [str(bad)]
 
 
+def test_evaluation_counts_the_images_that_were_evaluated(train: Train, photos: Path, tmp_path: Path) -> None:
+    (photos / "val" / "cat" / "03.JPEG").write_bytes(b"no image")
+    words = (*PHOTOS, f"data.root={photos}", "data.val_fraction=0", "workers=0", "data.on_bad_image=skip", "epochs=1")
+    assert train(*words) == 0
+    (run,) = tmp_path.glob("imagenet-resnet18/*/seed-1")
+    result = evaluate(NetworkSource(run=str(run)), device="cpu")
+    assert result["samples"] == 11  # of 12
+
+
 def test_images_left_out_before_a_stop_stay_listed(
     train: Train, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = photos / "train" / "cat" / "03.JPEG"
     bad.write_bytes(b"no image")
     words = (*PHOTOS, f"data.root={photos}", "data.val_fraction=0", "workers=0", "data.on_bad_image=skip", "epochs=1")
-    evaluate = Fit._evaluate
+    evaluate_all = Fit._evaluate
 
     def signalled(self: Fit) -> dict[str, float]:
         self.stop.received = signal.SIGTERM
-        return evaluate(self)
+        return evaluate_all(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "_evaluate", signalled)

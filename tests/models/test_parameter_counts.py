@@ -29,8 +29,8 @@ EXPECTED: dict[str, tuple[str, int, tuple[str, ...], int, str]] = {
     ),
     "fractalnet34": ("imagenet", 1000, (), 164_031_016, "163 M in convolutions by the paper's rule"),
     "fractalnet40": ("cifar100", 100, ("recipe=fractalnet",), 22_924_212, "22.9 M, Larsson et al."),
-    "segmentation_fpn": ("imagenet", 21, (), 47_604_053, "sum of its layers in tests/models/test_dense.py"),
-    "retinanet": ("imagenet", 90, (), 34_070_414, "34.0 M, tensorflow/tpu detection/MODEL_ZOO.md"),
+    "segmentation_fpn": ("voc_segmentation", 21, (), 47_604_053, "sum of its layers in tests/models/test_dense.py"),
+    "retinanet": ("coco", 90, (), 34_070_414, "34.0 M, tensorflow/tpu detection/MODEL_ZOO.md"),
     "torchvision": ("imagenet", 1000, ("model.name=resnet50",), 25_557_032, "25.6 M, torchvision"),
     "timm": ("imagenet", 1000, ("model.name=resnet50",), 25_557_032, "25.6 M, timm"),
 }
