@@ -53,7 +53,7 @@ def test_a_study_without_results_says_so(results: Path) -> None:
     of = {line.split("|")[1].strip(): line for line in studies_table(results).splitlines()[2:]}
     assert "3 of 5 seeds, [report]" in of["`+sweep=schedules_overfit`"]
     assert "not run yet" in of["`+sweep=schedules_underfit`"]
-    assert tasks_table(results).count("not run yet") == 3
+    assert tasks_table(results).count("not run yet") == 4
     assert findings_table(results, ["findings_small"]) == NOT_RUN
 
 
