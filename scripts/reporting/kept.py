@@ -12,8 +12,8 @@ from scripts.reporting.tables import markdown_table
 
 NOT_RUN = "*Not run yet.*"
 
-# Each task, classification on two data sets: what was trained, the metric, the kept result, the experiment with DropBlock,
-# in groups 3 and 4 of the backbone, which was decided before the runs that are shown.
+# Each task, classification on two data sets: what was trained, the metric, the kept result, the experiment with
+# DropBlock, in groups 3 and 4 of the backbone, which was decided before the runs that are shown.
 TASKS = (
     (
         "classification",
