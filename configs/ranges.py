@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from configs.checking import UserError, load_yaml, one_of
-from configs.plan import CONFIGS, Plan, choices, written
+from configs.plan import CONFIGS, Plan, choices
 from configs.registered import further_choices
 from configs.regularizers import as_written
 from configs.schema import RECIPE_KNOBS, LayerConfig
@@ -100,15 +100,13 @@ def _check_network(plan: Plan) -> None:
     ours = _task_of(model.name, model.library)
     if ours in (None, task) or task not in TASK_OF.values():
         return
-    of_data = written("data", plan.data.name).task
-    if of_data != task:
-        raise UserError(f"data.task={task}: {plan.data.name} is for {of_data}")
+    path = CONFIGS / "data" / f"{plan.data.name}.yaml"
+    if not path.exists() or load_yaml(path).get("task", "classification") != task:
+        return  # data of the user's own, or a data.task of the command line, which is looked at once the data are open
     files = {path.stem: load_yaml(path) for path in sorted((CONFIGS / "model").glob("*.yaml"))}
-    fitting = [name for name, values in files.items() if _task_of(values["name"], values.get("library")) == task]
-    raise UserError(
-        f"model={model.library or model.name} is for {ours}, data={plan.data.name} is for {task}: "
-        f"choose one of {', '.join(fitting)}"
-    )
+    fitting = [name for name, of in files.items() if _task_of(of.get("name", ""), of.get("library")) == task]
+    given = f"model={model.library}: its networks are trained" if model.library else f"model={model.name} is"
+    raise UserError(f"{given} for {ours}, data={plan.data.name} is for {task}: choose one of {', '.join(fitting)}")
 
 
 def _check_regularizers(plan: Plan) -> None:

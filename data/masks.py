@@ -16,7 +16,7 @@ from data.decode import FORMATS, Content, Decode, Pixels, check_size, pick_decod
 from data.folders import size_on_disk
 from data.interface import IGNORE
 from data.joint import Mask
-from data.name_lists import hint_on_ending
+from data.name_lists import hint_on_name
 from data.splits import Indices
 
 MAX_IN_MEMORY = 2**27  # pixels of all splits together, 4 bytes each: full-size CamVid just fits
@@ -215,7 +215,7 @@ def pair_up(
         missing = [known for known in wanted if known not in there]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise FileNotFoundError(f"{name}: '{missing[0]}' has no {kind}{more}{hint_on_ending(missing[0])}")
+            raise FileNotFoundError(f"{name}: '{missing[0]}' has no {kind}{more}{hint_on_name(missing[0])}")
     return MaskFiles(
         np.array([os.fsencode(images[known]) for known in wanted], np.bytes_),
         np.array([os.fsencode(masks[known]) for known in wanted], np.bytes_),

@@ -21,7 +21,7 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
 
     Raises:
         FileNotFoundError: if there is no such list; names those beside it.
-        ValueError: if it lists nothing, a name twice, or with `of_files` a folder, or flags behind all names.
+        ValueError: if it lists nothing, a name twice, or with `of_files` a folder.
     """
     if not path.is_file():
         beside = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))[:8]
@@ -38,10 +38,6 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
         names += [line] if line else []
     if not names:
         raise ValueError(f"{path}: lists no {'image' if of_files else 'name'}")
-    if of_files and all(len(words := name.split()) > 1 and words[-1] in FLAGS for name in names):
-        raise ValueError(
-            f"{path}: every line ends with a flag, as in VOC's lists of one class: {names[0]}; list names alone"
-        )
     seen: set[str] = set()
     for known in names:
         if known in seen:
@@ -50,6 +46,9 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
     return names
 
 
-def hint_on_ending(name: str) -> str:
-    """For the message about a name that has no file: whether it was listed with its ending."""
-    return "; list names without their endings" if name.lower().endswith(ENDINGS) else ""
+def hint_on_name(name: str) -> str:
+    """For the message about a name that has no file: whether it was listed with its ending, or with a flag of VOC."""
+    if name.lower().endswith(ENDINGS):
+        return "; list names without their endings"
+    words = name.split()
+    return "; list names without VOC's flags" if len(words) > 1 and words[-1] in FLAGS else ""

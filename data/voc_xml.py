@@ -16,7 +16,7 @@ import numpy as np
 
 from data.annotated import Annotated, Categories, Objects, gathered
 from data.folders import ENDINGS
-from data.name_lists import hint_on_ending, read_names
+from data.name_lists import hint_on_name, read_names
 
 LAYOUT = "needs ImageSets/Main/<list>.txt, Annotations/<name>.xml and JPEGImages/<name>.jpg"
 
@@ -110,7 +110,7 @@ def read_voc(root: Path, names: Sequence[str], classes: Sequence[str] | None) ->
     missing = next((name for name in names if name not in files), None)
     if missing is not None:
         path = root / "JPEGImages" / f"{missing}.jpg"
-        raise FileNotFoundError(f"voc_detection: no image {path}, which a list names{hint_on_ending(missing)}")
+        raise FileNotFoundError(f"voc_detection: no image {path}, which a list names{hint_on_name(missing)}")
     scenes = [read_scene(root / "Annotations" / f"{name}.xml") for name in names]
     if classes is None:
         classes = sorted({label for scene in scenes for label in scene.classes})

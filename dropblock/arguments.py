@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from numbers import Real
 
 import torch
@@ -23,16 +22,6 @@ def refuse_positional(name: str, given: tuple[object, ...]) -> None:
             f"{name} takes its rate and its options by name, not {', '.join(map(repr, given))} by position: "
             "keep_prob=0.9 is the share to keep, p=0.1 the same as a drop rate"
         )
-
-
-def refuse_unknown(name: str, given: Mapping[str, object], *known: str) -> None:
-    """Python's own message would name the private base class, and none of the names that there are.
-
-    Raises:
-        TypeError: if anything was given by a name that is not known.
-    """
-    if given:
-        raise TypeError(f"{name} has no {', '.join(given)}; it takes {', '.join(known)}")
 
 
 def is_number(value: object) -> bool:

@@ -7,12 +7,12 @@ schedule may change keep_prob between steps without a recompilation or a host sy
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Never, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, fx, nn
 
-from dropblock.arguments import BLOCK_SIZE, as_number, check_maps, refuse_positional, refuse_unknown, share_to_keep
+from dropblock.arguments import BLOCK_SIZE, as_number, check_maps, refuse_positional, share_to_keep
 from dropblock.functional import Rate, checked_drop, fresh_seed
 from dropblock.graph_node import count_node, transformed
 from dropblock.rates import effective_block, expected_drop, seed_rate
@@ -163,9 +163,7 @@ class _DropBlock(DropLayer):
         keep_prob: Rate = None,
         p: Rate = None,
         drop_prob: Rate = None,
-        **unknown: Never,
     ) -> None:
-        refuse_unknown(type(self).__name__, unknown, "block_size", "keep_prob", "p", "drop_prob")
         super().__init__(*positional, keep_prob=keep_prob, p=p, drop_prob=drop_prob)
         effective_block(block_size)
         self.block_size = block_size

@@ -75,7 +75,7 @@ def install(
             if two sites are given one layer, whose rate and counts would be those of the second.
         TypeError: if `layer_factory` is a layer, or makes none.
     """
-    if isinstance(layer_factory, nn.Module) or not callable(layer_factory):
+    if isinstance(layer_factory, DropLayer) or not callable(layer_factory):
         name = type(layer_factory).__name__
         raise TypeError(f"layer_factory must be a function that makes a layer, `lambda site: ...`, not a {name}")
     declared = declared_sites(model)

@@ -87,7 +87,7 @@ class MetricsWriter:
         """One log entry: `step` optimizer steps are done."""
         if self.writes:
             with self._named():
-                self.file.write(json.dumps({"step": step, "epoch": round(epoch, 7), **values}) + "\n")
+                self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
                 self._show(step, values)
 
     def add_images(self, step: int, name: str, images: Tensor) -> None:

@@ -113,9 +113,8 @@ class RunFolder:
 
         Raises:
             RunLocked: if another process holds it.
-            ValueError: if it cannot be written, or has files that are not of a run.
+            ValueError: if it cannot be written.
         """
-        self._refuse_foreign()
         lock = self.lock()
         status = self.path / "status.json"
         if fresh_since is not None and status.exists() and status.stat().st_mtime < fresh_since:
@@ -123,15 +122,6 @@ class RunFolder:
                 print(f"the earlier run is now {self.move_aside()}")
                 lock = self.lock()
         return lock
-
-    def _refuse_foreign(self) -> None:
-        """Refuse a folder with files but no run; a start that was interrupted at once has left its lock at least."""
-        try:
-            names = os.listdir(self.path)
-        except OSError:  # not there yet, or what `lock` has a message for
-            return
-        if names and not {"plan.yaml", LOCK} & {*names}:
-            raise ValueError(f"{self.path}: holds files but no run; choose a run_dir that is new or empty")
 
     def lock(self) -> IO[str]:
         """Lock the folder for this process; the system unlocks it when the process ends, however it ends.

@@ -98,7 +98,7 @@ def joined(run: Run, key: str) -> str:
 
 
 def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4) + 0.0  # -0.0 + 0.0 is 0.0
+    return None if value is None else round(value, 6) + 0.0  # -0.0 + 0.0 is 0.0
 
 
 def mean_and_std(name: str, spread: Spread | None) -> dict[str, float | None]:

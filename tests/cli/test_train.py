@@ -142,19 +142,6 @@ def test_run_dir_that_holds_another_run_is_refused(
     assert "recipe.lr=0.05 (there: 0.1)" in capsys.readouterr().err
 
 
-def test_run_dir_with_files_of_no_run_is_refused(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.tex").touch()
-    assert train("regularizer=none", f"run_dir={mine}", "epochs=1") == 2
-    assert f"{mine}: holds files but no run" in capsys.readouterr().err
-    assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
-    (mine / "thesis.tex").rename(mine / ".lock")  # all that a first start which was killed at once may leave
-    assert train("regularizer=none", f"run_dir={mine}", "epochs=1") == 0
-
-
 MISTAKES = [
     (["regulrizer=none"], "regularizer"),
     (["regularizer=none", "block_size=5"], "block_size=5 does not apply"),

@@ -201,7 +201,7 @@ def test_what_a_regularizers_own_file_leaves_idle_is_noted(monkeypatch: pytest.M
         (["data=digits", "model=retinanet_small"], "model=retinanet is for detection, .* timm, torchvision$"),
         (
             ["data=digit_boxes", "model=timm"],
-            "model=timm is for classification, .*: choose one of retinanet, retinanet_s",
+            "model=timm: its networks are trained for classification, .*: choose one of retinanet, retinanet_s",
         ),
         (["data=digit_masks", "regularizer=cutout"], "^regularizer=cutout is for classification, not for segmentation"),
         (["data=digit_boxes", "regularizer=[dropblock,autoaugment]"], "^regularizer=autoaugment is for classification"),

@@ -221,9 +221,8 @@ def test_names_with_spaces_are_names_and_flags_and_endings_are_not(voc: Path) ->
     path = voc / "ImageSets" / "Main" / "mine.txt"
     path.write_text("my img\nimg 1\n")
     assert read_list(voc, "mine") == ["my img", "img 1"]
-    path.write_text("train_0 -1\ntrain_1  1\n")
-    with pytest.raises(ValueError, match=r"mine\.txt: every line ends with a flag, .*: train_0 -1; list names alone"):
-        read_list(voc, "mine")
+    with pytest.raises(FileNotFoundError, match=r"train_0 -1\.jpg, which a list names; list names without VOC's flags"):
+        read_voc(voc, ["train_0 -1"], None)
     with pytest.raises(
         FileNotFoundError, match=r"train_0\.jpg\.jpg, which a list names; list names without their endings"
     ):
@@ -250,7 +249,7 @@ def test_missing_files_and_wrong_lists_of_voc_are_named(voc: Path) -> None:
     with pytest.raises(ValueError, match="train_split=both and test_split=val share 1 images, one is val_1"):
         opened(train_split="both")
     both.write_text("train_1 1\n")
-    with pytest.raises(ValueError, match=r"both\.txt: every line ends with a flag.*: train_1 1"):
+    with pytest.raises(FileNotFoundError, match=r"no image .*train_1 1\.jpg, .*; list names without VOC's flags"):
         opened(train_split="both")
     both.write_text("train_1\ntrain_1\n")
     with pytest.raises(ValueError, match="lists train_1 twice"):

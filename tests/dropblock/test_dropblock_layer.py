@@ -94,10 +94,9 @@ def test_impossible_layers_are_refused(block: int, keep_prob: float) -> None:
         ({"keep_prob": True}, "keep_prob must be a number"),
         ({"p": False}, "p must be a number"),
         ({"block_size": True}, "block_size must be an integer, not True"),
-        ({"blocksize": 3}, "^DropBlock2d has no blocksize; it takes block_size, keep_prob, p, drop_prob$"),
     ],
 )
-def test_arguments_of_another_type_or_name_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_arguments_of_another_type_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         DropBlock2d(**arguments)
 

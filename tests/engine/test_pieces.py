@@ -127,7 +127,7 @@ def test_an_evaluation_that_is_repeated_stands_once(tmp_path: Path) -> None:
 
 def test_files_of_the_user_stay_in_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    own = ["plan.yaml", "error_notes.txt", "checkpoints/thesis.tmp.docx"]
+    own = ["error_notes.txt", "checkpoints/thesis.tmp.docx"]
     left = ["error.txt", "error-rank3.txt", "plan.yaml.tmp.123", "checkpoints/last.pt.tmp.7"]
     for name in own + left:
         (tmp_path / name).write_text("x")
