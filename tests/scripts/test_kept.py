@@ -13,6 +13,8 @@ from configs.plan import CONFIGS
 from scripts.report import write_report
 from scripts.reporting.kept import (
     NOT_RUN,
+    STUDIES,
+    difference,
     findings_table,
     results_table,
     rows_of,
@@ -87,3 +89,12 @@ def test_a_sentence_has_the_difference_of_a_claim(tmp_path: Path) -> None:
     lines = [head, "a beats b,groups,0.5,-1,2", "c beats d,schedule,1.25,1,1.5"]
     (tmp_path / "mine" / "claims.csv").write_text("\n".join(lines) + "\n")
     assert value_text("mine/claim/schedule", tmp_path) == "+1.25 [+1.00, +1.50]"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_pages_show_the_numbers_of_the_report(name: str) -> None:
+    """They are formatted from report.csv, the report from the runs: rounding twice would give another last digit."""
+    result = CONFIGS.parent / "docs" / "results" / name
+    for row in rows_of(result):
+        for column in ("difference", "loss_difference"):
+            assert difference(row, column) in (result / "report.md").read_text()
