@@ -34,7 +34,7 @@ def draw_regimes(results: Path) -> Path | None:
             margin = study_of(name).margin
             difference_axis(axes, margin)
             axes.set_xlabel(
-                "top-1 on test: difference from no regularizer,\n"
+                "top-1 on test minus no regularizer's,\n"
                 f"95 % interval, single seeds below it;\ngrey: within ±{margin:g} points"
             )
             axes.set_title(f"a network that {REGIMES[name]}, n = {compared[0]['n']}", loc="left")
