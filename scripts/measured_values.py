@@ -16,7 +16,8 @@ from dropblock import declared_sites
 from dropblock.sites import map_sizes
 from models import build_model
 from scripts.bench import op, precision, step
-from scripts.reporting.statistics import Spread, paired
+from scripts.reporting import kept
+from scripts.reporting.statistics import Difference, Spread, holm, paired
 from scripts.reporting.tables import markdown_table
 
 GPU_IMAGES_PER_S = 2600  # ResNet-50 at 224 px in mixed precision on one A100 (timm issue 1491)
@@ -159,6 +160,24 @@ def photographs(results: Path, block_size: int) -> str:
     return str(paired(with_dropblock, under_drop(result, "table1_small/baseline", block_size)))
 
 
+def after_three_seeds(result: Path, experiment: str) -> str:
+    """The difference from no regularizer as it stood after seeds 1 to 3, before further seeds were added."""
+    (row,) = (row for row in kept.rows_of(result) if row["experiment"] == experiment)
+    by_seed = dict(pair.split(":") for pair in row["by_seed"].split())
+    return str(Difference(tuple(float(by_seed[seed]) for seed in ("1", "2", "3"))))
+
+
+def loss_p_value(result: Path) -> str:
+    """The largest of the p-values of a table's losses, adjusted by Holm over its rows."""
+    found = [float(row["loss_difference_p"]) for row in kept.rows_of(result) if row["loss_difference_p"]]
+    return f"{max(p for p in holm(found) if p is not None):.3f}"
+
+
+def p_value(result: Path, experiment: str) -> str:
+    (row,) = (row for row in kept.rows_of(result) if row["experiment"] == experiment)
+    return f"{float(row['holm']):.3f}"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "op": lambda results: op.short(read(results, "op_benchmark")),
     "step": step_table,
@@ -189,6 +208,12 @@ VALUES: dict[str, Callable[[Path], str]] = {
     "under_drop_none": lambda results: figure_5(results, "baseline"),
     "under_drop_b7_less_b1": lambda results: figure_5(results, "dropblock_b7", "dropblock_b1"),
     "under_drop_b7_less_none": lambda results: figure_5(results, "dropblock_b7", "baseline"),
+    "photographs_after_three": lambda results: after_three_seeds(
+        results / "photographs_small", "table1_small/dropblock"
+    ),
+    "camvid_after_three": lambda results: after_three_seeds(results / "camvid_where", "camvid/head"),
+    "table1_loss_p": lambda results: loss_p_value(results / "table1_small"),
+    "block1_p": lambda results: p_value(results / "findings_small", "findings_small/block1"),
     "photographs_under_drop_b1": lambda results: photographs(results, 1),
     "photographs_under_drop_b4": lambda results: photographs(results, 4),
 }
