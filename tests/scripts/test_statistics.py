@@ -52,7 +52,7 @@ def test_the_entries_of_an_epoch_count_by_their_steps() -> None:
 def test_nothing_is_minus_nothing() -> None:
     assert str(Difference((-0.001, 0.0, -0.003), (1, 2, 3))) == "+0.00 [-0.01, +0.00]"
     assert str(Spread((-0.0,))) == "0.00"
-    assert str(rounded(-0.00001)) == "0.0"
+    assert str(rounded(-0.0000001)) == "0.0"
 
 
 def test_pairs_are_the_seeds_that_both_have() -> None:
