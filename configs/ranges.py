@@ -105,7 +105,7 @@ def _check_network(plan: Plan) -> None:
         return  # data of the user's own, or a data.task of the command line, which is looked at once the data are open
     files = {path.stem: load_yaml(path) for path in sorted((CONFIGS / "model").glob("*.yaml"))}
     fitting = [name for name, of in files.items() if _task_of(of.get("name", ""), of.get("library")) == task]
-    given = f"model={model.library}: its networks are trained" if model.library else f"model={model.name} is"
+    given = f"model={model.library}: its networks are trained" if model.library else f"model.name={model.name} is"
     raise UserError(f"{given} for {ours}, data={plan.data.name} is for {task}: choose one of {', '.join(fitting)}")
 
 

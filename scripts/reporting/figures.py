@@ -21,6 +21,7 @@ from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below
 from scripts.reporting.sweep import Row, Sweep
 
 FEW_POINTS = 8  # of a line
+PICTURES = ("ranking.png", "keep_prob.png", "block_size.png", "under_drop.png", "curves.png")
 
 
 def ranking(sweep: Sweep, out: Path) -> None:
@@ -185,7 +186,9 @@ def few_rows(sweep: Sweep) -> list[Row]:
 
 
 def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
-    """Draw what this sweep has to show; (caption, file name) of each."""
+    """Draw what this sweep has to show, in place of an earlier report's pictures; (caption, file name) of each."""
+    for name in PICTURES:
+        (out / name).unlink(missing_ok=True)
     made = []
     of_a_table = any(str(row.paper.get("place")).startswith("Table") for row in sweep.rows)
     drawn_below = sweep.lines("keep_prob") or sweep.lines("block_size") or under_drop(sweep)

@@ -44,6 +44,12 @@ def setting_text(sweep: Sweep) -> str:
         f"{', '.join(devices)}, {spent} of training in all; "
         f"commit {', '.join(commits)}{' (+: with local changes)' if any('+' in c for c in commits) else ''}."
     )
+    unread = {path for run in runs for path in run.summary.get("bad_images", {})}
+    if unread:
+        text += (
+            f" {counted(len(unread), 'image')} could not be read and {'was' if len(unread) == 1 else 'were'} left out"
+        )
+        text += " (`bad_images` of each summary.json names them)."
     if sweep.compared_to is not None:
         text += f" **Differences are to: {sweep.label(sweep.compared_to)}.**"
     if sweep.made_up:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from configs.paper import ClaimConfig, StudyConfig
+from scripts.report import write_report
 from scripts.reporting.comparison import answers, lines_of
 from scripts.reporting.csv_files import rows_csv
 from scripts.reporting.reading import read_sweep
 from scripts.reporting.tables import drops_of
+from scripts.reporting.text import setting_text
 from tests.scripts.made_up_sweep import note, plan_of, write_run
 from tests.scripts.test_page import a_sweep, claims
 
@@ -65,3 +67,20 @@ def test_the_pilots_of_a_sweep_enter_no_row(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("scripts.reporting.reading.study_of", lambda _: StudyConfig(keep_prob=[0.9], pilot_seed=100))
     sweep = read_sweep(folder)
     assert ([row.seeds for row in sweep.rows], [row.seeds for row in sweep.pilots]) == ([[1, 2]], [[100]])
+
+
+def test_images_that_were_left_out_are_counted_once(tmp_path: Path) -> None:
+    sweep = read_sweep(a_sweep(tmp_path, "data=digits", values={"none": (80.0, 80.4)}))
+    assert "left out" not in setting_text(sweep)
+    for run in sweep.runs:
+        run.summary["bad_images"] = {"cat/03.JPEG": "cannot be read"}
+    assert "1 image could not be read and was left out" in setting_text(sweep)
+
+
+def test_pictures_of_an_earlier_report_go(tmp_path: Path) -> None:
+    folder = a_sweep(tmp_path, "data=digits", values={"none": (80.0, 80.4)})
+    for name in ("keep_prob.png", "mine.png"):
+        (folder / name).write_bytes(b"earlier")
+    write_report(read_sweep(folder), folder, with_page=False)
+    assert not (folder / "keep_prob.png").exists()
+    assert (folder / "mine.png").exists()
