@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -91,10 +92,14 @@ class MetricsWriter:
                 self._show(step, values)
 
     def add_images(self, step: int, name: str, images: Tensor) -> None:
-        """Pictures (N, 3, H, W) uint8, for TensorBoard alone."""
+        """Pictures (N, 3, H, W) uint8 as one, about as wide as high, for TensorBoard alone."""
+        from torchvision.utils import make_grid
+
         if self.writes:
+            count, _, height, width = images.shape
+            columns = max(1, round(math.sqrt(count * height / width)))
             with self._named():
-                self.writer.add_images(name, images, step)
+                self.writer.add_image(name, make_grid(images, columns, padding=4, pad_value=255), step)
 
     def flush(self) -> None:
         """To the disk: called before a checkpoint, so that no checkpoint is ahead of its metrics."""

@@ -15,7 +15,8 @@ def report_text(report: Report) -> str:
     results = [results_row(line, sweep.made_up) for line in lines]
     details = [details_row(sweep, line) for line in lines]
     parts = [f"# {sweep.name}", setting_text(sweep)]
-    parts += ["## Results", markdown_table(*without_empty(RESULTS, results)), legend(sweep, lines)]
+    parts += ["## Results", markdown_table(*without_empty(RESULTS, results))]
+    parts.append("\n".join(f"* {entry}" for entry in legend(sweep, lines)))
     parts += ["## Each row in detail", markdown_table(*without_empty(DETAILS, details))]
     for section in sections(report):
         parts += [f"## {section.title}", markdown_table(section.heads, section.rows, section.left), section.note]

@@ -42,7 +42,7 @@ th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 13rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
-.words { white-space: normal; max-width: 11rem; }
+.words { white-space: normal; min-width: 9rem; max-width: 11rem; }
 tr:hover td { background: #f6f8fb; }
 .better { color: #1a6b34; font-weight: 600; } .worse { color: #a3281e; font-weight: 600; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 50%; }
@@ -81,7 +81,8 @@ def page(report: Report, folder: Path) -> str:
     sweep = report.sweep
     parts = [f"<h1>{escape(sweep.name)}</h1>", f"<p>{prose(setting_text(sweep))}</p>", "<h2>Results</h2>"]
     parts.append(results(report))
-    parts += [f'<p class="note">{prose(text)}</p>' for text in legend(sweep, report.lines).split("\n\n")]
+    entries = "".join(f"<li>{prose(entry)}</li>" for entry in legend(sweep, report.lines))
+    parts.append(f'<ul class="note">{entries}</ul>')
     parts += ["<h2>Each row in detail</h2>", details(report)]
     for section in sections(report):
         parts += [f"<h2>{escape(section.title)}</h2>", plain_table(section.heads, section.rows)]

@@ -65,17 +65,19 @@ def data_text(run: Run) -> str:
     return f"{run.data_name}, {', '.join(counts) if counts else f'{subset} training'} images"
 
 
-def legend(sweep: Sweep, lines: Sequence[Line]) -> str:
-    """What the columns mean, and by what rule the verdicts are given."""
-    parts = [" ".join(text for shown, text in columns(sweep, lines) if shown)]
+def legend(sweep: Sweep, lines: Sequence[Line]) -> list[str]:
+    """What the columns mean, and by what rule the verdicts are given: one entry each."""
+    entries = [text for shown, text in columns(sweep, lines) if shown]
     if any(row.same for row in sweep.rows):
-        parts.append("*Block n (= m)*: every feature map clamps both blocks alike: one computation, which is one row.")
+        entries.append(
+            "*Block n (= m)*: every feature map clamps both blocks alike: one computation, which is one row."
+        )
     if sweep.study.headline:
         stated = f"headline: {sweep.study.headline}; margin {sweep.study.margin:g} points"
-        parts.append(f"Stated in the sweep's file: {stated}.")
+        entries.append(f"Stated in the sweep's file: {stated}.")
     if not any(row.by_seed("last", "val") for row in sweep.rows):
-        parts.append("There is no validation split: nothing was chosen on one.")
-    return "\n\n".join(parts)
+        entries.append("There is no validation split: nothing was chosen on one.")
+    return entries
 
 
 def columns(sweep: Sweep, lines: Sequence[Line]) -> list[tuple[object, str]]:
@@ -87,7 +89,7 @@ def columns(sweep: Sweep, lines: Sequence[Line]) -> list[tuple[object, str]]:
     intervals = any(of.interval for of in differences)
     ends = ", with its 95 % Student t interval (n - 1 degrees of freedom)" if intervals else ""
     tested = sum(line.adjusted is not None for line in lines)
-    start = f"{sweep.metric} on {test}, mean ± sample standard deviation over n seeds (none for n = 1). *Last epoch* is"
+    start = f"*Last epoch*, the headline: {sweep.metric} on {test}, mean ± sample standard deviation over n seeds"
     by_rule = (
         "*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies within "
         f"±{sweep.study.margin:g} points; else not resolved. Only p is corrected: an interval may exclude 0 where Holm "
@@ -95,7 +97,7 @@ def columns(sweep: Sweep, lines: Sequence[Line]) -> list[tuple[object, str]]:
     )
     gap = f"{trained} of the training batches of the last epoch, as trained, less test"
     return [
-        (True, f"{start} the headline."),
+        (True, f"{start} (none for n = 1)."),
         (differences, f"*Difference*: to the baseline, within seeds{ends}."),
         (tested, f"*Holm p*: of the paired t test, corrected for the comparisons of this table ({tested})."),
         (differences, by_rule if tested else "*Verdict*: not resolved, where there is no test."),

@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(case: Case, tmp_path: Path) -> 
 
 
 def test_pictures_of_samples(case: Case, tmp_path: Path) -> None:
-    """At some epochs, one image a sample of the same few; none for a task without pictures."""
+    """At some epochs, of the same few samples, about as wide as high; none for a task without pictures."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = fit(case, tmp_path)
@@ -342,6 +342,7 @@ def test_pictures_of_samples(case: Case, tmp_path: Path) -> None:
     assert bool(drawn) == bool(case.task().num_pictures)
     if drawn:
         assert {event.step for event in events.Images(drawn[0])} == {3, 6}
+        assert all(0.5 <= event.width / event.height <= 2 for event in events.Images(drawn[0]))
         shown = case.task().pictures(run.state.evaluated.eval(), case.samples)
         assert (len(shown), shown.dtype) == (12, torch.uint8)
 
