@@ -58,10 +58,11 @@ def at_least_a_point(axes: Axes) -> None:
 
 def paper_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     """The paper's numbers, and its baseline as a line."""
+    tints = colours(sweep)
     for row, height in zip(sweep.rows, y, strict=True):
         value, std = row.paper_number()
         if value is not None:
-            axes.errorbar(value, height, xerr=std or 0, fmt="o", color=colour(row), capsize=2.5, ms=6)
+            axes.errorbar(value, height, xerr=std or 0, fmt="o", color=tints[sweep.label(row)], capsize=2.5, ms=6)
     base = sweep.baseline.paper_number()[0] if sweep.baseline else None
     if base is not None:
         axes.axvline(base, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
@@ -80,28 +81,32 @@ def folded(text: str, width: int) -> str:
 
 
 def our_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
-    """Mean and deviation at the last epoch, the peak, and a tick for every run; the baseline as a line."""
+    """Mean and deviation at the last epoch, the peak where it is another, a tick for every run; the baseline's line."""
+    tints, peaks = colours(sweep), False
     for row, height in zip(sweep.rows, y, strict=True):
-        tint = colour(row)
-        if last := row.spread("last"):
+        tint, last, peak = tints[sweep.label(row)], row.spread("last"), row.spread("peak")
+        if last:
             axes.errorbar(last.mean, height, xerr=last.std or 0, fmt="o", color=tint, capsize=2.5, ms=6)
             ticks(axes, last.values, height, tint)
-        if peak := row.spread("peak"):
+        if peak and peak != last:
             axes.plot(peak.mean, height, "o", mfc="white", mec=tint, ms=6, zorder=1.5)
+            peaks = True
     base = sweep.baseline.spread("last") if sweep.baseline else None
     if base is not None:
         axes.axvline(base.mean, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
     axes.set_xlabel(f"{sweep.metric}\n{folded(setting(sweep), 50)}")
     axes.plot([], [], "o", color=INK, label="last epoch")
-    axes.plot([], [], "o", mfc="white", mec=INK, label="peak")
+    if peaks:
+        axes.plot([], [], "o", mfc="white", mec=INK, label="peak")
     axes.plot([], [], "|", color=INK, label="single runs")
 
 
 def difference_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
     """What each row has more than its baseline, paired by seed, with its 95 % interval and a tick for every seed."""
+    tints = colours(sweep)
     for row, height in zip(sweep.rows, y, strict=True):
         if of := difference(sweep, row):
-            draw_difference(axes, of, height, colour(row))
+            draw_difference(axes, of, height, tints[sweep.label(row)])
     margin, baseline = sweep.study.margin, "no regularizer" if sweep.compared_to is None else "the baseline"
     difference_axis(axes, margin)
     axes.set_title("difference, 95 % interval", loc="left")
@@ -132,10 +137,9 @@ def curves(sweep: Sweep, rows: Sequence[Row], out: Path) -> None:
     names = {"test": sweep.rows[0].headline, "train": sweep.trained_metric}
     longest = max(row.plan["recipe"]["epochs"] for row in rows)
     with drawing(out, 2, 10.0, 4.9) as (figure, (test, train)):
-        used: list[str] = []
+        tints = colours(sweep)
         for row in rows:
-            tint = colour(row, used)
-            used.append(tint)
+            tint = tints[sweep.label(row)]
             for axes, name in ((test, "test"), (train, "train")):
                 epochs, values = common_curve(row, f"{name}/{names[name]}", by_epoch=name == "train")
                 if len(epochs):
@@ -183,6 +187,16 @@ def few_rows(sweep: Sweep) -> list[Row]:
     if not chosen:
         return sweep.rows[:10]
     return ([sweep.baseline] if sweep.baseline else []) + chosen[:9]
+
+
+def colours(sweep: Sweep) -> dict[str, str]:
+    """The colour of each row, by its label: its method's; where a method has several curves, another for each."""
+    found = {sweep.label(row): colour(row) for row in sweep.rows}
+    used: list[str] = []
+    for row in few_rows(sweep):
+        used.append(colour(row, used))
+        found[sweep.label(row)] = used[-1]
+    return found
 
 
 def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:

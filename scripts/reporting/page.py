@@ -9,10 +9,10 @@ from pathlib import Path
 
 from scripts.reporting.comparison import Line, Report
 from scripts.reporting.dots import Scale, dots
+from scripts.reporting.figures import colours
 from scripts.reporting.sections import sections
 from scripts.reporting.setting import SILENT_PAPER, deviations
 from scripts.reporting.statistics import Spread
-from scripts.reporting.style import colour
 from scripts.reporting.sweep import Sweep
 from scripts.reporting.tables import (
     DROPPED,
@@ -112,18 +112,18 @@ def results(report: Report) -> str:
     heads = ["", "n", f"{report.sweep.metric}, last epoch", "difference from baseline [95\u00a0%]"]
     heads += ["by seed, and the interval", "Holm p", "verdict", "smallest difference"]
     heads += ["paper (peak)", "paper's difference"]
-    return filled_columns(heads, [result_cells(report.sweep, line, scale) for line in report.lines])
+    tints = colours(report.sweep)
+    return filled_columns(heads, [result_cells(report.sweep, line, scale, tints[line.label]) for line in report.lines])
 
 
-def result_cells(sweep: Sweep, line: Line, scale: Scale) -> list[Cell]:
+def result_cells(sweep: Sweep, line: Line, scale: Scale, tint: str) -> list[Cell]:
     """The cells of a row, in the order of the heads of `results`."""
     row, difference = line.row, line.difference
-    tint = colour(row)
     smallest = difference.smallest if difference else None
     theirs = None if sweep.made_up else line.paper_difference
     paper = None if sweep.made_up else row.paper_number()[0]
     return [
-        name_cell(line),
+        name_cell(line, tint),
         number(str(len(row.runs)), len(row.runs)),
         number(line.last, line.last and line.last.mean),
         number(difference_text(difference, row), difference and difference.mean),
@@ -140,16 +140,17 @@ def details(report: Report) -> str:
     """What else is known of every row."""
     heads = ["", DROPPED, OVER_THE_RUN, "keep_prob", "peak", "train - test", "test loss", "loss difference [95\u00a0%]"]
     heads += ["parameters", "time a run", "seeds"]
-    return filled_columns(heads, [detail_cells(report.sweep, line) for line in report.lines])
+    tints = colours(report.sweep)
+    return filled_columns(heads, [detail_cells(report.sweep, line, tints[line.label]) for line in report.lines])
 
 
-def detail_cells(sweep: Sweep, line: Line) -> list[Cell]:
+def detail_cells(sweep: Sweep, line: Line, tint: str) -> list[Cell]:
     """The cells of a row, in the order of the heads of `details`."""
     row = line.row
     measured = [drop["measured"] for drop in row.runs[0].summary["drop_last_epoch"].values()]
     choice = f'<div class="words">{escape(choice_of_keep_prob(sweep, row))}</div>'
     return [
-        name_cell(line),
+        name_cell(line, tint),
         ("<br>".join(map(escape, drops_of(row))), max(measured, default="")),
         ("<br>".join(map(escape, run_drops_of(line))), max(line.dropped.values(), default="")),
         (choice if row.knob("keep_prob") is not None else "", row.knob("keep_prob") or ""),
@@ -169,8 +170,8 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"{seeds[0]} to {seeds[-1]}" if in_a_row else " ".join(map(str, seeds))
 
 
-def name_cell(line: Line) -> Cell:
-    swatch = f'<span class="swatch" style="background:{colour(line.row)}"></span> '
+def name_cell(line: Line, tint: str) -> Cell:
+    swatch = f'<span class="swatch" style="background:{tint}"></span> '
     return swatch + escape(line.label), line.label
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from configs.paper import ClaimConfig, StudyConfig
 from scripts.report import write_report
+from scripts.reporting import figures
 from scripts.reporting.comparison import answers, lines_of
 from scripts.reporting.csv_files import rows_csv
 from scripts.reporting.reading import read_sweep
@@ -84,3 +86,21 @@ def test_pictures_of_an_earlier_report_go(tmp_path: Path) -> None:
     write_report(read_sweep(folder), folder, with_page=False)
     assert not (folder / "keep_prob.png").exists()
     assert (folder / "mine.png").exists()
+
+
+def test_a_row_has_one_colour_in_the_table_and_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four rows of one method: each its own colour, the first the method's; the same in the page as in the curves."""
+    drawn: list[str] = []
+
+    def seen(axes: object, epochs: object, values: object, **style: str) -> None:
+        drawn.append(style["color"])
+
+    monkeypatch.setattr(figures, "mean_line", seen)
+    sweep = claims(tmp_path)
+    write_report(sweep, tmp_path / "out")
+    tints = list(figures.colours(sweep).values())
+    assert len(set(tints)) == 4
+    assert tints[0] == sweep.rows[0].colour
+    assert drawn[::2] == drawn[1::2] == tints  # on test and on the training batches
+    swatches = re.findall(r'class="swatch" style="background:(#\w+)"', (tmp_path / "out" / "report.html").read_text())
+    assert swatches == 2 * tints  # in two tables
