@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -160,11 +160,24 @@ def photographs(results: Path, block_size: int) -> str:
     return str(paired(with_dropblock, under_drop(result, "table1_small/baseline", block_size)))
 
 
-def after_three_seeds(result: Path, experiment: str) -> str:
-    """The difference from no regularizer as it stood after seeds 1 to 3, before further seeds were added."""
-    (row,) = (row for row in kept.rows_of(result) if row["experiment"] == experiment)
+def after_seeds(row: Mapping[str, str], count: int) -> Difference:
+    """A difference as it stood after seeds 1 to `count`, before further seeds were added; a line of a kept CSV file."""
     by_seed = dict(pair.split(":") for pair in row["by_seed"].split())
-    return str(Difference(tuple(float(by_seed[seed]) for seed in ("1", "2", "3"))))
+    return Difference(tuple(float(by_seed[str(seed)]) for seed in range(1, count + 1)))
+
+
+def after_three_seeds(result: Path, experiment: str) -> str:
+    """The difference from no regularizer after seeds 1 to 3."""
+    (row,) = (row for row in kept.rows_of(result) if row["experiment"] == experiment)
+    return str(after_seeds(row, 3))
+
+
+def p_after_five(rows: Sequence[Mapping[str, str]], column: str, value: str) -> str:
+    """The p-value of a line after seeds 1 to 5, adjusted by Holm over the lines of its table."""
+    compared = [row for row in rows if row["by_seed"]]
+    adjusted = holm([after_seeds(row, 5).p_value for row in compared])
+    (found,) = (p for row, p in zip(compared, adjusted, strict=True) if row[column] == value)
+    return f"{found:.3f}"
 
 
 def loss_p_value(result: Path) -> str:
@@ -214,6 +227,12 @@ VALUES: dict[str, Callable[[Path], str]] = {
     "camvid_after_three": lambda results: after_three_seeds(results / "camvid_where", "camvid/head"),
     "table1_loss_p": lambda results: loss_p_value(results / "table1_small"),
     "block1_p": lambda results: p_value(results / "findings_small", "findings_small/block1"),
+    "block1_p_after_five": lambda results: p_after_five(
+        kept.rows_of(results / "findings_small"), "experiment", "findings_small/block1"
+    ),
+    "block1_claim_p_after_five": lambda results: p_after_five(
+        kept.rows_of(results / "findings_small", "claims.csv"), "column", "block_size"
+    ),
     "photographs_under_drop_b1": lambda results: photographs(results, 1),
     "photographs_under_drop_b4": lambda results: photographs(results, 4),
 }
