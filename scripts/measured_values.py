@@ -186,8 +186,9 @@ def loss_p_value(result: Path) -> str:
     return f"{max(p for p in holm(found) if p is not None):.3f}"
 
 
-def p_value(result: Path, experiment: str) -> str:
-    (row,) = (row for row in kept.rows_of(result) if row["experiment"] == experiment)
+def p_value(rows: Sequence[Mapping[str, str]], column: str, value: str) -> str:
+    """The p-value of a line of a kept CSV file, adjusted over its table."""
+    (row,) = (row for row in rows if row[column] == value)
     return f"{float(row['holm']):.3f}"
 
 
@@ -226,7 +227,10 @@ VALUES: dict[str, Callable[[Path], str]] = {
     ),
     "camvid_after_three": lambda results: after_three_seeds(results / "camvid_where", "camvid/head"),
     "table1_loss_p": lambda results: loss_p_value(results / "table1_small"),
-    "block1_p": lambda results: p_value(results / "findings_small", "findings_small/block1"),
+    "block8_p": lambda results: p_value(
+        kept.rows_of(results / "findings_small"), "experiment", "findings_small/block8"
+    ),
+    "skip_claim_p": lambda results: p_value(kept.rows_of(results / "findings_small", "claims.csv"), "column", "skip"),
     "block1_p_after_five": lambda results: p_after_five(
         kept.rows_of(results / "findings_small"), "experiment", "findings_small/block1"
     ),
