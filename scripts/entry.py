@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
+
+from engine.console import SurvivingStream
 
 
 def parser_of(text: str | None) -> argparse.ArgumentParser:
@@ -22,16 +25,21 @@ def folder(word: str) -> Path:
 def guarded(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
     """A program that returns 2 and prints one line for a mistake of the user, instead of a traceback.
 
+    It goes on where nobody reads what it prints any more (`| head`).
+
     Args:
         main: takes the arguments, returns the exit code; raises ValueError (which a UserError is) or
             OSError for what the user can correct.
     """
 
     def run(arguments: list[str]) -> int:
-        try:
-            return main(arguments)
-        except (ValueError, OSError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
+        with redirect_stdout(SurvivingStream(sys.stdout)):
+            try:
+                return main(arguments)
+            except (ValueError, OSError) as error:
+                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+                return 2
+            finally:
+                sys.stdout.flush()
 
     return run
