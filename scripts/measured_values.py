@@ -230,6 +230,12 @@ VALUES: dict[str, Callable[[Path], str]] = {
     "block8_p": lambda results: p_value(
         kept.rows_of(results / "findings_small"), "experiment", "findings_small/block8"
     ),
+    "late_p": lambda results: p_value(
+        kept.rows_of(results / "schedules_overfit"), "experiment", "schedules_overfit/late"
+    ),
+    "late_claim_p": lambda results: p_value(
+        kept.rows_of(results / "schedules_overfit", "claims.csv"), "better", "schedules_overfit/late"
+    ),
     "skip_claim_p": lambda results: p_value(kept.rows_of(results / "findings_small", "claims.csv"), "column", "skip"),
     "block1_p_after_five": lambda results: p_after_five(
         kept.rows_of(results / "findings_small"), "experiment", "findings_small/block1"

@@ -63,6 +63,7 @@ def text_of(name: str, page: Path) -> str:
         "picture": lambda: picture(rest, to_root),
         "value": lambda: value_text(rest, RESULTS),
         "findings": lambda: findings_table(RESULTS, rest.split(","), f"{to_root}docs/results/"),
+        "predictions": lambda: findings_table(RESULTS, rest.split(","), f"{to_root}docs/results/", "predicted"),
         "drop_rates": lambda: drop_rates_table(json.loads((RESULTS / "drop_rates.json").read_text())),
         "measured": lambda: measured_values.text_of(rest, RESULTS),
         "configuration": lambda: configuration_tables.text_of(rest),

@@ -105,13 +105,14 @@ def studies_table(results: Path) -> str:
     return markdown_table(["study", "question", "state"], lines, left=3)
 
 
-def findings_table(results: Path, names: Sequence[str], link: str = "docs/results/") -> str:
+def findings_table(results: Path, names: Sequence[str], link: str = "docs/results/", of: str = "the paper") -> str:
     """The claims of kept results (claims.csv), each with its difference averaged over cells; or that there are none.
 
     Args:
         results: the folder docs/results.
         names: of the results.
         link: the way there from the page that shows the table.
+        of: whose claims they are; the head of their column.
     """
     lines = []
     for name in names:
@@ -119,8 +120,9 @@ def findings_table(results: Path, names: Sequence[str], link: str = "docs/result
             if row["difference"]:
                 cells = f"{row['positive']} of {row['cells']}"
                 source = f"[{name}]({link}{name}/report.md)"
-                lines.append([row["claim"], difference(row), row["n"], cells, row["verdict"], source])
-    headers = ["the paper", "here, points [95 %]", "n", "cells above 0", "verdict", "from"]
+                p_value = f"{float(row['holm']):.3f}" if row["holm"] else ""
+                lines.append([row["claim"], difference(row), row["n"], cells, p_value, row["verdict"], source])
+    headers = [of, "here, points [95 %]", "n", "cells above 0", "Holm p", "verdict", "from"]
     return markdown_table(headers, lines) if lines else NOT_RUN
 
 

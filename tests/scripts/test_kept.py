@@ -60,12 +60,15 @@ def test_a_study_without_results_says_so(results: Path) -> None:
 
 
 def test_findings_are_those_of_the_results_that_are_named(tmp_path: Path) -> None:
-    head = "claim,cells,positive,n,difference,difference_low,difference_high,verdict\n"
+    head = "claim,cells,positive,n,difference,difference_low,difference_high,holm,verdict\n"
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "claims.csv").write_text(f"{head}the claim of {name},4,3,5,0.5,0.1,0.9,better\n")
+        (tmp_path / name / "claims.csv").write_text(f"{head}the claim of {name},4,3,5,0.5,0.1,0.9,0.04,better\n")
     table = findings_table(tmp_path, ["one"], link="results/")
-    assert "| the claim of one | +0.50 [+0.10, +0.90] | 5 | 3 of 4 | better | [one](results/one/report.md) |" in table
+    assert (
+        "| the claim of one | +0.50 [+0.10, +0.90] | 5 | 3 of 4 | 0.040 | better | [one](results/one/report.md) |"
+        in table
+    )
     assert "other" not in table
 
 
