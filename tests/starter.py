@@ -182,6 +182,7 @@ def child(request: dict[str, Any]) -> int:
 
 def serve() -> int:
     import hydra  # noqa: F401
+    import sklearn.datasets  # noqa: F401 - of the handwritten digits, with all of SciPy
     import torch
     import torch._dynamo  # the first optimizer imports it, for seconds
     import torch.distributed
