@@ -9,7 +9,7 @@ train: setup
 	$(RUN) train.py $(ARGS)
 
 test: setup
-	$(RUN) -m pytest -n auto $(ARGS)
+	$(RUN) -m pytest -n auto --dist worksteal $(ARGS)
 
 # What only a GPU can show, in at most nine minutes; exits with 0 only where it ran and passed.
 gpu: setup
