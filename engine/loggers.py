@@ -93,9 +93,9 @@ class MetricsWriter:
 
     def add_images(self, step: int, name: str, images: Tensor) -> None:
         """Pictures (N, 3, H, W) uint8 as one, about as wide as high, for TensorBoard alone."""
-        from torchvision.utils import make_grid
-
         if self.writes:
+            from torchvision.utils import make_grid
+
             count, _, height, width = images.shape
             columns = max(1, round(math.sqrt(count * height / width)))
             with self._named():

@@ -124,7 +124,9 @@ def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:
     alike = [pilot for pilot in sweep.pilots if alike_but_for_keep_prob(pilot, row)]
     if own not in study.keep_prob:
         return f"{own:g}, as the sweep has it"
-    if sweep.pilots and not alike:
+    if not sweep.pilots:
+        return f"{own:g} of {candidates}; the runs that chose are not here"
+    if not alike:
         return f"{own:g}, without a pilot of its own"
     best = best_on_val(alike)
     text = f"{own:g}, on val from {candidates} (seed {study.pilot_seed})"

@@ -272,6 +272,8 @@ def test_the_pilots_of_another_setting_choose_nothing(tmp_path: Path, monkeypatc
     assert choice_of_keep_prob(sweep, other) == "0.7, as the sweep has it"
     study.keep_prob.append(0.7)
     assert choice_of_keep_prob(sweep, other) == "0.7, without a pilot of its own"
+    alone = replace(sweep, pilots=[])
+    assert choice_of_keep_prob(alone, row) == "0.9 of 0.8, 0.9, 0.7; the runs that chose are not here"
 
 
 def test_runs_of_different_tasks_have_no_common_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
