@@ -18,7 +18,7 @@ from models import build_model
 from scripts.bench import op, precision, step
 from scripts.reporting import kept
 from scripts.reporting.statistics import Difference, Spread, holm, paired
-from scripts.reporting.tables import markdown_table
+from scripts.reporting.tables import markdown_table, p_text
 
 GPU_IMAGES_PER_S = 2600  # ResNet-50 at 224 px in mixed precision on one A100 (timm issue 1491)
 
@@ -177,19 +177,19 @@ def p_after_five(rows: Sequence[Mapping[str, str]], column: str, value: str) -> 
     compared = [row for row in rows if row["by_seed"]]
     adjusted = holm([after_seeds(row, 5).p_value for row in compared])
     (found,) = (p for row, p in zip(compared, adjusted, strict=True) if row[column] == value)
-    return f"{found:.3f}"
+    return p_text(found)
 
 
 def loss_p_value(result: Path) -> str:
     """The largest of the p-values of a table's losses, adjusted by Holm over its rows."""
     found = [float(row["loss_difference_p"]) for row in kept.rows_of(result) if row["loss_difference_p"]]
-    return f"{max(p for p in holm(found) if p is not None):.3f}"
+    return p_text(max(p for p in holm(found) if p is not None))
 
 
 def p_value(rows: Sequence[Mapping[str, str]], column: str, value: str) -> str:
     """The p-value of a line of a kept CSV file, adjusted over its table."""
     (row,) = (row for row in rows if row[column] == value)
-    return f"{float(row['holm']):.3f}"
+    return p_text(float(row["holm"]))
 
 
 TABLES: dict[str, Callable[[Path], str]] = {

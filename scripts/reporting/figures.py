@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below
 from scripts.reporting.sweep import Row, Sweep
 
 FEW_POINTS = 8  # of a line
-PICTURES = ("ranking.png", "keep_prob.png", "block_size.png", "under_drop.png", "curves.png")
+BARS = "bars are one standard deviation"
 
 
 def ranking(sweep: Sweep, out: Path) -> None:
@@ -132,9 +132,10 @@ def ticks(axes: Axes, values: Sequence[float], height: float, tint: str) -> None
     axes.plot(values, np.full(len(values), height - 0.24), "|", color=tint, alpha=0.7, ms=5)
 
 
-def curves(sweep: Sweep, rows: Sequence[Row], out: Path) -> None:
+def curves(sweep: Sweep, out: Path) -> None:
     """The headline over the epochs, on test and on the training batches, with a band of one standard deviation."""
     names = {"test": sweep.rows[0].headline, "train": sweep.trained_metric}
+    rows = few_rows(sweep)
     longest = max(row.plan["recipe"]["epochs"] for row in rows)
     with drawing(out, 2, 10.0, 4.9) as (figure, (test, train)):
         tints = colours(sweep)
@@ -200,26 +201,21 @@ def colours(sweep: Sweep) -> dict[str, str]:
 
 
 def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
-    """Draw what this sweep has to show, in place of an earlier report's pictures; (caption, file name) of each."""
-    for name in PICTURES:
-        (out / name).unlink(missing_ok=True)
-    made = []
+    """Draw what this sweep has to show, and remove what an earlier report had; (caption, file name) of each."""
     of_a_table = any(str(row.paper.get("place")).startswith("Table") for row in sweep.rows)
-    drawn_below = sweep.lines("keep_prob") or sweep.lines("block_size") or under_drop(sweep)
-    if of_a_table or (not drawn_below and len(sweep.rows) > 1):
-        ranking(sweep, out / "ranking.png")
-        made.append(("The table as a picture.", "ranking.png"))
-    if sweep.lines("keep_prob"):
-        over_keep_prob(sweep, out / "keep_prob.png")
-        made.append(("Over keep_prob (the paper's Figure 3); bars are one standard deviation.", "keep_prob.png"))
-    if sweep.lines("block_size"):
-        over_block_size(sweep, out / "block_size.png")
-        made.append(("Over the block size (the paper's Figure 4); bars are one standard deviation.", "block_size.png"))
-    if under_drop(sweep):
-        under_drop_lines(sweep, out / "under_drop.png")
-        made.append(("Under drop at inference (the paper's Figure 5).", "under_drop.png"))
-    rows = few_rows(sweep)
-    if rows:
-        curves(sweep, rows, out / "curves.png")
-        made.append(("Training curves, mean and one standard deviation over seeds.", "curves.png"))
+    kept, blocks, dropped = sweep.lines("keep_prob"), sweep.lines("block_size"), under_drop(sweep)
+    ranked = of_a_table or (not (kept or blocks or dropped) and len(sweep.rows) > 1)
+    pictures: tuple[tuple[object, str, str, Callable[[Sweep, Path], None]], ...] = (
+        (ranked, "ranking.png", "The table as a picture.", ranking),
+        (kept, "keep_prob.png", f"Over keep_prob (the paper's Figure 3); {BARS}.", over_keep_prob),
+        (blocks, "block_size.png", f"Over the block size (the paper's Figure 4); {BARS}.", over_block_size),
+        (dropped, "under_drop.png", "Under drop at inference (the paper's Figure 5).", under_drop_lines),
+        (few_rows(sweep), "curves.png", "Training curves, mean and one standard deviation over seeds.", curves),
+    )
+    made = []
+    for shown, name, caption, draw in pictures:
+        (out / name).unlink(missing_ok=True)
+        if shown:
+            draw(sweep, out / name)
+            made.append((caption, name))
     return made

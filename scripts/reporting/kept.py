@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.checking import load_yaml
 from configs.plan import CONFIGS
-from scripts.reporting.tables import markdown_table
+from scripts.reporting.tables import markdown_table, p_text, without_empty
 
 NOT_RUN = "*Not run yet.*"
 
@@ -114,16 +114,16 @@ def findings_table(results: Path, names: Sequence[str], link: str = "docs/result
         link: the way there from the page that shows the table.
         of: whose claims they are; the head of their column.
     """
+    found = [(name, row) for name in names for row in rows_of(results / name, "claims.csv") if row["difference"]]
+    many = any(row["cells"] != "1" for _, row in found)  # else every claim is about a single pair of rows
     lines = []
-    for name in names:
-        for row in rows_of(results / name, "claims.csv"):
-            if row["difference"]:
-                cells = f"{row['positive']} of {row['cells']}"
-                source = f"[{name}]({link}{name}/report.md)"
-                p_value = f"{float(row['holm']):.3f}" if row["holm"] else ""
-                lines.append([row["claim"], difference(row), row["n"], cells, p_value, row["verdict"], source])
+    for name, row in found:
+        cells = f"{row['positive']} of {row['cells']}" if many else ""
+        p_value = p_text(float(row["holm"]) if row["holm"] else None)
+        source = f"[{name}]({link}{name}/report.md)"
+        lines.append([row["claim"], difference(row), row["n"], cells, p_value, row["verdict"], source])
     headers = [of, "here, points [95 %]", "n", "cells above 0", "Holm p", "verdict", "from"]
-    return markdown_table(headers, lines) if lines else NOT_RUN
+    return markdown_table(*without_empty(headers, lines)) if lines else NOT_RUN
 
 
 def value_text(place: str, results: Path) -> str:

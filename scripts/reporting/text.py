@@ -46,10 +46,10 @@ def setting_text(sweep: Sweep) -> str:
     )
     unread = {path for run in runs for path in run.summary.get("bad_images", {})}
     if unread:
+        were = "was" if len(unread) == 1 else "were"
         text += (
-            f" {counted(len(unread), 'image')} could not be read and {'was' if len(unread) == 1 else 'were'} left out"
+            f" {counted(len(unread), 'image')} could not be used and {were} left out (`bad_images` of summary.json)."
         )
-        text += " (`bad_images` of each summary.json names them)."
     if sweep.compared_to is not None:
         text += f" **Differences are to: {sweep.label(sweep.compared_to)}.**"
     if sweep.made_up:

@@ -66,10 +66,10 @@ def test_a_network_of_another_library(train: Train, tmp_path: Path, library: str
 def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> None:
     small = ("model.width=8", "model.options.cells=1", "block_size=3", "lr=0.05", "recipe.warmup_epochs=0.15")
     words = ("data=digits", "model=amoebanet_b", "experiment=amoebanet/dropblock", "recipe=quick", *small)
-    assert train(*words, "epochs=2", "log_every=10") == 0
+    assert train(*words, "epochs=3", "log_every=10") == 0
     (run,) = tmp_path.glob("digits-amoebanet_b/*/seed-1")
-    # 58 and 80 % as two processors round; a network that learns nothing stays at 10 %.
-    assert (RunFolder(run).summary() or {})["last"]["test/top1"] > 30
+    # 79 and 86 % as two processors round; a network that learns nothing stays at 10 %.
+    assert (RunFolder(run).summary() or {})["last"]["test/top1"] > 60
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from scipy.stats import ttest_1samp
 
 from configs.checking import load_yaml
 from configs.plan import CONFIGS
+from scripts.measured_values import p_after_five
 from scripts.report import write_report
 from scripts.reporting.kept import (
     NOT_RUN,
@@ -101,3 +103,15 @@ def test_pages_show_the_numbers_of_the_report(name: str) -> None:
     for row in rows_of(result):
         for column in ("difference", "loss_difference"):
             assert difference(row, column) in (result / "report.md").read_text()
+
+
+def test_a_p_value_as_it_stood_before_seeds_were_added() -> None:
+    """Five seeds of two rows, adjusted for both; a sixth that would have changed everything enters nothing."""
+    values = {"a": (1.0, 2.2, 0.8, 1.1, 0.3), "b": (0.1, -0.2, 0.3, 0.0, 0.4)}
+    rows = [{"name": "baseline", "by_seed": ""}]
+    for name, five in values.items():
+        by_seed = " ".join(f"{seed}:{value:+.4f}" for seed, value in enumerate((*five, -50.0), start=1))
+        rows.append({"name": name, "by_seed": by_seed})
+    single = {name: ttest_1samp(five, 0.0).pvalue for name, five in values.items()}
+    assert p_after_five(rows, "name", "a") == f"{2 * single['a']:.3f}"
+    assert p_after_five(rows, "name", "b") == f"{single['b']:.3f}"

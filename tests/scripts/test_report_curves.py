@@ -38,7 +38,7 @@ def draw(root: Path, epochs: int) -> list[str]:
         plan = plan_of(f"regularizer={name}", f"epochs={epochs}")
         folder = note(root, plan, write_run(root, plan, top1, epochs))
     sweep = read_sweep(folder)
-    figures.curves(sweep, sweep.rows, root / "curves.png")
+    figures.curves(sweep, root / "curves.png")
     return [sweep.label(row) for row in sweep.rows]
 
 

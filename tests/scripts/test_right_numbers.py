@@ -76,7 +76,7 @@ def test_images_that_were_left_out_are_counted_once(tmp_path: Path) -> None:
     assert "left out" not in setting_text(sweep)
     for run in sweep.runs:
         run.summary["bad_images"] = {"cat/03.JPEG": "cannot be read"}
-    assert "1 image could not be read and was left out" in setting_text(sweep)
+    assert "1 image could not be used and was left out" in setting_text(sweep)
 
 
 def test_pictures_of_an_earlier_report_go(tmp_path: Path) -> None:
