@@ -76,7 +76,8 @@ def lost_peer(error: BaseException) -> LostPeer | None:
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError) or "gloo" not in text.lower():
         return None
-    return LostPeer(f"another rank has ended or does not answer, its own message says why ({text[-120:]})")
+    said = re.split(r"\.cc:\d+\] ", text)[-1].partition(". ")[0]  # without the place in gloo's code, and its advice
+    return LostPeer(f"another rank has ended or does not answer, its own message says why ({said})")
 
 
 def join(device: torch.device, patience: float) -> Ranks:

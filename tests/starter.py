@@ -42,6 +42,19 @@ class Faults:
 
         Fit.step = patched  # type: ignore[method-assign]
 
+    def killed_before_step(self, number: int) -> None:
+        """SIGKILL while no message to or from another rank is under way: all answered, or not begun."""
+        from engine.loop import Fit
+
+        step = Fit.step
+
+        def patched(fit: Fit, *args: Any) -> None:
+            if fit.state.step == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            step(fit, *args)
+
+        Fit.step = patched  # type: ignore[method-assign]
+
     def die_after_write_of(self, name: str) -> None:
         """A kill between two files: the first of that name is whole, the next does not exist."""
         from engine import checkpoint
