@@ -1,6 +1,6 @@
 """Measure: python scripts/benchmark.py SUBJECT [--json FILE] [--markdown FILE] [--help]
 
-op: the operator beside torchvision, timm, nn.Dropout and the memory limit. step: a ResNet-50 training step with it.
+op: the operator beside torchvision, timm, nn.Dropout and the memory-bandwidth bound. step: a ResNet-50 training step.
 loop: the training loop beside the barest one. loader: input pipelines beside torchvision's. startup: the command line.
 jobs: a small table with jobs=N beside jobs=1; for an otherwise idle machine. precision: bfloat16 on this CPU.
 Prints a markdown table; reports ratios only from rounds in which all contestants took part.

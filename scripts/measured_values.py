@@ -160,6 +160,17 @@ def photographs(results: Path, block_size: int) -> str:
     return str(paired(with_dropblock, under_drop(result, "table1_small/baseline", block_size)))
 
 
+def between(rows: Sequence[Mapping[str, str]], better: str, worse: str) -> str:
+    """One row less another, neither of them the baseline, paired by seed; rows of a kept report.csv."""
+    ours, theirs = (
+        {seed: float(value) for seed, value in (pair.split(":") for pair in row["by_seed"].split())}
+        for name in (better, worse)
+        for row in rows
+        if row["experiment"] == name
+    )
+    return str(Difference(tuple(ours[seed] - theirs[seed] for seed in ours)))
+
+
 def after_seeds(row: Mapping[str, str], count: int) -> Difference:
     """A difference as it stood after seeds 1 to `count`, before further seeds were added; a line of a kept CSV file."""
     by_seed = dict(pair.split(":") for pair in row["by_seed"].split())
@@ -229,6 +240,9 @@ VALUES: dict[str, Callable[[Path], str]] = {
     "table1_loss_p": lambda results: loss_p_value(results / "table1_small"),
     "block8_p": lambda results: p_value(
         kept.rows_of(results / "findings_small"), "experiment", "findings_small/block8"
+    ),
+    "linear_less_fixed": lambda results: between(
+        kept.rows_of(results / "schedules_overfit"), "schedules_overfit/linear", "schedules_overfit/constant"
     ),
     "late_p": lambda results: p_value(
         kept.rows_of(results / "schedules_overfit"), "experiment", "schedules_overfit/late"

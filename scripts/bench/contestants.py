@@ -16,7 +16,7 @@ OURS = "dropblock (this)"
 
 
 def contestants(keep_prob: float, block_size: int, device: str) -> dict[str, Layer]:
-    """By name. x * scalar is the memory limit: it reads x once and writes y once, as any of the others must."""
+    """By name. x * scalar is the memory-bandwidth bound: it reads x once and writes y once, as all must."""
     kept = torch.tensor(keep_prob, device=device)
     layers: dict[str, Layer] = {
         FLOOR: lambda x: x * 1.11,

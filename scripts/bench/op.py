@@ -1,4 +1,4 @@
-"""The operator alone: forward and backward against the memory limit and against what people use."""
+"""The operator alone: forward and backward against the memory-bandwidth bound and against what people use."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def summary(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def short(result: dict[str, Any]) -> str:
-    """Each contestant's time as a multiple of the memory limit, by family of shapes and type."""
+    """Each contestant's time as a multiple of the memory-bandwidth bound, by family of shapes and type."""
     cells = {(line["name"], line["family"], line["dtype"]): line for line in summary(result)}
     columns = list(dict.fromkeys((family, dtype) for _, family, dtype in cells))
     heads = [f"{FAMILIES.get(family, family)}, {dtype}" for family, dtype in columns]
@@ -120,12 +120,12 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         short(result),
         "",
-        f"In its worst cell this is {worst:.1f} times as fast as torchvision. *x the limit*: time as a multiple of "
-        "`x * scalar`; *got*: the share dropped.",
+        f"In its worst cell this is {worst:.1f} times as fast as torchvision. *x the bound*: time as a multiple of "
+        "`x * scalar`, the memory-bandwidth bound; *got*: the share dropped.",
     ]
     lines += [
         "",
-        "| shape, keep_prob | type, layout | operator | ms, median [quartiles] | x the limit | expected drop | got |",
+        "| shape, keep_prob | type, layout | operator | ms, median [quartiles] | x the bound | expected drop | got |",
         "|---" * 7 + "|",
     ]
     for row in result["rows"]:

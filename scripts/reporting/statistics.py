@@ -42,9 +42,9 @@ class Spread:
         return self.text()
 
     def text(self, digits: int = 2) -> str:
-        """Mean ± standard deviation, with this many digits after the point."""
-        mean = f"{self.mean:z.{digits}f}"
-        return mean if self.std is None else f"{mean} ± {self.std:.{digits}f}"
+        """Mean ± standard deviation, with this many digits after the point, of the six that CSV files have."""
+        mean = f"{round(self.mean, 6):z.{digits}f}"
+        return mean if self.std is None else f"{mean} ± {round(self.std, 6):.{digits}f}"
 
 
 @dataclass(frozen=True)

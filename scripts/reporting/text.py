@@ -73,8 +73,7 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> list[str]:
             "*Block n (= m)*: every feature map clamps both blocks alike: one computation, which is one row."
         )
     if sweep.study.headline:
-        stated = f"headline: {sweep.study.headline}; margin {sweep.study.margin:g} points"
-        entries.append(f"Stated in the sweep's file: {stated}.")
+        entries.append(f"Headline, as the sweep's file states it: {sweep.study.headline}.")
     if not any(row.by_seed("last", "val") for row in sweep.rows):
         entries.append("There is no validation split: nothing was chosen on one.")
     return entries

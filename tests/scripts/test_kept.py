@@ -11,13 +11,14 @@ from scipy.stats import ttest_1samp
 
 from configs.checking import load_yaml
 from configs.plan import CONFIGS
-from scripts.measured_values import p_after_five
+from scripts.measured_values import between, p_after_five
 from scripts.report import write_report
 from scripts.reporting.kept import (
     NOT_RUN,
     STUDIES,
     difference,
     findings_table,
+    number,
     results_table,
     rows_of,
     studies_table,
@@ -101,8 +102,18 @@ def test_pages_show_the_numbers_of_the_report(name: str) -> None:
     """They are formatted from report.csv, the report from the runs: rounding twice would give another last digit."""
     result = CONFIGS.parent / "docs" / "results" / name
     for row in rows_of(result):
+        text = (result / "report.md").read_text()
+        assert number(row["last_test_mean"], row["last_test_std"]) in text
         for column in ("difference", "loss_difference"):
-            assert difference(row, column) in (result / "report.md").read_text()
+            assert difference(row, column) in text
+
+
+def test_two_rows_beside_each_other() -> None:
+    """Their differences from the baseline, subtracted seed by seed, are the difference between them."""
+    rows = [{"experiment": "a", "by_seed": "1:+3.0 2:+5.0"}, {"experiment": "b", "by_seed": "1:+1.0 2:+2.0"}]
+    reach = 12.7062 * 0.5  # of Student's t with one degree of freedom, times the standard error
+    assert between(rows, "a", "b") == f"+2.50 [{2.5 - reach:.2f}, +{2.5 + reach:.2f}]"
+    assert between(rows, "b", "a") == f"-2.50 [{-2.5 - reach:.2f}, +{-2.5 + reach:.2f}]"
 
 
 def test_a_p_value_as_it_stood_before_seeds_were_added() -> None:
