@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -129,9 +130,8 @@ class Starter:
         ]
 
     def close(self) -> None:
-        assert self.server.stdin is not None
-        self.server.stdin.close()
-        self.server.wait(10)
+        self.server.kill()
+        self.server.wait()
 
 
 def entry_script(*words: str, log: Path, script: str = "train.py", **environment: str) -> Process:
@@ -149,10 +149,26 @@ def entry_script(*words: str, log: Path, script: str = "train.py", **environment
     return Process(popen.pid, log, lambda _: popen.wait())
 
 
+def first_port() -> int:
+    """Where this process of pytest looks for ports: below those that the system hands to whoever asks for any."""
+    try:
+        handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        handed_out = 32_768
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    return max(1_024, handed_out - 12_500) + 500 * (worker % 24) + os.getpid() % 250
+
+
+PORTS = itertools.count(first_port())
+
+
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """A port that nobody has, never the same twice; the system hands it to no other process before it is used."""
+    while True:
+        port = next(PORTS)
+        with socket.socket() as taken, suppress(OSError):
+            taken.bind(("", port))
+            return port
 
 
 def until(

@@ -190,10 +190,10 @@ def test_more_than_eight_bits_a_channel_are_refused_and_not_clipped(decoder: str
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_raises_soon_and_in_little_memory(name: str, decoder: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(Exception):  # noqa: B017, PT011 - any; the loader turns it into one line
         Picture(64, decoder, Augment())(BAD[name], None)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 

@@ -54,6 +54,7 @@ class Rows(DropLayer):
 
 
 def test_a_layer_with_a_mask_of_its_own_needs_one_method() -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), Site(4, "conv", "conv"))
     install(model, lambda site: Rows(keep_prob=0.7))
     layers = LayerControl(model, torch.zeros(1, 1, 8, 8), {"rows": KeepProbSchedule(model, 0.7, "constant")})

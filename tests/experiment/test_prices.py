@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from configs.command_line import asks_for
+from experiment import stopwatch
 from experiment.cost import Cost, cost_class
 from experiment.prices import finish
-from experiment.stopwatch import time_loading
 
 Train = Callable[..., int]
 
@@ -135,22 +135,24 @@ def test_more_steps_may_be_timed_than_the_run_has(train: Train) -> None:
 
 
 class Waves:
-    """A loader whose workers bring a batch each, all at the same time."""
+    """A loader whose workers bring a batch each, all at the same time: `seconds` later by the clock `now`."""
 
-    def __init__(self, workers: int, seconds: float) -> None:
-        self.workers, self.seconds = workers, seconds
+    def __init__(self, workers: int, seconds: float, now: list[float]) -> None:
+        self.workers, self.seconds, self.now = workers, seconds, now
 
     def epoch(self, _: int) -> Iterator[int]:
         for batch in range(200):
             if batch % self.workers == 0:
-                time.sleep(self.seconds)
+                self.now[0] += self.seconds
             yield batch
 
 
-def test_loading_is_timed_over_whole_waves_of_the_workers() -> None:
+def test_loading_is_timed_over_whole_waves_of_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     for workers in (3, 12):
-        _, spent = time_loading(Waves(workers, 0.12), 0.2, torch.device("cpu"))
-        assert spent == pytest.approx(0.12 / workers, rel=0.3)
+        _, spent = stopwatch.time_loading(Waves(workers, 0.12, now), 0.2, torch.device("cpu"))
+        assert spent == pytest.approx(0.12 / workers)
 
 
 def test_length_and_rates_make_no_kind_of_their_own() -> None:

@@ -225,6 +225,7 @@ def test_no_source_loads_or_runs_what_a_file_says() -> None:
 
 @pytest.fixture(scope="module")
 def stopped(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run to go on from. Several tests share it, so none of them does."""
     root = tmp_path_factory.mktemp("stopped")
     assert starter.run(*WORDS, f"run_dir={root}", stop_after=3)[0] == 143
     return RunFolder(root)
@@ -253,10 +254,11 @@ def test_another_plan_does_not_resume_a_run(stopped: RunFolder, edit: str) -> No
     assert stopped.status()["status"] == "STOPPED"
 
 
-def test_how_it_is_run_may_change_on_resume(starter: Starter, stopped: RunFolder, uninterrupted: Reference) -> None:
-    words = (*WORDS, f"run_dir={stopped.path}", "workers=1", "checkpoint_every=1", "compile=false", "rank_timeout=60")
-    assert starter.run(*words)[0] == 0
-    assert_identical(stopped, uninterrupted())
+def test_how_it_is_run_may_change_on_resume(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
+    words = (*WORDS, f"run_dir={tmp_path}")
+    assert starter.run(*words, stop_after=3)[0] == 143
+    assert starter.run(*words, "workers=1", "checkpoint_every=1", "compile=false", "rank_timeout=60")[0] == 0
+    assert_identical(RunFolder(tmp_path), uninterrupted())
 
 
 def test_a_checkpoint_of_another_run_or_other_data_is_refused(starter: Starter, tmp_path: Path) -> None:

@@ -99,10 +99,13 @@ def test_a_killed_run_is_known_as_such_and_taken_over(
     starter: Starter, tmp_path: Path, uninterrupted: Reference
 ) -> None:
     words = (*WORDS, f"output_root={tmp_path}")
-    process = starter.start(*words, die_after_write_of="last.pt")
-    until(lambda: list(tmp_path.glob("*/*/*/status.json")), 60)
+    assert starter.run(*words, die_after_write_of="last.pt")[0] == 86
+    assert only_run(tmp_path).status()["status"] == "KILLED"
+    process = starter.start(*words, slow=60.0)  # as long as that in its next write: it does not end by itself
+    until(lambda: only_run(tmp_path).status()["pid"] == process.pid, 60, process.output)
     assert only_run(tmp_path).status()["status"] == "RUNNING"
-    assert process.wait() == 86
+    process.signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     status = only_run(tmp_path).status()
     assert (status["status"], status["pid"]) == ("KILLED", process.pid)
     (only_run(tmp_path).checkpoints / "last.pt.tmp.1").write_bytes(b"left over by a kill inside a write")

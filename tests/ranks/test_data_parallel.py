@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +26,7 @@ from engine.signals import StopRequest
 from engine.state import TrainState
 from engine.tasks import Classification
 from tests.opening import build_data
+from tests.trainer import free_port
 
 CPU = torch.device("cpu")
 BATCH, EPOCHS = 32, 2
@@ -127,10 +127,7 @@ def rank_process(rank: int, world_size: int, port: int, accumulate: int, place: 
 def train(place: Path, world_size: int, accumulate: int = 1) -> list[SimpleNamespace]:
     """What each rank ends with."""
     (place / "checkpoints").mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    port, context = free_port(), multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         processes = [

@@ -39,13 +39,15 @@ MANY = ("epochs=4", "checkpoint_every=2")
 Reference = Callable[..., RunFolder]
 
 
-def kill_somewhere(processes: list[Process], root: Path, draw: random.Random, in_write: bool) -> bool:
+def kill_somewhere(processes: list[Process], root: Path, before: int, draw: random.Random, in_write: bool) -> bool:
     """SIGKILL all, some time after they have written; with `in_write` as soon as a checkpoint is seen half written.
+
+    Args:
+        before: what `written` said before they were started.
 
     Returns:
         whether a write was cut short.
     """
-    before = written(root)
 
     def over() -> bool:
         return any(process.ended() for process in processes)
@@ -73,8 +75,8 @@ def kill_often(
     """
     met = in_write = 0
     for number in range(kills):
-        processes = start()
-        cut = kill_somewhere(processes, root, draw, in_write=number % 2 == 1)
+        before = written(root)
+        cut = kill_somewhere(start(), root, before, draw, in_write=number % 2 == 1)
         run = only_run(root)
         if run.status()["status"] == "DONE":
             break
