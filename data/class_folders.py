@@ -54,8 +54,8 @@ def require_photograph_augmentation(name: str, augment: Augment) -> None:
     augment.refuse(f"is for segmentation and detection, not for {name}", "scale_min", "scale_max", "photometric")
     if augment.crop_padding:
         raise ValueError(
-            f"crop_padding is for small images; {name} is cropped by random boxes: set it to 0, or choose a recipe of "
-            "photographs such as recipe=imagenette"
+            f"recipe.augment.crop_padding is for small images; {name} is cropped by random boxes: set it to 0, or "
+            "choose a recipe of photographs such as recipe=imagenette"
         )
 
 

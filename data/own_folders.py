@@ -153,7 +153,7 @@ def _decoded_notes(name: str, size: int, parts: Sequence[Decoded]) -> tuple[str,
             f"{name}: {changed:,} of {total:,} images came in another size; short side to {size}, centre cropped"
         )
     if left_out:
-        notes.append(f"{name}: {left_out:,} files that cannot be read are left out")
+        notes.append(f"{name}: {left_out:,} unreadable file{'s are' if left_out > 1 else ' is'} left out")
     return tuple(notes)
 
 

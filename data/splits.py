@@ -43,10 +43,10 @@ def train_val(labels: Indices, val_fraction: float) -> tuple[Indices, Indices]:
         ValueError: for a fraction outside [0, 1), or one that leaves nothing to train on.
     """
     if not 0.0 <= val_fraction < 1.0:
-        raise ValueError(f"val_fraction must lie in [0, 1), not {val_fraction}")
+        raise ValueError(f"data.val_fraction={val_fraction}: must lie in [0, 1)")
     size = max(1, round(len(labels) * val_fraction)) if val_fraction else 0
     if size >= len(labels):
-        raise ValueError(f"val_fraction {val_fraction} leaves none of the {len(labels)} samples to train on")
+        raise ValueError(f"data.val_fraction={val_fraction}: leaves none of the {len(labels)} samples to train on")
     val = stratified(labels, size, VAL)
     return np.setdiff1d(np.arange(len(labels)), val, assume_unique=True), val
 
@@ -60,7 +60,7 @@ def subset(train: Indices, labels: Indices, size: int | None) -> Indices:
     if size is None:
         return train
     if not 1 <= size <= len(train):
-        raise ValueError(f"train_subset must lie in 1 ... {len(train)} (the training part), not {size}")
+        raise ValueError(f"data.train_subset={size}: must lie in 1 ... {len(train)}, the training part")
     return train[stratified(labels[train], size, SUBSET)]
 
 

@@ -57,6 +57,7 @@ class LayerControl:
         }
         places = places_of(model)
         self._at_rows = [(row, layer) for row in self.table if (layer := layer_at(places[row.site])) is not None]
+        self._start_counting()
 
     @classmethod
     def install(cls, model: nn.Module, specs: Sequence[LayerSpec], example: Tensor) -> LayerControl:
@@ -116,17 +117,23 @@ class LayerControl:
         }
 
     def take_counts(self) -> dict[str, tuple[int, int]]:
-        """Units (kept, seen) per group since the last call, in one transfer from the device."""
+        """Units (kept, seen) per group since the last call or the making of this, in one transfer from the device."""
         if not self.layers:
             return {}
-        counters = [counter for layer in self.layers for counter in (layer.kept_units, layer.seen_units)]
-        numbers = torch.stack(counters).tolist()
+        numbers = torch.stack(self._counters()).tolist()
         sums: dict[str, tuple[int, int]] = {}
         for layer, kept, seen in zip(self.layers, numbers[0::2], numbers[1::2], strict=True):
             before = sums.get(self._names[layer], (0, 0))
             sums[self._names[layer]] = (before[0] + kept, before[1] + seen)
-        torch._foreach_zero_(counters)
+        self._start_counting()
         return sums
+
+    def _counters(self) -> list[Tensor]:
+        return [counter for layer in self.layers for counter in (layer.kept_units, layer.seen_units)]
+
+    def _start_counting(self) -> None:
+        if self.layers:
+            torch._foreach_zero_(self._counters())
 
     def expected_drop(self, progress: Sequence[float]) -> dict[str, float]:
         """The closed form per group, what `take_counts` should show: the mean over some steps, exact for any schedule.
@@ -139,7 +146,7 @@ class LayerControl:
         return self._mean_over(progress, mean_drop)
 
     def drops(self, progress: Sequence[float]) -> list[DropRow]:
-        """Asked, expected and measured drop of every group since the last call of this or of `take_counts`.
+        """Asked, expected and measured drop of every group since the last call (of `take_counts`, too) or the making.
 
         Args:
             progress: what the schedule was set to at every step since then, at least one.

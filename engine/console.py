@@ -80,6 +80,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def error_line(error: BaseException) -> str:
+    """An error in one line; one of the disk begins with its path."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
 def counted(number: int, name: str) -> str:
     """`1 epoch`, `2 epochs`."""
     return f"{number:,} {name}{'' if number == 1 else 's'}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.distributed import Ranks, lost_peer
 from engine.files import remove_made, remove_unfinished
-from engine.records import FAILED, RUNNING, STOPPED, RunFolder, RunLocked
+from engine.records import FAILED, RUNNING, STOPPED, RunFolder, RunLocked, same_data
 from engine.signals import Stopped
 from engine.state import TrainState
 
@@ -150,11 +150,6 @@ def refuse_another(place: Path, ours: dict[str, Any], theirs: dict[str, Any]) ->
     found = differences(ours, theirs)
     if found:
         raise ValueError(f"{place} holds another run: {', '.join(found[:4])}; fresh=true moves it aside")
-
-
-def same_data(recorded: str | None, now: str) -> bool:
-    """Whether a fingerprint on record is that of these data. An older one of segmentation lacks the splits' sizes."""
-    return recorded in (now, now.partition("-")[0])
 
 
 def resume(state: TrainState, saved: dict[str, Any], path: Path, identity: dict[str, Any], ranks: Ranks) -> None:

@@ -6,6 +6,8 @@ import sys
 import traceback
 from dataclasses import dataclass
 
+from engine.console import error_line
+
 STOPPED_CODES = (130, 143)  # by a signal; the same command goes on from there
 STATUS_OF = {0: "DONE", 130: "STOPPED", 143: "STOPPED"}
 CODE_OF = {"DONE": 0, "STOPPED": 143}  # of a job in another process, which left its status alone
@@ -49,7 +51,7 @@ def report_error(error: BaseException, fresh: bool = False, reported: set[str] |
     Returns:
         the exit code, and the line.
     """
-    line = " ".join(str(error).split())
+    line = error_line(error)
     code = getattr(error, "exit_code", None)
     if code in STOPPED_CODES:
         again = f"; the same command{' without fresh=true' if fresh else ''} goes on from there"
@@ -59,7 +61,7 @@ def report_error(error: BaseException, fresh: bool = False, reported: set[str] |
         code, line = 130, "interrupted"
     elif code is None:
         # The packages raise these for what a user can fix; the traceback is in the run's error.txt.
-        code = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
+        code = 2 if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError) else 1
         if code == 1 and not isinstance(error, OSError):
             traceback.print_exception(error)
     reported = set() if reported is None else reported

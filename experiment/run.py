@@ -24,10 +24,10 @@ from engine import checkpoint
 from engine.console import counted, result_text
 from engine.distributed import Ranks, find_device, join
 from engine.files import absent, write_aside
-from engine.lifecycle import locked, nothing_left, refuse_another, require_equal, resume, same_data, status_kept
+from engine.lifecycle import locked, nothing_left, refuse_another, require_equal, resume, status_kept
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
-from engine.records import DONE, RunFolder, code_diff, environment
+from engine.records import DONE, RunFolder, code_diff, environment, same_data
 from engine.signals import Stopped, StopRequest
 from experiment.build import build_fit, open_data
 

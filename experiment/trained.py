@@ -18,8 +18,8 @@ from data import Data
 from dropblock import LayerControl
 from engine import checkpoint
 from engine.distributed import Ranks
-from engine.lifecycle import same_data
-from engine.records import DONE, RunFolder
+from engine.lifecycle import differences
+from engine.records import DONE, RunFolder, same_data
 from experiment.build import build_network, open_data
 from experiment.source import NetworkSource
 
@@ -28,13 +28,16 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
     """The plan that a network was trained to, and its checkpoint; the path of the file stands in it as `file`.
 
     Raises:
-        UserError: if there is none, or if a finished run has lost the checkpoint of its last step.
+        UserError: if there is none, if it is of another run, or if a finished run has lost that of its last step.
     """
     if source.run is not None:
         folder = RunFolder(Path(source.run))
         _require_run(folder.path)
         plan = plan_from(load_yaml(folder.path / "plan.yaml"))
         payload, path = _of_run(folder, source.which)
+        found = differences(plan_from(payload["plan"]).identity(), plan.identity())
+        if found:
+            raise UserError(f"{path}: the checkpoint of another run than {folder.path}: {', '.join(found[:4])}")
     else:
         path = Path(str(source.checkpoint))
         payload = checkpoint.load(path)
@@ -98,9 +101,16 @@ def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str,
         UserError: if the data are others.
     """
     plan, payload = load(source)
-    data = open_data(plan, device, Ranks())
+    try:
+        data = open_data(plan, device, Ranks())
+    except ValueError as error:  # what train.py calls data.root is data_root here
+        raise UserError(str(error).replace("data.root", "data_root")) from error
     if not same_data(payload["fingerprint"], data.fingerprint):
-        raise UserError(f"{plan.data.name}: not the data this network was trained on; set data_root")
+        place = plan.runtime.data_root or "their default place"
+        raise UserError(
+            f"{plan.data.name}: the files in {place} are not, or no longer, those that this network was trained on; "
+            "data_root=PATH names another place"
+        )
     return plan, payload, data
 
 

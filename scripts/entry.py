@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from engine.console import SurvivingStream
+from engine.console import SurvivingStream, error_line
 
 
 def parser_of(text: str | None) -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def guarded(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
             try:
                 return main(arguments)
             except (ValueError, OSError) as error:
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"error: {error_line(error)}", file=sys.stderr)
                 return 2
             finally:
                 sys.stdout.flush()

@@ -98,7 +98,7 @@ def draw_segmentation(column: list[Axes], network: nn.Module, batch: Any, data: 
         show(axes, pixels[:, :rows, :columns])
     counted = mask != IGNORE
     right = ((mask == predicted) & counted).sum() / counted.sum().clamp(min=1)
-    column[0].set_title(f"{100 * float(right):.1f} % of pixels", fontsize=8)
+    column[0].set_title(f"{100 * float(right):.1f} % of pixels right", fontsize=8)
 
 
 def differences(mask: Tensor, predicted: Tensor) -> Tensor:
@@ -187,6 +187,11 @@ def draw(network: nn.Module, data: Data, batches: list[Any], min_score: float, t
     if legend:
         colours = class_colours(torch.arange(data.num_classes).view(1, 1, -1))[0, :, 0].T / 255
         patches = [Patch(color=c.tolist(), label=name) for c, name in zip(colours, data.classes, strict=True)]
+        patches += [
+            Patch(facecolor="white", edgecolor="0.6", label="right"),
+            Patch(color="#d62728", label="wrong"),
+            Patch(color="#aaaaaa", label="not counted (white in the masks)"),
+        ]
         figure.legend(handles=patches, loc="outside lower center", ncols=min(12, len(patches)), fontsize=7)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=140)

@@ -48,8 +48,9 @@ def runs_csv(sweep: Sweep) -> str:
     """One line a run: what the rows are made of."""
     table, trained = [], sweep.trained_metric
     for row in sweep.rows:
+        label = sweep.label(row)
         for run in row.runs:
-            line: dict[str, Any] = {**columns_of(row), "seed": run.seed}
+            line: dict[str, Any] = {**columns_of(row), "label": label, "seed": run.seed}
             for which, split in VALUES:
                 line[f"{which}_{split}"] = run.value(which, split)
             line |= {"last_test_loss": run.value("last", "test", "loss"), "gap": rounded(run.gap(trained))}
@@ -57,7 +58,8 @@ def runs_csv(sweep: Sweep) -> str:
             line |= {"parameters": run.summary.get("parameters")}
             line |= {"train_seconds": round(run.summary["train_seconds"], 1), "device": joined(run, "device")}
             dirty = any(environment["dirty"] for environment in run.environments)
-            table.append({**line, "commit": joined(run, "commit"), "dirty": dirty})
+            place = "/".join(run.folder.path.parts[-3:])
+            table.append({**line, "commit": joined(run, "commit"), "dirty": dirty, "run": place})
     return csv_text(table)
 
 

@@ -12,7 +12,7 @@ from configs.checking import UserError, check, load_yaml
 from configs.command_line import values_given
 from configs.paper import StudyConfig
 from configs.plan import CONFIGS, choices
-from engine.records import DONE, RunFolder
+from engine.records import DONE, RunFolder, same_data
 from scripts.reporting.sweep import Row, Run, Sweep, layer_values
 
 
@@ -25,6 +25,8 @@ def read_sweep(folder: Path) -> Sweep:
     notes = RunFolder(folder / "runs")
     names = sorted(path.name for path in notes.path.glob("*.json"))
     if not names:
+        if (folder / "multirun.yaml").exists():
+            raise UserError(f"{folder}: none of its runs has ended yet; the command that began them goes on with them")
         raise UserError(
             f"{folder}: no sweep, there is no runs/*.json in it; give a folder that train.py listed runs in, "
             "or compare runs by scripts/compare.py"
@@ -61,7 +63,7 @@ def read_runs(folders: Sequence[Path]) -> Sweep:
     """Runs that no sweep lists, as one: rows by configuration, the first run's at the top and the baseline.
 
     Raises:
-        UserError: if one of them is not finished, or two are one configuration with one seed.
+        UserError: if one of them is not finished, two are one configuration with one seed, or their data differ.
     """
     runs: list[Run] = []
     seen: dict[tuple[str, int], Path] = {}
@@ -74,6 +76,9 @@ def read_runs(folders: Sequence[Path]) -> Sweep:
         other = seen.setdefault((runs[-1].configuration, runs[-1].seed), folder)
         if other != folder:
             raise UserError(f"{folder}: the same configuration and seed as {other}; there is nothing to compare")
+    names = sorted({run.data_name for run in runs})
+    if len(names) > 1:
+        raise UserError(f"these runs are of different data sets, {' and '.join(names)}: their numbers do not compare")
     rows = rows_of(runs)
     first = next(row for row in rows if computation(row) == computation(Row(runs[:1])))
     return Sweep("comparison", [first, *(row for row in rows if row is not first)], [], compared_to=first)
@@ -83,13 +88,14 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """Rows in the paper's order, each with its runs by seed; what is one computation is one row.
 
     Raises:
-        UserError: if the runs are of tasks with different headlines.
+        UserError: if the runs are of tasks with different headlines, or data of one name were not the same.
     """
     headlines = sorted({run.summary["headline"] for run in runs})
     if len(headlines) > 1:
         raise UserError(
             f"these runs are judged by different metrics, {' and '.join(headlines)}: they have no common table"
         )
+    refuse_changed_data(runs)
     rows: dict[tuple[str | None, str], Row] = {}
     for run in runs:
         key = (run.entry.get("experiment"), run.configuration)
@@ -104,6 +110,27 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
             first.runs += [run for run in row.runs if run.seed not in first.seeds]
             first.runs.sort(key=lambda run: run.seed)
     return list(merged.values())
+
+
+def refuse_changed_data(runs: Sequence[Run]) -> None:
+    """Refuse runs that read the same configuration of data, but other files.
+
+    Raises:
+        UserError: if two fingerprints differ; it names a run of each.
+    """
+    first: dict[str, Run] = {}
+    for run in runs:
+        recorded = run.summary.get("fingerprint")
+        if recorded is None:  # a run from before fingerprints
+            continue
+        data = {key: value for key, value in run.plan["data"].items() if key not in ("root", "download")}
+        other = first.setdefault(repr(data), run)
+        fingerprints = recorded, other.summary["fingerprint"]
+        if not (same_data(*fingerprints) or same_data(*reversed(fingerprints))):
+            raise UserError(
+                f"{other.folder.path} and {run.folder.path} were trained on different files of {run.data_name}: train "
+                "one of them again by fresh=true, or give one of the two data sets a name of its own by data.title=NAME"
+            )
 
 
 def computation(row: Row) -> str:

@@ -75,15 +75,13 @@ class Difference(Spread):
     def p_value(self) -> float | None:
         """Two-sided, of the paired t test; None for a single pair, and for equal differences.
 
-        Two seeds on a test set of 360 images easily differ from the baseline by the same number of images: that is no
-        certainty. Differences of 0 are: the rows compute the same.
+        Two seeds on a test set of 360 images easily differ from the baseline by the same number of images, or by none:
+        that is no certainty.
         """
         from scipy.special import stdtr
 
-        if self.error is None:
+        if self.error is None or self.error < 1e-9:
             return None
-        if self.error < 1e-9:
-            return 1.0 if abs(self.mean) < 1e-9 else None
         return float(2 * stdtr(len(self.values) - 1, -abs(self.mean) / self.error))
 
     @property
@@ -152,7 +150,7 @@ def verdict(difference: Difference, adjusted: float | None, margin: float) -> st
     """The word for a difference, by rule.
 
     better, worse: the adjusted p-value is below 0.05. equivalent: it is not, and the 95 % interval lies within
-    +- margin. not resolved: anything else, a single pair included.
+    +- margin. not resolved: anything else, a single pair and equal differences included.
     """
     if difference.interval is None or adjusted is None:
         return UNRESOLVED

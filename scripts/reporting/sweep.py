@@ -233,7 +233,10 @@ class Sweep:
             if shown and value is not None and key != without:
                 also = f" (= {', '.join(map(str, row.same))})" if key == "block_size" and row.same else ""
                 parts.append(knob_text(key, value) + also)
-        parts += [f"{key.removesuffix('.name').rpartition('.')[2]} {row.setting.get(key)}" for key in self.varied]
+        for key in self.varied:
+            varied = row.setting.get(key)
+            text = f"{varied:g}" if isinstance(varied, float) else varied
+            parts.append(f"{key.removesuffix('.name').rpartition('.')[2]} {text}")
         return ", ".join(parts)
 
     def lines(self, knob: str) -> list[list[Row]]:

@@ -34,7 +34,8 @@ def setting_text(sweep: Sweep) -> str:
         f"{counted(plan['recipe']['epochs'], 'epoch')} of recipe `{plan['recipe']['name']}`"
     )
     if sweep.varied:
-        setting = f"Not all in one setting: {', '.join(sweep.varied)} differ, and a row is compared within its own"
+        within = "and a row is compared within its own" if sweep.compared_to is None else "which differences include"
+        setting = f"Not all in one setting: {', '.join(sweep.varied)} differ, {within}"
     hours = sum(run.summary["train_seconds"] for run in runs) / 3600
     spent = f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} seconds"
     seeds = sorted({run.seed for run in runs})
@@ -87,17 +88,20 @@ def columns(sweep: Sweep, lines: Sequence[Line]) -> list[tuple[object, str]]:
     differences = [line.difference for line in lines if line.difference]
     intervals = any(of.interval for of in differences)
     ends = ", with its 95 % Student t interval (n - 1 degrees of freedom)" if intervals else ""
+    unequal = len({tuple(row.seeds) for row in sweep.rows}) > 1
+    shared = "; the rows have different seeds: over those that both rows have" if unequal else ""
     tested = sum(line.adjusted is not None for line in lines)
     start = f"*Last epoch*, the headline: {sweep.metric} on {test}, mean ± sample standard deviation over n seeds"
     by_rule = (
         "*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies within "
-        f"±{sweep.study.margin:g} points; else not resolved. Only p is corrected: an interval may exclude 0 where Holm "
-        "p does not reach .05."
+        f"±{sweep.study.margin:g} points; else, and where all differences are equal, not resolved. Only p is "
+        "corrected: an interval may exclude 0 where Holm p does not reach .05."
     )
     gap = f"{trained} of the training batches of the last epoch, as trained, less test"
     return [
         (True, f"{start} (none for n = 1)."),
-        (differences, f"*Difference*: to the baseline, within seeds{ends}."),
+        (differences, f"*Difference*: to the baseline, within seeds{ends}{shared}."),
+        (len(sweep.rows) > 1 and not differences, "No row without a regularizer in the same setting: no differences."),
         (tested, f"*Holm p*: of the paired t test, corrected for the comparisons of this table ({tested})."),
         (differences, by_rule if tested else "*Verdict*: not resolved, where there is no test."),
         (intervals, SMALLEST_MEANS),

@@ -161,7 +161,7 @@ def test_skip_leaves_a_damaged_file_out(tmp_path: Path, caplog: pytest.LogCaptur
     assert data.train.num_samples == 7
     assert [Path(path).name for path in data.train.bad_images] == ["0.png"]
     assert "left out" in caplog.text
-    assert any("1 files" in note for note in data.notes)
+    assert any("1 unreadable file is left out" in note for note in data.notes)
 
 
 def test_a_run_through_the_command_line_is_named_after_the_folder(

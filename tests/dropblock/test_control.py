@@ -192,6 +192,8 @@ def test_signals_and_volumes_have_sites_as_well() -> None:
 def test_asked_expected_and_measured_stand_side_by_side() -> None:
     model = Detector()
     layers = control(LayerSpec("dropblock", 0.8, [4, "head"], options=DROPBLOCK), model=model)
+    model.train()(torch.randn(32, 4, 32, 32))  # a trial, before the control that counts
+    layers = LayerControl(model, EXAMPLE, layers.schedules)
     layers.set_progress(0.5)
     layers.set_seeds(lambda i: i)
     model.train()(torch.randn(32, 4, 32, 32))
@@ -202,6 +204,8 @@ def test_asked_expected_and_measured_stand_side_by_side() -> None:
         assert 0.08 < row.expected <= 0.1
         assert row.measured is not None
         assert row.units > 0
+    model(torch.randn(32, 4, 32, 32))
+    assert {row.group: row.units for row in layers.drops([0.5])} == {name: row.units for name, row in rows.items()}
     (never, _) = layers.drops([0.0, 1.0])  # the mean of nothing and of 0.2; and nothing ran since
     assert (never.asked, never.measured, never.units) == (pytest.approx(0.1), None, 0)
     assert "never ran" in drops_text([never])

@@ -11,6 +11,7 @@ import torch
 import evaluate
 from configs.checking import UserError
 from configs.compose import plan_of
+from engine import checkpoint
 from engine.distributed import Ranks
 from engine.records import RunFolder
 from engine.signals import StopRequest
@@ -33,6 +34,26 @@ def test_the_checkpoint_is_named_and_a_lost_last_one_is_refused(
     error = capsys.readouterr().err
     assert "the run ended at step 18" in error
     assert "previous.pt" in error
+
+
+def test_a_checkpoint_of_another_run_or_other_files_is_refused(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(f"run_dir={tmp_path / 'run'}", "epochs=1") == 0
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    payload = checkpoint.load(last)
+    lr = payload["plan"]["recipe"]["lr"]
+    for change, says in (
+        ({"fingerprint": "0" * 64}, "the files in their default place are not, or no longer, those that"),
+        (
+            {"plan": {**payload["plan"], "recipe": {**payload["plan"]["recipe"], "lr": 7.5}}},
+            f"recipe.lr=7.5 (there: {lr}",
+        ),
+    ):
+        checkpoint.save({**payload, **change}, last)
+        capsys.readouterr()
+        assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu"]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_the_runs_in_a_directory_that_is_none_are_named(

@@ -87,3 +87,14 @@ def test_a_place_that_cannot_be_written_is_reported_before_anything_is_built(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {place}/")
     assert "cannot be written" in line
+
+
+@pytest.mark.parametrize("words", [("-m", "seed=1,2"), ("-m", "seed=1,2", "jobs=2")])
+def test_a_grid_whose_outputs_lie_below_a_file_is_one_line(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    assert train(*words, f"output_root={tmp_path / 'file' / 'outputs'}") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {tmp_path / 'file' / 'outputs'}")
+    assert "Errno" not in line

@@ -60,7 +60,7 @@ def test_errors_of_a_segmentation_are_red_and_padding_is_cut() -> None:
     logits = torch.zeros(1, 2, 4, 4)
     logits[0, 1] = 1
     predictions.draw_segmentation(list(grid), lambda _: logits, batch, data_of("segmentation", 2))  # type: ignore[arg-type]
-    assert grid[0].get_title() == "100.0 % of pixels"
+    assert grid[0].get_title() == "100.0 % of pixels right"
     assert grid[3].images[0].get_array().shape == (3, 2, 3)
     plt.close("all")
 

@@ -68,10 +68,11 @@ def test_a_single_pair_has_no_interval_and_no_deviation() -> None:
     assert verdict(one, None, 0.5) == "not resolved"
 
 
-def test_equal_differences_are_no_certainty_but_equal_rows_are_equal() -> None:
-    assert Difference((5 / 18, 5 / 18 + 1e-15, 5 / 18), (1, 2, 3)).p_value is None
-    same = Difference((0.0, 0.0), (1, 2))
-    assert (same.p_value, verdict(same, same.p_value, 0.5)) == (1.0, "equivalent")
+@pytest.mark.parametrize("values", [(5 / 18, 5 / 18 + 1e-15, 5 / 18), (0.0, 0.0)])
+def test_equal_differences_are_no_certainty(values: tuple[float, ...]) -> None:
+    """On 32 test images two networks easily get the same number right, in two seeds."""
+    same = Difference(values, tuple(range(len(values))))
+    assert (same.p_value, verdict(same, same.p_value, 0.5)) == (None, "not resolved")
 
 
 def test_holm_steps_down_and_never_falls() -> None:

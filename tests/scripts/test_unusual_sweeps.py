@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from configs.checking import UserError
 from configs.paper import ClaimConfig, StudyConfig
 from scripts.report import main
 from scripts.reporting.comparison import answers
+from scripts.reporting.csv_files import runs_csv
 from scripts.reporting.figures import few_rows
-from scripts.reporting.reading import read_sweep
+from scripts.reporting.reading import read_runs, read_sweep
 from tests.scripts.made_up_sweep import note, plan_of, write_run
 
 
@@ -75,3 +80,66 @@ def test_what_an_earlier_report_said_is_gone(tmp_path: Path) -> None:
     (folder / "claims.csv").write_text("of a claim that the sweep has no more\n")
     assert main([str(folder)]) == 0
     assert not (folder / "claims.csv").exists()
+
+
+def recorded(run: Path, **values: object) -> None:
+    """Put values into the summary of a made-up run."""
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | values))
+
+
+def test_runs_on_changed_files_have_no_table(tmp_path: Path) -> None:
+    """One name, two contents: a mean over both would be of nothing."""
+    folder = a_sweep(tmp_path, ("regularizer=none",), ("regularizer=dropout",), seeds=(1, 2))
+    runs = [run.folder.path for run in read_sweep(folder).runs]
+    for run in runs:
+        recorded(run, fingerprint="a" * 64)
+    recorded(runs[0], fingerprint=None)  # from before fingerprints
+    assert len(read_sweep(folder).runs) == 4
+    recorded(runs[2], fingerprint="b" * 64)
+    with pytest.raises(UserError, match=r"were trained on different files of .*data\.title=NAME") as caught:
+        read_sweep(folder)
+    assert str(runs[2]) in str(caught.value)
+    with pytest.raises(UserError, match="different files"):
+        read_runs(runs)
+
+
+def test_runs_of_different_data_sets_do_not_compare(tmp_path: Path) -> None:
+    plans = plan_of("data=cifar10"), plan_of("data=fashion_mnist")
+    runs = [write_run(tmp_path, plan, 80.0, epochs=5) for plan in plans]
+    with pytest.raises(UserError, match="of different data sets, cifar10 and fashion_mnist"):
+        read_runs(runs)
+
+
+def test_every_run_of_a_grid_has_its_row_in_runs_csv(tmp_path: Path) -> None:
+    """Also where rows differ in what has no column: by the label of the row and the directory of the run."""
+    folder = a_sweep(tmp_path, ("lr=0.1",), ("lr=0.05",), seeds=(1, 2))
+    sweep = read_sweep(folder)
+    lines = list(csv.DictReader(runs_csv(sweep).splitlines()))
+    labels = [line["label"] for line in lines]
+    assert sorted(label.rpartition(", ")[2] for label in set(labels)) == ["lr 0.05", "lr 0.1"]
+    assert labels.count(labels[0]) == 2
+    assert {line["run"] for line in lines} == {str(run.folder.path.relative_to(tmp_path)) for run in sweep.runs}
+
+
+def test_a_report_says_what_its_differences_are_over(tmp_path: Path) -> None:
+    folder = a_sweep(tmp_path, ("regularizer=none",), ("regularizer=dropout",), seeds=(1, 2, 3))
+    assert main([str(folder)]) == 0
+    assert "within seeds, with" in (folder / "report.md").read_text()
+    (lost,) = (folder / "runs").glob("*dropout*seed-3.json")
+    lost.unlink()
+    assert main([str(folder)]) == 0
+    assert "the rows have different seeds: over those that both rows have" in (folder / "report.md").read_text()
+    alone = a_sweep(tmp_path / "alone", ("block_size=3",), ("block_size=7",))
+    assert main([str(alone)]) == 0
+    text = (alone / "report.md").read_text()
+    assert "No row without a regularizer in the same setting: no differences." in text
+    assert "*Difference*" not in text
+
+
+def test_a_sweep_that_was_killed_in_its_first_run_is_one(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").write_text("hydra: {}\n")
+    with pytest.raises(UserError, match="none of its runs has ended yet"):
+        read_sweep(tmp_path)
+    with pytest.raises(UserError, match="no sweep"):
+        read_sweep(tmp_path / "other")
