@@ -29,6 +29,7 @@ from data.tensors import TensorLoader
 IN_MEMORY = 64  # side of the largest images that are kept in memory
 TEST_SHARE = 0.2  # of the training images, where there is no test folder
 SPLITS = ("train", "val", "test")
+MOST_READ = 1000  # files of equal class, name and size that are compared by content
 LAYOUT = f"needs train/<class>/<image>, and if you have them val/ and test/ of the same form ({', '.join(ENDINGS)})"
 
 
@@ -72,12 +73,27 @@ def find_splits(name: str, root: Path | None) -> OwnFolders:
     if others:
         notes = (f"{name}: folders that are none of train, val, test are not used: {few(others)}",)
     train = found["train"]
+    for split in ("val", "test"):
+        if split in found:
+            notes += also_in_training(name, train, split, found[split])
     if "test" not in found:
         test = stratified(train.labels, max(1, round(TEST_SHARE * len(train))), TEST)
         found["test"] = train.part(test)
         train = train.part(np.setdiff1d(np.arange(len(train)), test))
         notes += (f"{name}: no test folder, {len(test):,} of the training images are cut off as test",)
     return OwnFolders(train, found.get("val"), found["test"], tuple(classes), notes)
+
+
+def also_in_training(name: str, train: Files, split: str, held: Files) -> tuple[str, ...]:
+    """A note where a held-out split holds training images: files of the same class, name and content."""
+    _, ours, theirs = np.intersect1d(train.names, held.names, return_indices=True)
+    pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
+    alike = [(i, j) for i, j in pairs if size_on_disk(train.name(i)) == size_on_disk(held.name(j))]
+    same = [held.name(j) for i, j in alike[:MOST_READ] if train.read(i) == held.read(j)]
+    if not same:
+        return ()
+    count = f"{'at least ' if len(alike) > MOST_READ else ''}{len(same):,} of {len(held):,}"
+    return (f"{name}: {count} {split} images are training images as well, one is {same[0]}",)
 
 
 def open_own_folders(name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading) -> Data:

@@ -82,6 +82,17 @@ def test_other_sizes_are_resized_and_cropped(tmp_path: Path) -> None:
     assert any("12 of 12 images came in another size" in note for note in data.notes)
 
 
+def test_held_out_images_that_are_trained_on_are_noted(tmp_path: Path) -> None:
+    """Equal names are no sign, equal contents are; each split for itself."""
+    plant(tmp_path, {"train": 6, "val": 2, "test": 3})
+    assert not any("training image" in note for note in build(tmp_path).notes)
+    for image in (tmp_path / "train").glob("*/1.png"):
+        shutil.copy(image, tmp_path / "test" / image.parent.name)
+    (note,) = (note for note in build(tmp_path).notes if "training image" in note)
+    assert "2 of 6 test images are training images as well, one is" in note
+    assert note.endswith("/1.png")
+
+
 def test_given_statistics_are_used(tmp_path: Path) -> None:
     plant(tmp_path, {"train": 4, "test": 2})
     plain = build(tmp_path, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
