@@ -61,6 +61,7 @@ class Display:
         self.terminal = sys.stdout.isatty()
         self.height = 0  # lines of the block on the screen
         self.shown_at: float | None = None
+        self.since = time.time()
 
     def __enter__(self) -> Display:
         return self
@@ -73,6 +74,8 @@ class Display:
         if what in ("DONE", "FAILED", "STOPPED"):
             self.ended[what] += 1
             began = self.began.pop(job.number, None)
+            if what == "DONE" and self._was_done(job):
+                began, what = None, "DONE before"
             if what == "DONE" and began is not None and not self.from_share.get(job.number):
                 self.lengths.append(time.monotonic() - began)
             if began is not None:
@@ -82,6 +85,11 @@ class Display:
         self._clear()
         count = f"[{self.ended.total()}/{self.total}]"
         self._line("  ".join(filter(None, (count, self._name(job), what, more))))
+
+    def _was_done(self, job: Job) -> bool:
+        """Whether a run was finished before this sweep began, and was skipped."""
+        summary = job.run / "summary.json"
+        return summary.exists() and summary.stat().st_mtime < self.since
 
     def show(self, running: Sequence[Job], waiting: Sequence[Job]) -> None:
         """The state of now, at most once a second on a terminal and once a minute elsewhere."""

@@ -201,6 +201,13 @@ def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.Mon
         clock[0] = 200.0
         display.show(jobs[2:4], jobs[4:])
         assert lines[-1].startswith("1 done, 1 failed, 2 running, 1 waiting of 5")
+        (jobs[2].run / "summary.json").touch()  # type: ignore[operator]
+        display.event(jobs[2], "DONE")
+        assert lines[-1] == "[3/5]  seed=2  DONE in 0 s"
+        (jobs[3].run / "summary.json").touch()  # type: ignore[operator]
+        os.utime(jobs[3].run / "summary.json", (0, 0))  # type: ignore[operator]
+        display.event(jobs[3], "DONE")
+        assert lines[-1] == "[4/5]  seed=3  DONE before"
     assert last_entries(tmp_path / "nowhere") == {}
 
 
