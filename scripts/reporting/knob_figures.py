@@ -50,6 +50,12 @@ def colours_of(rows: Sequence[Row]) -> list[str]:
     return used
 
 
+def metric_with_whiskers(sweep: Sweep) -> str:
+    """The label of an axis on which points have whiskers, where there are several seeds."""
+    several = any(len(row.runs) > 1 for row in sweep.rows)
+    return f"{sweep.metric}{', mean ± standard deviation' if several else ''}"
+
+
 def over_keep_prob(sweep: Sweep, out: Path) -> None:
     """The headline over keep_prob, in the axes of the paper's Figure 3, with its own curves beside ours if known."""
     lines = sweep.lines("keep_prob")
@@ -74,7 +80,7 @@ def over_keep_prob(sweep: Sweep, out: Path) -> None:
             if base is not None:
                 baseline_line(panels[0], base)
         for axes in panels:
-            axes.set_ylabel(sweep.metric)
+            axes.set_ylabel(metric_with_whiskers(sweep))
             axes.set_xlim(right=1.0)
         ours.plot([], [], "o", ms=9, mfc="none", mec=INK, label="best on val")
         legend_below(figure, [ours])
@@ -96,7 +102,7 @@ def over_block_size(sweep: Sweep, out: Path) -> None:
         baseline_band(axes, sweep)
         axes.set_xticks(range(len(sizes)), [block_name(sweep, size) for size in sizes])
         axes.set_xlabel(f"block size\n{setting(sweep)}, last epoch")
-        axes.set_ylabel(sweep.metric)
+        axes.set_ylabel(metric_with_whiskers(sweep))
         axes.set_title(title, loc="left")
         legend_below(figure, [axes])
 
@@ -148,5 +154,5 @@ def under_drop_lines(sweep: Sweep, out: Path) -> None:
             axes.invert_xaxis()
             axes.set_xlabel("keep_prob at inference")
             axes.set_title(f"tested with block {block}", loc="left")
-        panels[0].set_ylabel(sweep.metric)
+        panels[0].set_ylabel(metric_with_whiskers(sweep))
         legend_below(figure, panels, "trained with")
