@@ -190,7 +190,7 @@ def draw(network: nn.Module, data: Data, batches: list[Any], min_score: float, t
         patches += [
             Patch(facecolor="white", edgecolor="0.6", label="right"),
             Patch(color="#d62728", label="wrong"),
-            Patch(color="#aaaaaa", label="not counted (white in the masks)"),
+            Patch(color="#aaaaaa", label="not counted (white in the truth)"),
         ]
         figure.legend(handles=patches, loc="outside lower center", ncols=min(12, len(patches)), fontsize=7)
     out.parent.mkdir(parents=True, exist_ok=True)
