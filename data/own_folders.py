@@ -88,12 +88,20 @@ def also_in_training(name: str, train: Files, split: str, held: Files) -> tuple[
     """A note where a held-out split holds training images: files of the same class, name and content."""
     _, ours, theirs = np.intersect1d(train.names, held.names, return_indices=True)
     pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
-    alike = [(i, j) for i, j in pairs if size_on_disk(train.name(i)) == size_on_disk(held.name(j))]
-    same = [held.name(j) for i, j in alike[:MOST_READ] if train.read(i) == held.read(j)]
+    alike = [(i, j) for i, j in pairs if size_on_disk(train.name(i)) == size_on_disk(held.name(j)) > 0]
+    same = [held.name(j) for i, j in alike[:MOST_READ] if equal_files(train.name(i), held.name(j))]
     if not same:
         return ()
     count = f"{'at least ' if len(alike) > MOST_READ else ''}{len(same):,} of {len(held):,}"
-    return (f"{name}: {count} {split} images are training images as well, one is {same[0]}",)
+    return (f"{name}: of the {split} images {count} are in train as well, one is {same[0]}",)
+
+
+def equal_files(one: str, other: str) -> bool:
+    """Whether two files have the same content; not if one cannot be read, of which the loaders tell more."""
+    try:
+        return Path(one).read_bytes() == Path(other).read_bytes()
+    except OSError:
+        return False
 
 
 def open_own_folders(name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading) -> Data:

@@ -82,9 +82,11 @@ def duration(seconds: float) -> str:
 
 def error_line(error: BaseException) -> str:
     """An error in one line; one of the disk begins with its path."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+        text = ": ".join(filter(None, (" -> ".join(paths), error.strerror)))
+    return " ".join(text.split())
 
 
 def counted(number: int, name: str) -> str:

@@ -61,7 +61,8 @@ def report_error(error: BaseException, fresh: bool = False, reported: set[str] |
         code, line = 130, "interrupted"
     elif code is None:
         # The packages raise these for what a user can fix; the traceback is in the run's error.txt.
-        code = 2 if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError) else 1
+        no_place = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) and bool(error.filename)
+        code = 2 if no_place or isinstance(error, ValueError | FileNotFoundError) else 1
         if code == 1 and not isinstance(error, OSError):
             traceback.print_exception(error)
     reported = set() if reported is None else reported

@@ -35,7 +35,7 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
         _require_run(folder.path)
         plan = plan_from(load_yaml(folder.path / "plan.yaml"))
         payload, path = _of_run(folder, source.which)
-        found = differences(plan_from(payload["plan"]).identity(), plan.identity())
+        found = differences(plan_from(payload["plan"]).identity(), plan.identity()) if "plan" in payload else []
         if found:
             raise UserError(f"{path}: the checkpoint of another run than {folder.path}: {', '.join(found[:4])}")
     else:
@@ -103,7 +103,7 @@ def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str,
     plan, payload = load(source)
     try:
         data = open_data(plan, device, Ranks())
-    except ValueError as error:  # what train.py calls data.root is data_root here
+    except (ValueError, FileNotFoundError) as error:  # what train.py calls data.root is data_root here
         raise UserError(str(error).replace("data.root", "data_root")) from error
     if not same_data(payload["fingerprint"], data.fingerprint):
         place = plan.runtime.data_root or "their default place"

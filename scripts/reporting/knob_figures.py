@@ -80,7 +80,7 @@ def over_keep_prob(sweep: Sweep, out: Path) -> None:
             if base is not None:
                 baseline_line(panels[0], base)
         for axes in panels:
-            axes.set_ylabel(metric_with_whiskers(sweep))
+            axes.set_ylabel(metric_with_whiskers(sweep) if axes is ours else sweep.metric)
             axes.set_xlim(right=1.0)
         ours.plot([], [], "o", ms=9, mfc="none", mec=INK, label="best on val")
         legend_below(figure, [ours])

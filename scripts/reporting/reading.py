@@ -20,7 +20,7 @@ def read_sweep(folder: Path) -> Sweep:
     """Read the record of every run that a sweep lists.
 
     Raises:
-        UserError: if the folder is no sweep, or none of its runs is finished.
+        UserError: if the folder is no sweep, none of its runs is finished, or their data have changed between them.
     """
     notes = RunFolder(folder / "runs")
     names = sorted(path.name for path in notes.path.glob("*.json"))
@@ -53,7 +53,9 @@ def read_sweep(folder: Path) -> Sweep:
     chosen_by = [run for run in [*found, *pilots_beside(folder, study)] if run.seed == study.pilot_seed]
     rows = rows_of([run for run in found if run.seed != study.pilot_seed] or found)
     settings = [row.setting for row in rows]  # the pilots of another data set choose nothing here
-    pilots = rows_of([run for run in chosen_by if Row([run]).setting in settings])
+    choosing = [run for run in chosen_by if Row([run]).setting in settings]
+    refuse_changed_data([*(run for row in rows for run in row.runs), *choosing])
+    pilots = rows_of(choosing)
     sweep = Sweep(folder.resolve().name, rows, lost, study, pilots)
     sweep.lost += [(what, "NOT RUN", "") for what in not_run(asked, jobs, sweep)]
     return sweep
@@ -77,8 +79,10 @@ def read_runs(folders: Sequence[Path]) -> Sweep:
         if other != folder:
             raise UserError(f"{folder}: the same configuration and seed as {other}; there is nothing to compare")
     names = sorted({run.data_name for run in runs})
-    if len(names) > 1:
+    prints = {run.summary.get("fingerprint") for run in runs}  # equal ones: a folder that was renamed
+    if len(names) > 1 and (None in prints or len(prints) > 1):
         raise UserError(f"these runs are of different data sets, {' and '.join(names)}: their numbers do not compare")
+    refuse_changed_data(runs)
     rows = rows_of(runs)
     first = next(row for row in rows if computation(row) == computation(Row(runs[:1])))
     return Sweep("comparison", [first, *(row for row in rows if row is not first)], [], compared_to=first)
@@ -88,14 +92,13 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """Rows in the paper's order, each with its runs by seed; what is one computation is one row.
 
     Raises:
-        UserError: if the runs are of tasks with different headlines, or data of one name were not the same.
+        UserError: if the runs are of tasks with different headlines.
     """
     headlines = sorted({run.summary["headline"] for run in runs})
     if len(headlines) > 1:
         raise UserError(
             f"these runs are judged by different metrics, {' and '.join(headlines)}: they have no common table"
         )
-    refuse_changed_data(runs)
     rows: dict[tuple[str | None, str], Row] = {}
     for run in runs:
         key = (run.entry.get("experiment"), run.configuration)
@@ -119,14 +122,13 @@ def refuse_changed_data(runs: Sequence[Run]) -> None:
         UserError: if two fingerprints differ; it names a run of each.
     """
     first: dict[str, Run] = {}
-    for run in runs:
+    # Fingerprints with more to compare come first; a run from before fingerprints has none.
+    for run in sorted(runs, key=lambda run: -len(run.summary.get("fingerprint") or "")):
         recorded = run.summary.get("fingerprint")
-        if recorded is None:  # a run from before fingerprints
+        if recorded is None:
             continue
-        data = {key: value for key, value in run.plan["data"].items() if key not in ("root", "download")}
-        other = first.setdefault(repr(data), run)
-        fingerprints = recorded, other.summary["fingerprint"]
-        if not (same_data(*fingerprints) or same_data(*reversed(fingerprints))):
+        other = first.setdefault(repr(run.data_identity), run)
+        if not same_data(recorded, other.summary["fingerprint"]):
             raise UserError(
                 f"{other.folder.path} and {run.folder.path} were trained on different files of {run.data_name}: train "
                 "one of them again by fresh=true, or give one of the two data sets a name of its own by data.title=NAME"

@@ -99,9 +99,9 @@ class Difference(Spread):
         return float(nctdtrinc(freedom, 1 - POWER, t_quantile(0.5 + LEVEL / 2, freedom))) * self.error
 
     def text(self, digits: int = 2) -> str:
-        """Mean and interval, with this many digits after the point."""
+        """Mean and interval, with this many digits after the point, of the six that CSV files have."""
         numbers = (self.mean, *(self.interval or ()))
-        mean, *ends = (f"{number:+z.{digits}f}" for number in numbers)
+        mean, *ends = (f"{round(number, 6):+z.{digits}f}" for number in numbers)
         return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 

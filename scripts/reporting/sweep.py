@@ -42,6 +42,11 @@ class Run:
         return self.plan["data"]["title"] or self.plan["data"]["name"]
 
     @property
+    def data_identity(self) -> dict[str, Any]:
+        """The configuration of the data, as far as it decides what is read."""
+        return self._checked.identity()["data"]
+
+    @property
     def configuration(self) -> str:
         """What all seeds of a configuration share, wherever their directories are."""
         return self._checked.hash()

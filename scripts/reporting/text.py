@@ -34,8 +34,8 @@ def setting_text(sweep: Sweep) -> str:
         f"{counted(plan['recipe']['epochs'], 'epoch')} of recipe `{plan['recipe']['name']}`"
     )
     if sweep.varied:
-        within = "and a row is compared within its own" if sweep.compared_to is None else "which differences include"
-        setting = f"Not all in one setting: {', '.join(sweep.varied)} differ, {within}"
+        how = "a row is compared within its own" if sweep.compared_to is None else "the differences are across settings"
+        setting = f"Not all in one setting ({', '.join(sweep.varied)}): {how}"
     hours = sum(run.summary["train_seconds"] for run in runs) / 3600
     spent = f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} seconds"
     seeds = sorted({run.seed for run in runs})
@@ -80,6 +80,12 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> list[str]:
     return entries
 
 
+def nothing_to_compare(sweep: Sweep) -> str:
+    if any(sweep.baseline_of(row) not in (None, row) for row in sweep.rows):
+        return "No seed that two rows have"
+    return "No row without a regularizer in the same setting"
+
+
 def columns(sweep: Sweep, lines: Sequence[Line]) -> list[tuple[object, str]]:
     """For each column, whether there is anything in it, and what it means."""
     recipe, trained = sweep.runs[0].plan["recipe"], metric_label(sweep.trained_metric, sweep.runs[0].summary)
@@ -94,14 +100,14 @@ def columns(sweep: Sweep, lines: Sequence[Line]) -> list[tuple[object, str]]:
     start = f"*Last epoch*, the headline: {sweep.metric} on {test}, mean ± sample standard deviation over n seeds"
     by_rule = (
         "*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies within "
-        f"±{sweep.study.margin:g} points; else, and where all differences are equal, not resolved. Only p is "
-        "corrected: an interval may exclude 0 where Holm p does not reach .05."
+        f"±{sweep.study.margin:g} points; not resolved otherwise, and where the differences of all seeds are "
+        "the same number (no test). Only p is corrected: an interval may exclude 0 where Holm p does not reach .05."
     )
     gap = f"{trained} of the training batches of the last epoch, as trained, less test"
     return [
         (True, f"{start} (none for n = 1)."),
         (differences, f"*Difference*: to the baseline, within seeds{ends}{shared}."),
-        (len(sweep.rows) > 1 and not differences, "No row without a regularizer in the same setting: no differences."),
+        (len(sweep.rows) > 1 and not differences, f"{nothing_to_compare(sweep)}: no differences."),
         (tested, f"*Holm p*: of the paired t test, corrected for the comparisons of this table ({tested})."),
         (differences, by_rule if tested else "*Verdict*: not resolved, where there is no test."),
         (intervals, SMALLEST_MEANS),

@@ -125,10 +125,10 @@ def test_missing_folders_are_answered_at_once_with_what_to_do(root: Path, name: 
         if case == "flat val":
             (root / "val").mkdir()
             (root / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"x")
-    begin = time.process_time()
+    begin = time.monotonic()
     with pytest.raises(FileNotFoundError, match=r"data\.root") as error:
         build(place, name)
-    assert time.process_time() - begin < 5
+    assert time.monotonic() - begin < 5
     assert "\n" not in str(error.value)
 
 

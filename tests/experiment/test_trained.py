@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import evaluate
 from configs.checking import UserError
@@ -54,6 +56,25 @@ def test_a_checkpoint_of_another_run_or_other_files_is_refused(
         capsys.readouterr()
         assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu"]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_moved_data_are_asked_for_by_the_key_that_evaluation_has(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours = {"red": (200, 20, 20), "blue": (20, 20, 200)}
+    for split, name in itertools.product(("train", "test"), colours):
+        (tmp_path / "photos" / split / name).mkdir(parents=True)
+        for i in range(10):
+            shade = tuple(channel + i + 5 * (split == "test") for channel in colours[name])
+            Image.new("RGB", (32, 32), shade).save(tmp_path / "photos" / split / name / f"{i}.png")
+    words = ("data=folder", "data.image_size=32", f"data.root={tmp_path / 'photos'}", "batch_size=8", "epochs=1")
+    assert train(*words, f"run_dir={tmp_path / 'run'}") == 0
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert f"no folder {tmp_path / 'photos'}; data_root needs" in error
+    assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu", f"data_root={tmp_path / 'moved'}"]) == 0
 
 
 def test_the_runs_in_a_directory_that_is_none_are_named(

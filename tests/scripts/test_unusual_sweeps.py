@@ -12,10 +12,11 @@ import pytest
 from configs.checking import UserError
 from configs.paper import ClaimConfig, StudyConfig
 from scripts.report import main
-from scripts.reporting.comparison import answers
+from scripts.reporting.comparison import answers, lines_of
 from scripts.reporting.csv_files import runs_csv
 from scripts.reporting.figures import few_rows
 from scripts.reporting.reading import read_runs, read_sweep
+from scripts.reporting.text import legend
 from tests.scripts.made_up_sweep import note, plan_of, write_run
 
 
@@ -104,6 +105,37 @@ def test_runs_on_changed_files_have_no_table(tmp_path: Path) -> None:
         read_runs(runs)
 
 
+def test_what_decides_nothing_about_the_data_hides_no_change(tmp_path: Path) -> None:
+    plans = [replace(plan_of("data.on_bad_image=skip"), seed=1), replace(plan_of(), seed=2)]
+    runs = [write_run(tmp_path, plan, 80.0, epochs=5) for plan in plans]
+    for run, letter in zip(runs, "ab", strict=True):
+        recorded(run, fingerprint=letter * 64)
+    with pytest.raises(UserError, match="different files"):
+        read_runs(runs)
+
+
+def test_an_older_fingerprint_joins_no_two_others(tmp_path: Path) -> None:
+    """That of segmentation once lacked the sizes of the splits."""
+    folder = a_sweep(tmp_path, ("regularizer=none",), seeds=(1, 2, 3))
+    runs = [run.folder.path for run in read_sweep(folder).runs]
+    for run, sizes in zip(runs, ("", "-5-2-2", "-5-2-2"), strict=True):
+        recorded(run, fingerprint="a" * 64 + sizes)
+    assert len(read_sweep(folder).runs) == 3
+    recorded(runs[2], fingerprint="a" * 64 + "-6-2-2")
+    with pytest.raises(UserError, match="different files"):
+        read_sweep(folder)
+
+
+def test_a_renamed_folder_is_the_same_data_set(tmp_path: Path) -> None:
+    plans = [replace(plan_of(f"data.title={name}"), seed=1) for name in ("before", "after")]
+    runs = [write_run(tmp_path, plan, 80.0, epochs=5) for plan in plans]
+    with pytest.raises(UserError, match="after and before"):
+        read_runs(runs)
+    for run in runs:
+        recorded(run, fingerprint="a" * 64)
+    assert len(read_runs(runs).rows) == 2
+
+
 def test_runs_of_different_data_sets_do_not_compare(tmp_path: Path) -> None:
     plans = plan_of("data=cifar10"), plan_of("data=fashion_mnist")
     runs = [write_run(tmp_path, plan, 80.0, epochs=5) for plan in plans]
@@ -135,6 +167,10 @@ def test_a_report_says_what_its_differences_are_over(tmp_path: Path) -> None:
     text = (alone / "report.md").read_text()
     assert "No row without a regularizer in the same setting: no differences." in text
     assert "*Difference*" not in text
+    rows = ("regularizer=none",), ("regularizer=dropout",)
+    apart = [write_run(tmp_path / "apart", replace(plan_of(*words), seed=i), 80.0, 5) for i, words in enumerate(rows)]
+    sweep = read_runs(apart)
+    assert "No seed that two rows have: no differences." in legend(sweep, lines_of(sweep))
 
 
 def test_a_sweep_that_was_killed_in_its_first_run_is_one(tmp_path: Path) -> None:
