@@ -5,8 +5,11 @@ Small images (up to `IN_MEMORY` pixels a side) are decoded once and kept as uint
 
 from __future__ import annotations
 
+import filecmp
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from data.tensors import TensorLoader
 IN_MEMORY = 64  # side of the largest images that are kept in memory
 TEST_SHARE = 0.2  # of the training images, where there is no test folder
 SPLITS = ("train", "val", "test")
-MOST_READ = 1000  # files of equal class, name and size that are compared by content
+MOST_COUNTED = 1000  # images of a held-out split that are in train as well; more are not looked for
 LAYOUT = f"needs train/<class>/<image>, and if you have them val/ and test/ of the same form ({', '.join(ENDINGS)})"
 
 
@@ -88,18 +91,17 @@ def also_in_training(name: str, train: Files, split: str, held: Files) -> tuple[
     """A note where a held-out split holds training images: files of the same class, name and content."""
     _, ours, theirs = np.intersect1d(train.names, held.names, return_indices=True)
     pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
-    alike = [(i, j) for i, j in pairs if size_on_disk(train.name(i)) == size_on_disk(held.name(j)) > 0]
-    same = [held.name(j) for i, j in alike[:MOST_READ] if equal_files(train.name(i), held.name(j))]
+    same = list(islice((held.name(j) for i, j in pairs if equal_files(train.name(i), held.name(j))), MOST_COUNTED))
     if not same:
         return ()
-    count = f"{'at least ' if len(alike) > MOST_READ else ''}{len(same):,} of {len(held):,}"
+    count = f"{'at least ' if len(same) == MOST_COUNTED else ''}{len(same):,} of {len(held):,}"
     return (f"{name}: of the {split} images {count} are in train as well, one is {same[0]}",)
 
 
 def equal_files(one: str, other: str) -> bool:
-    """Whether two files have the same content; not if one cannot be read, of which the loaders tell more."""
+    """Whether two files have the same content; not if it is none, or cannot be read, of which the loaders tell more."""
     try:
-        return Path(one).read_bytes() == Path(other).read_bytes()
+        return os.path.getsize(one) > 0 and filecmp.cmp(one, other, shallow=False)
     except OSError:
         return False
 
