@@ -61,7 +61,8 @@ def report_error(error: BaseException, fresh: bool = False, reported: set[str] |
         code, line = 130, "interrupted"
     elif code is None:
         # The packages raise these for what a user can fix; the traceback is in the run's error.txt.
-        no_place = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) and bool(error.filename)
+        # A place that cannot be used; the error of a write in the midst of a run (`cannot_write`) has no file name.
+        no_place = isinstance(error, NotADirectoryError | PermissionError) and error.filename is not None
         code = 2 if no_place or isinstance(error, ValueError | FileNotFoundError) else 1
         if code == 1 and not isinstance(error, OSError):
             traceback.print_exception(error)

@@ -162,19 +162,20 @@ def photographs(results: Path, block_size: int) -> str:
 
 def between(rows: Sequence[Mapping[str, str]], better: str, worse: str) -> str:
     """One row less another, neither of them the baseline, paired by seed; rows of a kept report.csv."""
-    ours, theirs = (
-        {seed: float(value) for seed, value in (pair.split(":") for pair in row["by_seed"].split())}
-        for name in (better, worse)
-        for row in rows
-        if row["experiment"] == name
-    )
-    return str(Difference(tuple(ours[seed] - theirs[seed] for seed in ours)))
+    found = {row["experiment"]: by_seed(row) for row in rows}
+    return str(paired(found[better], found[worse]))
+
+
+def by_seed(row: Mapping[str, str]) -> dict[int, float]:
+    """The single differences of a line of a kept CSV file."""
+    pairs = (pair.split(":") for pair in row["by_seed"].split())
+    return {int(seed): float(value) for seed, value in pairs}
 
 
 def after_seeds(row: Mapping[str, str], count: int) -> Difference:
     """A difference as it stood after seeds 1 to `count`, before further seeds were added; a line of a kept CSV file."""
-    by_seed = dict(pair.split(":") for pair in row["by_seed"].split())
-    return Difference(tuple(float(by_seed[str(seed)]) for seed in range(1, count + 1)))
+    differences = by_seed(row)
+    return Difference(tuple(differences[seed] for seed in range(1, count + 1)))
 
 
 def after_three_seeds(result: Path, experiment: str) -> str:

@@ -45,6 +45,7 @@ from experiment.source import NetworkSource
 from experiment.trained import opened, trained
 from scripts.entry import guarded
 
+ERRORS = {"right": (255, 255, 255), "wrong": (214, 39, 40), "not counted (white in the truth)": (170, 170, 170)}
 MANY = 24  # classes that a legend has room for
 Rows = list[str]  # titles of the rows of a picture
 
@@ -103,7 +104,7 @@ def draw_segmentation(column: list[Axes], network: nn.Module, batch: Any, data: 
 
 def differences(mask: Tensor, predicted: Tensor) -> Tensor:
     """(3, H, W) uint8 of classes (1, H, W): red where they differ, white where not, gray where there is no class."""
-    colours = torch.tensor([[255, 255, 255], [214, 39, 40], [170, 170, 170]], dtype=torch.uint8)
+    colours = torch.tensor(list(ERRORS.values()), dtype=torch.uint8)
     kind = torch.where(mask == IGNORE, 2, (mask != predicted).long())[0]
     return colours[kind].permute(2, 0, 1)
 
@@ -187,11 +188,8 @@ def draw(network: nn.Module, data: Data, batches: list[Any], min_score: float, t
     if legend:
         colours = class_colours(torch.arange(data.num_classes).view(1, 1, -1))[0, :, 0].T / 255
         patches = [Patch(color=c.tolist(), label=name) for c, name in zip(colours, data.classes, strict=True)]
-        patches += [
-            Patch(facecolor="white", edgecolor="0.6", label="right"),
-            Patch(color="#d62728", label="wrong"),
-            Patch(color="#aaaaaa", label="not counted (white in the truth)"),
-        ]
+        for label, error in ERRORS.items():
+            patches.append(Patch(facecolor=f"#{bytes(error).hex()}", edgecolor="0.6", label=label))
         figure.legend(handles=patches, loc="outside lower center", ncols=min(12, len(patches)), fontsize=7)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=140)

@@ -21,7 +21,6 @@ from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below
 from scripts.reporting.sweep import Row, Sweep
 
 FEW_POINTS = 8  # of a line
-BARS = "bars are one standard deviation"
 
 
 def ranking(sweep: Sweep, out: Path) -> None:
@@ -207,8 +206,8 @@ def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
     ranked = of_a_table or (not (kept or blocks or dropped) and len(sweep.rows) > 1)
     pictures: tuple[tuple[object, str, str, Callable[[Sweep, Path], None]], ...] = (
         (ranked, "ranking.png", "The table as a picture.", ranking),
-        (kept, "keep_prob.png", f"Over keep_prob (the paper's Figure 3); {BARS}.", over_keep_prob),
-        (blocks, "block_size.png", f"Over the block size (the paper's Figure 4); {BARS}.", over_block_size),
+        (kept, "keep_prob.png", "Over keep_prob (the paper's Figure 3).", over_keep_prob),
+        (blocks, "block_size.png", "Over the block size (the paper's Figure 4).", over_block_size),
         (dropped, "under_drop.png", "Under drop at inference (the paper's Figure 5).", under_drop_lines),
         (few_rows(sweep), "curves.png", "Training curves, mean and one standard deviation over seeds.", curves),
     )

@@ -81,6 +81,7 @@ def legend(sweep: Sweep, lines: Sequence[Line]) -> list[str]:
 
 
 def nothing_to_compare(sweep: Sweep) -> str:
+    """Why no row has a difference."""
     if any(sweep.baseline_of(row) not in (None, row) for row in sweep.rows):
         return "No seed that two rows have"
     return "No row without a regularizer in the same setting"
