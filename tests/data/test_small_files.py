@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import os
 import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 import torchvision.datasets
 
 from data import download, fashion
 from data.in_memory import channel_statistics
+from tests.data.small_sets import CIFAR, FASHION, idx, official_cifar, write_cifar, write_fashion
 from tests.opening import build_data
-
-NAMES = fashion.FILES
-
-
-def idx(values: np.ndarray) -> bytes:
-    return b"\0\0\x08" + bytes([values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape) + values.tobytes()
-
-
-def write_fashion(folder: Path, end: str = ".gz") -> dict[str, np.ndarray]:
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = np.random.default_rng(0)
-    arrays = {}
-    for images, labels, count in ((*NAMES[:2], 40), (*NAMES[2:], 20)):
-        arrays[images] = numbers.integers(0, 256, (count, 28, 28), np.uint8)
-        arrays[labels] = (np.arange(count) % 10).astype(np.uint8)
-    for name, values in arrays.items():
-        content = idx(values)
-        (folder / (name + end)).write_bytes(gzip.compress(content) if end else content)
-    return arrays
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("Name or service not known")
 
@@ -49,6 +29,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FASHION_MNIST", raising=False)
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "debian")
+    with official_cifar():
+        yield
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
@@ -66,10 +48,10 @@ def test_fashion_mnist_reads_a_folder_of_idx_files(
     assert data.classes[9] == "Ankle boot"
     batch = next(data.test.epoch(0))
     inner = batch.images[:, 0, 2:-2, 2:-2]
-    pixels = torch.from_numpy(arrays[NAMES[2]][:10]).float()
+    pixels = torch.from_numpy(arrays[FASHION[2]][:10]).float()
     # Normalization is affine, so the correlation with the file's pixels is 1.
     assert torch.corrcoef(torch.stack([inner.flatten(), pixels.flatten()]))[0, 1] > 0.999999
-    assert torch.equal(batch.labels, torch.from_numpy(arrays[NAMES[3]][:10]).long())
+    assert torch.equal(batch.labels, torch.from_numpy(arrays[FASHION[3]][:10]).long())
     assert batch.images[:, :, :2].unique().numel() == 1
 
 
@@ -98,8 +80,8 @@ def test_the_real_fashion_mnist() -> None:
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_a_damaged_idx_file_is_named_in_one_line(tmp_path: Path, damage: str, end: str) -> None:
     arrays = write_fashion(tmp_path, end)
-    path = tmp_path / (NAMES[0] + end)
-    whole, raw = path.read_bytes(), idx(arrays[NAMES[0]])
+    path = tmp_path / (FASHION[0] + end)
+    whole, raw = path.read_bytes(), idx(arrays[FASHION[0]])
     pack = gzip.compress if end else bytes
     path.write_bytes(
         {
@@ -108,7 +90,7 @@ def test_a_damaged_idx_file_is_named_in_one_line(tmp_path: Path, damage: str, en
             "bits": whole[:10] + b"\xff\xff" + whole[12:],
             "text": b"<html>404 not found</html>",
             "empty": b"",
-            "shape": pack(idx(arrays[NAMES[0]][:, :20])),
+            "shape": pack(idx(arrays[FASHION[0]][:, :20])),
             "header": pack(b"\0\0\x08\x03" + b"\xff" * 12),
         }[damage]
     )
@@ -121,8 +103,8 @@ def test_a_damaged_idx_file_is_named_in_one_line(tmp_path: Path, damage: str, en
 def test_a_missing_idx_file_is_named_and_not_taken_from_elsewhere(tmp_path: Path) -> None:
     write_fashion(tmp_path / "mine")
     write_fashion(tmp_path / "debian")
-    (tmp_path / "mine" / (NAMES[3] + ".gz")).unlink()
-    with pytest.raises(FileNotFoundError, match=NAMES[3]):
+    (tmp_path / "mine" / (FASHION[3] + ".gz")).unlink()
+    with pytest.raises(FileNotFoundError, match=FASHION[3]):
         build_data("fashion_mnist", root=tmp_path / "mine", batch_size=1)
 
 
@@ -157,58 +139,12 @@ def test_a_host_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, monk
         build_data("cifar10", root=tmp_path, batch_size=1)
 
 
-class _Python2(pickle._Pickler):  # type: ignore[name-defined]
-    """Writes text and bytes alike as Python 2 wrote its `str`; the published batches were made by Python 2."""
-
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
-
-    def save_string(self, value: str | bytes) -> None:
-        raw = value if isinstance(value, bytes) else value.encode("latin1")
-        self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)  # type: ignore[attr-defined]
-
-    dispatch[str] = dispatch[bytes] = save_string
-
-
-def python2_pickle(content: object) -> bytes:
-    file = io.BytesIO()
-    _Python2(file, protocol=2).dump(content)
-    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-
-
-def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Batches as the published ones, a few images each, their md5 put in place of the official ones."""
-    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    classes, key = (10, "labels") if name == "cifar10" else (100, "fine_labels")
-    folder = root / official.base_folder
-    folder.mkdir(parents=True)
-    numbers = np.random.default_rng(0)
-
-    def put(file: str, content: dict[str, object]) -> str:
-        data = python2_pickle(content)
-        (folder / file).write_bytes(data)
-        return hashlib.md5(data).hexdigest()
-
-    lists = {}
-    for which in ("train_list", "test_list"):
-        lists[which] = []
-        for file, _ in getattr(official, which):
-            content = {"data": numbers.integers(0, 256, (200, 3072), np.uint8), key: [i % classes for i in range(200)]}
-            lists[which].append([file, put(file, content)])
-        monkeypatch.setattr(official, which, lists[which])
-    md5 = put(official.meta["filename"], {official.meta["key"]: [f"name {i}" for i in range(classes)]})
-    monkeypatch.setattr(official, "meta", {**official.meta, "md5": md5})
-    return folder
-
-
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("inside", [False, True])
-def test_cifar_batches_are_read_and_normalized(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, inside: bool
-) -> None:
-    folder = write_cifar(tmp_path, name, monkeypatch)
-    data = build_data(name, root=folder if inside else tmp_path, batch_size=20)
-    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    theirs = official(tmp_path, train=False)  # torchvision's own reading of the same files
+def test_cifar_batches_are_read_and_normalized(tmp_path: Path, name: str, inside: bool) -> None:
+    write_cifar(tmp_path, name)
+    data = build_data(name, root=tmp_path / CIFAR[name].base_folder if inside else tmp_path, batch_size=20)
+    theirs = CIFAR[name](tmp_path, train=False)  # torchvision's own reading of the same files
     batch = next(data.test.epoch(0))
     assert data.classes == tuple(theirs.classes)
     assert data.train.num_samples + data.val.num_samples == (1000 if name == "cifar10" else 200)
@@ -217,8 +153,8 @@ def test_cifar_batches_are_read_and_normalized(
     assert torch.allclose(scaled, torch.from_numpy(theirs.data[:20]).permute(0, 3, 1, 2) / 255, atol=0.1)
 
 
-def test_a_damaged_or_missing_cifar_batch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = write_cifar(tmp_path, "cifar10", monkeypatch) / "data_batch_3"
+def test_a_damaged_or_missing_cifar_batch_is_named(tmp_path: Path) -> None:
+    batch = write_cifar(tmp_path, "cifar10") / CIFAR["cifar10"].base_folder / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-100])
     with pytest.raises(ValueError, match="data_batch_3 is damaged"):
         build_data("cifar10", root=tmp_path, batch_size=1)
@@ -232,7 +168,7 @@ def test_a_hostile_cifar_batch_runs_nothing(tmp_path: Path, monkeypatch: pytest.
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path}/ran",)
 
-    folder = write_cifar(tmp_path, "cifar10", monkeypatch)
+    folder = write_cifar(tmp_path, "cifar10") / CIFAR["cifar10"].base_folder
     data = pickle.dumps({"data": Payload(), "labels": []}, protocol=2)
     (folder / "test_batch").write_bytes(data)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", hashlib.md5(data).hexdigest()]])
