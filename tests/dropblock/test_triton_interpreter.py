@@ -49,6 +49,7 @@ def in_a_fresh_process(*command: str, **environment: str) -> None:
 
 def test_the_kernels_have_the_distribution_in_the_interpreter() -> None:
     tests = [str(HERE / name) for name in ("test_joint_distribution.py", "test_operator_values.py")]
+    tests.append(str(ROOT / "tests" / "golden" / "test_library.py"))
     options = ("-k", "triton", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning")
     in_a_fresh_process("-m", "pytest", *tests, *options, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 

@@ -1,10 +1,12 @@
 """`pip install .` gives the library alone: it imports torch and nothing else of what the framework needs."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,7 @@ def command(*words: str, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_in_a_clean_environment_with_torch_alone(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", "77")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -45,6 +48,8 @@ def test_the_wheel_in_a_clean_environment_with_torch_alone(tmp_path: Path) -> No
         shutil.copy(ROOT / name, copy)
     command(*pip, "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(copy), cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
+    packed = sorted(name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name)
+    assert packed == list(json.loads((ROOT / "tests" / "golden" / "library.json").read_text())["wheel"])
     venv.create(tmp_path / "clean", with_pip=False, symlinks=True)
     python = tmp_path / "clean" / "bin" / "python"
     command(*pip, "--python", str(python), "install", "--no-deps", "--no-index", "-q", str(wheel), cwd=tmp_path)

@@ -21,6 +21,19 @@ from scripts.bench import detector, jobs, loader, loop, precision, rounds, start
 LARGE = 3e38
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["jobs", "loader_photographs", "loader_small", "loop", "op_benchmark", "precision", "startup"]
+    + [f"step_{kind}" for kind in ("float32", "bfloat16", "detector")],
+)
+def test_a_committed_table_is_that_of_its_committed_numbers(name: str) -> None:
+    path = Path(__file__).parents[2] / "docs" / "results" / f"{name}.json"
+    result = json.loads(path.read_text())
+    subject = benchmark.SUBJECTS["step" if result["kind"] == "detector" else result["kind"]]
+    written = path.with_suffix(".md").read_text().splitlines()
+    assert written == subject.markdown({"clock": "wall", **result}).replace(", wall time;", ";").splitlines()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_bad_entry_is_seen(bad: float, dtype: torch.dtype) -> None:
