@@ -18,20 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not needed wh
 import dropblock
 
 
-def main(epochs: int = 3, batch: int = 64) -> float:
+def main(epochs: int = 3, batch: int = 64, images: int = 1797) -> float:
     """Train, print what was dropped, return the test accuracy in percent."""
     torch.manual_seed(0)
     digits = load_digits()
-    images = torch.from_numpy(digits.images).float()[:, None].repeat(1, 3, 1, 1) / 16
-    images = F.interpolate(images, size=32, mode="bilinear")
-    labels = torch.from_numpy(digits.target)
-    train, test = torch.randperm(len(labels)).split([1500, len(labels) - 1500])
+    pixels = torch.from_numpy(digits.images[:images]).float()[:, None].repeat(1, 3, 1, 1) / 16
+    pixels = F.interpolate(pixels, size=32, mode="bilinear")
+    labels = torch.from_numpy(digits.target[:images])
+    train, test = torch.randperm(len(labels)).split([images - images // 6, images // 6])
 
     model = torchvision.models.resnet18(num_classes=10)
     # Layers at the sites of groups 3 and 4; group 3 drops a quarter of what group 4 drops.
     dropblock.install_into(model, lambda site: dropblock.DropBlock2d(block_size=3), sites=lambda site: site.group >= 3)
     schedule = dropblock.KeepProbSchedule(model, keep_prob=0.9, schedule="linear", group_divisor=4)
-    layers = dropblock.LayerControl(model, images[:1], {"dropblock": schedule})
+    layers = dropblock.LayerControl(model, pixels[:1], {"dropblock": schedule})
     print(dropblock.table_text(layers.table))
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -40,7 +40,7 @@ def main(epochs: int = 3, batch: int = 64) -> float:
         model.train()
         for rows in train[torch.randperm(len(train))].split(batch)[: len(train) // batch]:
             schedule.set(step / total)  # before the step: the first one drops nothing
-            loss = F.cross_entropy(model(images[rows]), labels[rows])
+            loss = F.cross_entropy(model(pixels[rows]), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -51,7 +51,7 @@ def main(epochs: int = 3, batch: int = 64) -> float:
 
     model.eval()
     with torch.no_grad():
-        accuracy = 100 * (model(images[test]).argmax(1) == labels[test]).float().mean().item()
+        accuracy = 100 * (model(pixels[test]).argmax(1) == labels[test]).float().mean().item()
     print(f"test accuracy {accuracy:.2f} %")
     return accuracy
 

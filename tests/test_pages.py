@@ -57,6 +57,20 @@ def test_marked_places_are_filled(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
+def test_a_changed_digit_in_a_place_is_found(page: Path) -> None:
+    """In every place of every page at once, its last digit; what comes back is what stood there."""
+    before = page.read_text()
+
+    def changed(place: re.Match[str]) -> str:
+        head, digit, tail = re.fullmatch(r"(.*?)(\d?)(\D*)", place["text"], re.DOTALL).groups()  # type: ignore[union-attr]
+        return place[0].replace(place["text"], f"{head}{(int(digit) + 1) % 10 if digit else digit}{tail}")
+
+    wrong = pages.PLACE.sub(changed, before)
+    assert (wrong != before) == any(re.search(r"\d", place["text"]) for place in pages.PLACE.finditer(before))
+    assert pages.filled(wrong, page) == before
+
+
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
 def test_no_line_of_prose_starts_with_a_comment(page: Path) -> None:
     """CommonMark takes such a line for HTML and shows what is behind the comment as it is."""
     assert not re.findall(r"^<!-- (?!end).*?-->[^\n]+$", page.read_text(), re.MULTILINE)

@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,16 +40,48 @@ def _forgotten_afterwards() -> Iterator[None]:
     as_written.cache_clear()
 
 
+SITES_OF_OWN_LOOP = (
+    "3 conv before conv2 2 DropBlock2d 256x2x2 2x2 = whole map 0.975 0.025 2.50%",
+    "3 conv bn2 2 DropBlock2d 256x2x2 2x2 = whole map 0.975 0.025 2.50%",
+    "4 skip downsample 1 DropBlock2d 512x1x1 1x1 = whole map 0.9 0.1 10.00%",
+    "4 skip identity 1 DropBlock2d 512x1x1 1x1 = whole map 0.9 0.1 10.00%",
+)
+DROPS_OF_OWN_LOOP = [["group3", "1.00%", "1.00%"], ["group4", "4.00%", "4.00%"]]
+
+# One epoch of each row: the names of the run directories stay.
+RUNS_OF_OWN_PARTS = {
+    "none-e1-fccf65",
+    "dropblock-b3-kp0.9-conv-e1-282d00",
+    "shared_dropblock-b3-kp0.9-e1-931b07",
+    "shared_dropblock-b3-kp0.9-slow_start-e1-deb982",
+}
+
+RUN_READ = """\
+top-1 accuracy (%) after the last epoch: 73.91
+701,466 parameters, commit 17c663bede58eecd65a7034653710a8054e033ab
+12 sites, the first layer3.0.site1
+epoch 15: 44.63
+epoch 30: 66.46
+epoch 45: 71.69
+epoch 60: 73.91
+group3: dropped 7.09%, expected 7.10% in the last epoch
+group4: dropped 29.72%, expected 29.75% in the last epoch
+"""
+
+
 def example(name: str) -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "examples" / name))
 
 
 def test_the_layer_in_a_loop_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
-    accuracy = example("own_loop.py")["main"](epochs=1, batch=250)
+    accuracy = example("own_loop.py")["main"](epochs=1, batch=50, images=300)
     shown = capsys.readouterr().out
     assert 0 <= accuracy <= 100
-    assert "DropBlock2d" in shown
-    assert "group4" in shown
+    table, drops = shown.split(" group  asked")
+    for line in SITES_OF_OWN_LOOP:
+        assert line in [" ".join(row.split()) for row in table.splitlines()]
+    # Asked and expected at the mean of five steps; measured and the number of images in between follow no formula.
+    assert [row.split()[:3] for row in drops.splitlines()[1:3]] == DROPS_OF_OWN_LOOP
 
 
 def test_own_parts_in_a_sweep_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +93,7 @@ def test_own_parts_in_a_sweep_and_its_report(tmp_path: Path, capsys: pytest.Capt
     rows = (sweep / "report.csv").read_text().splitlines()
     assert len(rows) == 1 + 4
     assert sum("shared mask" in row for row in rows) == 2
+    assert {path.name for path in (tmp_path / "fake-small_net").iterdir()} == RUNS_OF_OWN_PARTS
     run = next(tmp_path.glob("fake-small_net/shared_dropblock-*slow_start*/seed-1"))
     capsys.readouterr()
     metrics = example("read_a_run.py")["main"](run)
@@ -68,6 +102,15 @@ def test_own_parts_in_a_sweep_and_its_report(tmp_path: Path, capsys: pytest.Capt
     again = example("own_parts.py")["main"](*words, epochs=1, seeds=1)
     assert again == sweep
     assert capsys.readouterr().out.count("already done") == 4
+
+
+def test_a_kept_run_is_read_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    member = "outputs/folder-cifar10_jpeg-resnet18/dropblock-b4-kp0.7-e60-726f45/seed-1"
+    with tarfile.open(ROOT / "docs" / "results" / "table1_small" / "finished_runs.tar.xz") as archive:
+        archive.extractall(tmp_path, [m for m in archive if m.name.startswith(member)], filter="data")
+    metrics = example("read_a_run.py")["main"](tmp_path / member)
+    assert capsys.readouterr().out == RUN_READ
+    assert round(metrics["test/top1"], 2) == 73.91
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
