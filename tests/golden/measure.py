@@ -16,6 +16,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from tests.last_of_each import last_of_each
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 STEPS = 6
@@ -47,12 +49,26 @@ RUNS: dict[str, Sequence[str]] = {
         *("model=amoebanet_b", "model.options.cells=1", "regularizer=dropblock", "recipe.optimizer=rmsprop"),
         *("model.options.auxiliary=false", "lr=0.01", "recipe.grad_clip=10"),
     ),
+    # Scenes of digits, with layers in the body and in the head, which runs on every level of a detector's pyramid.
+    "segmentation_fpn_tiny-dropblock": (
+        *("data=digit_masks", "data.image_size=33", "data.train_subset=96", "batch_size=16", "groups=[3,4,head]"),
+        *("model.options.fpn_width=8", "model.options.head_width=8", "keep_prob=0.7", "block_size=3"),
+        *("recipe.augment.scale_min=0.8", "recipe.augment.flip=true"),
+    ),
+    "retinanet_small-dropblock": (
+        *("data=digit_boxes", "data.image_size=32", "data.train_subset=96", "batch_size=16", "groups=[3,4,head]"),
+        *("model.options.fpn_width=8", "model.options.head_width=8", "keep_prob=0.7", "block_size=3"),
+        *("recipe.augment.scale_min=0.8", "recipe.augment.flip=true"),
+    ),
 }
 SMALL = ("data=fake", "model.width=4", "epochs=1", "log_every=1", "seed=3", "device=cpu", "progress=false")
 
 # The sites tables and parameter counts of networks of the paper's size, which are built but not trained.
 NETWORKS: dict[str, Sequence[str]] = {
-    name: (f"model={name}", *(more if "data=cifar10" in more else ("data=imagenet", "data.root=/data", *more)))
+    name: (
+        f"model={name}",
+        *(more if more and more[0].startswith("data=") else ("data=imagenet", "data.root=/data", *more)),
+    )
     for name, more in {
         "resnet18": (),
         "resnet34": (),
@@ -62,10 +78,17 @@ NETWORKS: dict[str, Sequence[str]] = {
         "amoebanet_b": ("data.image_size=331",),
         "fractalnet20": ("data=cifar10", "recipe=fractalnet"),
         "fractalnet40": ("data=cifar10", "recipe=fractalnet"),
+        "fractalnet34": (),
+        "segmentation_fpn": ("data=voc_segmentation", "data.root=/data", "groups=[3,4,head]"),
+        "segmentation_fpn_tiny": ("data=digit_masks", "groups=[3,4,head]"),
+        "retinanet": ("data=coco", "data.root=/data", "groups=[3,4,head]"),
+        "retinanet_small": ("data=digit_boxes", "groups=[3,4,head]"),
         "torchvision": ("model.name=resnet50",),
         "timm": ("model.name=resnet50",),
     }.items()
 }
+
+NUM_CLASSES = {"voc_segmentation": 21, "coco": 80, "digit_masks": 11, "digit_boxes": 10}
 
 # Where runs of these commands lie: a change moves every finished run away from its command.
 PLANS: Sequence[Sequence[str]] = (
@@ -90,7 +113,7 @@ def train(words: Sequence[str], root: Path) -> Path:
     # The last BatchNorm of a residual unit starts at 1 here: at 0 nothing that is dropped would move the first losses.
     plain = ["model.zero_gamma=false"] if words[0].startswith("model=resnet") else []
     with redirect_stdout(StringIO()) as shown:
-        code = main([*SMALL, *plain, *words, f"output_root={root}"])
+        code = main([*last_of_each(*SMALL, *plain, *words), f"output_root={root}"])
     if code:
         raise RuntimeError(f"train.py {' '.join(words)}: exit code {code}\n{shown.getvalue()}")
     (summary,) = root.rglob("summary.json")
@@ -99,7 +122,9 @@ def train(words: Sequence[str], root: Path) -> Path:
 
 def losses(words: Sequence[str]) -> list[float]:
     """The training losses of the first steps."""
-    computed = nullcontext() if "recipe.precision=bfloat16" in words else in_float64()
+    # Boxes and anchors are float32 throughout, and the networks of scenes are shallow.
+    single = {"recipe.precision=bfloat16", "data=digit_masks", "data=digit_boxes"} & set(words)
+    computed = nullcontext() if single else in_float64()
     with tempfile.TemporaryDirectory() as root, computed:
         lines = (train(words, Path(root)) / "metrics.jsonl").read_text().splitlines()
     found = [entry["train/loss"] for entry in map(json.loads, lines) if "train/loss" in entry]
@@ -132,18 +157,21 @@ def network(words: Sequence[str]) -> dict[str, Any]:
     from experiment.build import build_network
 
     class Shape:
-        num_classes = 1000
+        num_classes: int
         image_shape: tuple[int, int, int]
 
     plan = plan_of([*words, "regularizer=dropblock"])
+    Shape.num_classes = NUM_CLASSES.get(plan.data.name, 1000)
     Shape.image_shape = (3, plan.data.image_size, plan.data.image_size)
     with torch.device("meta"):
         model, layers = build_network(plan, Shape, torch.device("meta"))  # type: ignore[arg-type]
     assert isinstance(layers, LayerControl)
-    rows = [
-        [row.site, row.group, row.branch, list(row.map_sizes[0]), list(row.block), row.keep_prob, row.expected_drop]
-        for row in layers.table
-    ]
+    rows = []
+    for row in layers.table:
+        # A site in the head of a detector meets every level of the pyramid: all sizes; else the one.
+        sizes = [list(size) for size in row.map_sizes]
+        where = [row.site, row.group, row.branch, sizes[0] if len(sizes) == 1 else sizes, list(row.block)]
+        rows.append([*where, row.keep_prob, row.expected_drop])
     return {"parameters": sum(p.numel() for p in model.parameters()), "sites": rows}
 
 
