@@ -8,26 +8,39 @@ Prints a markdown table; reports ratios only from rounds in which all contestant
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench import jobs, loader, loop, op, precision, startup, step
-from scripts.bench.rounds import MALLOC
+from scripts.bench import loader, loop, op, program, step
+from scripts.bench.harness import MALLOC, surroundings
 from scripts.entry import guarded, parser_of
 
+# Name -> adding its options, measuring (options -> its kind, facts and rows), and the table of what was measured.
 SUBJECTS = {
-    "op": op,
-    "step": step,
-    "loop": loop,
-    "loader": loader,
-    "startup": startup,
-    "jobs": jobs,
-    "precision": precision,
+    "op": (op.add_arguments, op.measure, op.markdown),
+    "step": (step.add_arguments, step.measure, step.markdown),
+    "loop": (loop.add_arguments, loop.measure, loop.markdown),
+    "loader": (loader.add_arguments, loader.measure, loader.markdown),
+    "startup": (program.add_startup_arguments, program.measure_startup, program.startup_markdown),
+    "jobs": (program.add_jobs_arguments, program.measure_jobs, program.jobs_markdown),
+    "precision": (step.add_precision_arguments, step.measure_precision, step.precision_markdown),
 }
+
+
+def measured(subject: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The result of one subject with the machine's state before and after: what --json writes."""
+    device = getattr(given, "device", "cpu")
+    before = surroundings(device)
+    found = SUBJECTS[subject][1](given)
+    rows = found.pop("rows")
+    clock = {"clock": given.clock} if hasattr(given, "clock") else {}
+    return {**found, "rounds": given.rounds, **clock, "before": before, "after": surroundings(device), "rows": rows}
 
 
 @guarded
@@ -35,16 +48,16 @@ def main(arguments: list[str]) -> int:
     """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
-    for name, subject in SUBJECTS.items():
-        command = subjects.add_parser(name, help=(subject.__doc__ or "").strip())
+    for name, (add_arguments, measure, _) in SUBJECTS.items():
+        command = subjects.add_parser(name, help=(measure.__doc__ or "").strip().splitlines()[0])
         command.add_argument("--json", type=Path, help="write everything measured here")
         command.add_argument("--markdown", type=Path, help="write the table here, too")
-        subject.add_arguments(command)
+        add_arguments(command)
     given = parser.parse_args(arguments)
     for path in filter(None, (given.json, given.markdown)):
         path.parent.mkdir(parents=True, exist_ok=True)  # before anything is measured
-    result = SUBJECTS[given.subject].measure(given)
-    table = SUBJECTS[given.subject].markdown(result)
+    result = measured(given.subject, given)
+    table = SUBJECTS[given.subject][2](result)
     print(table)
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -22,8 +22,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench.contestants import contestants
 from scripts.bench.drop_rules import RULES
+from scripts.bench.op import contestants
 from scripts.entry import guarded, parser_of
 
 ASKED = 0.1

@@ -15,7 +15,7 @@ import torch
 from dropblock import declared_sites
 from dropblock.sites import map_sizes
 from models import build_model
-from scripts.bench import op, precision, step
+from scripts.bench import op, step
 from scripts.reporting import kept
 from scripts.reporting.statistics import Difference, Spread, holm, paired
 from scripts.reporting.tables import markdown_table, p_text
@@ -214,8 +214,8 @@ VALUES: dict[str, Callable[[Path], str]] = {
     "op_14x14": lambda results: times_to_floor(results, "32x1024x14x14"),
     "step_float32": lambda results: overhead(results, "float32"),
     "step_bfloat16": lambda results: overhead(results, "bfloat16"),
-    "precision": lambda results: precision_ratio(results, precision.OURS),
-    "precision_torch": lambda results: precision_ratio(results, precision.TORCHS),
+    "precision": lambda results: precision_ratio(results, step.AUTOCAST),
+    "precision_torch": lambda results: precision_ratio(results, step.TORCH_ALONE),
     "jobs": jobs_ratio,
     "loop_outside": outside_ms,
     "loop_step": lambda results: f"{loop(results)['step_ms']['barest loop']['median']:.0f} ms",

@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py measures, one sub-command a file."""
+"""Benchmarks: `harness` times contestants, every other file is a subject of `scripts/benchmark.py`."""

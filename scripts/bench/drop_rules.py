@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dropblock import expected_drop
 from dropblock.reference import drop_block_reference
-from scripts.bench.contestants import OURS
+from scripts.bench.op import OURS
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from data.folders import open_folders
 from data.prepare import Preparation, prepare
 from data.splits import Batches
 from data.tensors import TensorLoader
-from scripts.bench.rounds import Times, add_device, in_turn, ratios, spread, surroundings
+from scripts.bench.harness import Row, Times, add_options, in_turn, quartiles, ratios, spread, table
 
 PHOTOS, SMALL = "torchvision, PIL, bicubic", "torchvision, PIL"  # what the others are compared with
 OURS = "this"
@@ -35,12 +35,11 @@ Epoch = Callable[[int], Iterator[Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default %(default)s)")
+    add_options(parser, "device", rounds=7)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default %(default)s)")
     parser.add_argument("--images", type=int, default=1200, help="photographs of an epoch (default %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="photographs of a batch (default %(default)s)")
     parser.add_argument("--family", choices=["photographs", "small"], help="images of one kind only")
-    add_device(parser)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     least = max(CLASSES, 2 * arguments.batch)  # the first batch starts the clock, and every class has a photograph
     if arguments.family != "small" and arguments.images < least:
         raise UserError(f"--images {arguments.images}: at least {least} with --batch {arguments.batch}")
-    before, rows = surroundings(arguments.device), []
+    rows = []
     if arguments.family != "small":
         place = Path(tempfile.mkdtemp(prefix="photographs-"))
         try:
@@ -59,14 +58,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             shutil.rmtree(place)
     if arguments.family != "photographs":
         rows += compare("small images", small_loaders(arguments), SMALL, arguments.rounds, (SMALL, OURS))
-    return {
-        "kind": "loader",
-        "workers": arguments.workers,
-        "rounds": arguments.rounds,
-        "before": before,
-        "after": surroundings(arguments.device),
-        "rows": rows,
-    }
+    return {"kind": "loader", "workers": arguments.workers, "rows": rows}
 
 
 def make_photographs(root: Path, count: int) -> float:
@@ -142,7 +134,7 @@ def photograph_loaders(place: Path, arguments: argparse.Namespace) -> dict[str, 
 
 
 class ImagesOfArray(Dataset[Any]):
-    """What torchvision's CIFAR10 does: one image of an array at a time, through PIL."""
+    """Images of one array, one at a time through PIL, as torchvision's CIFAR10 reads them."""
 
     def __init__(self, images: np.ndarray, labels: list[int], transform: Callable[[Any], Any]) -> None:
         self.images, self.labels, self.transform = images, labels, transform
@@ -192,24 +184,34 @@ def _through_loader(files: Any, batch: int, arguments: argparse.Namespace) -> Ep
 
 def compare(
     family: str, loaders: dict[str, Epoch], to: str, rounds: int, in_this_process: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Every loader in every round, in an order that rotates; one row each."""
-    names, times = list(loaders), {name: list[float]() for name in loaders}
-    processors = {name: list[float]() for name in loaders}
+    times: Times = {name: [] for name in loaders}
+    processors: Times = {name: [] for name in loaders}
     for number in range(rounds + 1):
-        for name in in_turn(names, number):
+        for name in in_turn(list(loaders), number):
             seconds, processor = seconds_per_image(loaders[name](number), started=name not in in_this_process)
             if number > 0:  # the first round fills caches
                 times[name].append(seconds)
                 processors[name].append(processor)
-    return [row(family, name, times, processors, to) for name in names]
+    return [
+        {
+            "family": family,
+            "name": name,
+            "images_per_s": spread(1 / seconds for seconds in times[name]),
+            "faster": spread(ratios(times, to, name)),
+            "processor_ms": spread(processors[name], 1000),
+            "less_work": spread(ratios(processors, to, name)) if all(processors[name]) else None,
+        }
+        for name in loaders
+    ]
 
 
 def seconds_per_image(batches: Iterator[Any], started: bool) -> tuple[float, float]:
-    """Of a whole epoch: of the clock, and of the processors, here and in the workers.
+    """Wall and processor seconds per image over a whole epoch, workers included.
 
-    The second is what other work on the machine changes least. With workers (`started`) it is counted from the first
-    batch to the last, so that what starting them takes is in neither.
+    Processor seconds are what other work on the machine changes least. With workers (`started`) both are counted from
+    the first batch to the last, without the start of the workers.
     """
     if started:
         next(batches)
@@ -224,7 +226,7 @@ def seconds_per_image(batches: Iterator[Any], started: bool) -> tuple[float, flo
 
 
 def processor_seconds() -> float:
-    """Of this process and its living children; 0 where the system does not tell."""
+    """Processor seconds of this process and its living children; 0 where the system does not tell."""
     tick, total = os.sysconf("SC_CLK_TCK"), 0.0
     for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
         with suppress(OSError):
@@ -233,33 +235,20 @@ def processor_seconds() -> float:
     return total
 
 
-def row(family: str, name: str, times: Times, processors: Times, to: str) -> dict[str, Any]:
-    return {
-        "family": family,
-        "name": name,
-        "images_per_s": spread([1 / seconds for seconds in times[name]]),
-        "faster": spread(ratios(times, to, name)),
-        "processor_ms": spread([1000 * seconds for seconds in processors[name]]),
-        "less_work": spread(ratios(processors, to, name)) if all(processors[name]) else None,
-    }
-
-
 def markdown(result: dict[str, Any]) -> str:
     """One row a loader."""
-    lines = [
-        "# Speed of the loaders",
-        "",
-        f"{result['workers']} worker processes, {result['rounds']} interleaved rounds, {result['before']['device']}; "
-        "median [quartiles]. *Times as fast* and *times less* are ratios within a round, "
-        f"to '{PHOTOS}' for photographs and to '{SMALL}' for small images.",
-        "",
-        "| images | loader | images/s | times as fast | processor, ms an image | times less |",
-        "|---" * 6 + "|",
-    ]
-    for line in result["rows"]:
-        speed = "{median:,.0f} [{quarter:,.0f}, {three_quarters:,.0f}]".format(**line["images_per_s"])
-        faster = "{median:.2f} [{quarter:.2f}, {three_quarters:.2f}]".format(**line["faster"])
-        less = f"{line['less_work']['median']:.2f}" if line["less_work"] else ""
-        processor = f"{line['processor_ms']['median']:.2f} | {less}"
-        lines.append(f"| {line['family']} | {line['name']} | {speed} | {faster} | {processor} |")
-    return "\n".join(lines)
+    columns: dict[str, Callable[[Row], object]] = {
+        "images": lambda row: row["family"],
+        "loader": lambda row: row["name"],
+        "images/s": lambda row: quartiles(row["images_per_s"], ",.0f"),
+        "times as fast": lambda row: quartiles(row["faster"], ".2f"),
+        "processor, ms an image": lambda row: f"{row['processor_ms']['median']:.2f}",
+        "times less": lambda row: f"{row['less_work']['median']:.2f}" if row["less_work"] else "",
+    }
+    return f"""# Speed of the loaders
+
+{result["workers"]} worker processes, {result["rounds"]} interleaved rounds, {result["before"]["device"]}; \
+median [quartiles]. *Times as fast* and *times less* are ratios within a round, \
+to '{PHOTOS}' for photographs and to '{SMALL}' for small images.
+
+{table(columns, result["rows"])}"""

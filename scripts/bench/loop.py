@@ -1,4 +1,4 @@
-"""The training loop beside the barest one that trains the same network: what is spent outside the network itself.
+"""The training loop beside the barest one that trains the same network: the time spent outside the network itself.
 
 Two whole steps differ by less than their noise, so the parts are timed within the same steps: forward, loss, backward,
 optimizer on one side, everything else on the other. The barest loop is five lines; ours also sets learning rate,
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.compose import plan_of
-from configs.plan import Plan
 from data import SegmentationBatch
 from engine.distributed import Ranks
 from engine.loggers import MetricsWriter, Progress
@@ -31,7 +30,7 @@ from engine.records import RunFolder
 from engine.signals import StopRequest
 from engine.tasks.segmentation import IGNORE
 from experiment.build import build_fit, open_data
-from scripts.bench.rounds import CLOCKS, add_clock, add_device, in_turn, spread, surroundings
+from scripts.bench.harness import CLOCKS, Row, Times, add_options, in_turn, peak_of, quartiles, spread, table
 
 BARE, OURS = "barest loop", "this"
 LOG_EVERY = 10
@@ -46,39 +45,27 @@ NETWORKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default %(default)s)")
+    add_options(parser, "clock", "device", rounds=9)
     parser.add_argument("--steps", type=int, default=10, help="steps of a round (default %(default)s)")
     parser.add_argument("--network", choices=NETWORKS, help="one of them only")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    add_clock(parser)
-    add_device(parser)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both loops on the same batch, round by round; every part of a step, and the peak of its memory."""
-    before, rows = surroundings(arguments.device), []
+    rows = []
     for name in [arguments.network] if arguments.network else NETWORKS:
         with tempfile.TemporaryDirectory() as place:
             row = {"name": name, **one_network(name, Path(place), arguments)}
         rows.append(row)
         print(f"{name}: {100 * row['cost']['median']:+.2f} % of a step", flush=True)
-    after = surroundings(arguments.device)
-    return {
-        "kind": "loop",
-        "rounds": arguments.rounds,
-        "clock": arguments.clock,
-        "before": before,
-        "after": after,
-        "rows": rows,
-    }
+    return {"kind": "loop", "rows": rows}
 
 
-def plan_of_network(name: str, precision: str) -> Plan:
-    return plan_of(*NETWORKS[name], f"recipe.precision={precision}")
-
-
-def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    device, plan = torch.device(arguments.device), plan_of_network(name, arguments.precision)
+def one_network(name: str, place: Path, arguments: argparse.Namespace) -> Row:
+    """Time of whole steps and of what lies outside the network, in both loops."""
+    device = torch.device(arguments.device)
+    plan = plan_of(*NETWORKS[name], f"recipe.precision={arguments.precision}")
     data = open_data(plan, device, Ranks())
 
     def fit() -> Fit:
@@ -89,8 +76,10 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[s
     ours = fit()
     ours.bar, ours.writer, ours._clock = Progress(10**6, 0, shown=False), MetricsWriter(place, 0), time.perf_counter()
     steps = {BARE: bare_step(fit(), batch, clocks[BARE]), OURS: our_step(ours, batch, clocks[OURS])}
-    outside: dict[str, list[float]] = {key: [] for key in steps}
-    whole: dict[str, list[float]] = {key: [] for key in steps}
+
+    # Round 0 warms up and does not count.
+    outside: Times = {key: [] for key in steps}
+    whole: Times = {key: [] for key in steps}
     for number in range(arguments.rounds + 1):
         for key in in_turn(list(steps), number):
             clocks[key].inside = 0.0
@@ -101,20 +90,19 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> dict[s
             if number > 0:
                 outside[key].append((seconds - clocks[key].inside) / arguments.steps)
                 whole[key].append(seconds / arguments.steps)
-    cost = [(a - b) / w for a, b, w in zip(outside[OURS], outside[BARE], whole[BARE], strict=True)]
     memory = {key: peak_of(step, device) for key, step in steps.items()}
     ours.writer.close()
     return {
-        "step_ms": {key: spread([1000 * seconds for seconds in whole[key]]) for key in steps},
-        "outside_ms": {key: spread([1000 * seconds for seconds in outside[key]]) for key in steps},
-        "cost": spread(cost),
+        "step_ms": {key: spread(whole[key], 1000) for key in steps},
+        "outside_ms": {key: spread(outside[key], 1000) for key in steps},
+        "cost": spread((a - b) / w for a, b, w in zip(outside[OURS], outside[BARE], whole[BARE], strict=True)),
         "memory": memory,
         "more_memory": memory[OURS] / memory[BARE] - 1,
     }
 
 
 class Clock:
-    """Adds up the time within functions."""
+    """Accumulates the time spent inside wrapped functions."""
 
     def __init__(self, device: torch.device, seconds: Callable[[], float] = time.perf_counter) -> None:
         self.device, self.seconds, self.inside, self.depth = device, seconds, 0.0, 0
@@ -125,7 +113,7 @@ class Clock:
         return self.seconds()
 
     def within(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, its time added up; not twice where one calls another."""
+        """Wrap a function so that its time counts as inside, once where wrapped functions call each other."""
 
         def timed(*arguments: Any, **more: Any) -> Any:
             start, self.depth = self.now(), self.depth + 1
@@ -140,7 +128,7 @@ class Clock:
 
     @contextmanager
     def watching(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Forward, loss, backward and optimizer are inside."""
+        """Count forward, loss, backward and optimizer as inside."""
         with (
             mock.patch.object(network, "forward", self.within(network.forward)),
             mock.patch.object(F, "cross_entropy", self.within(F.cross_entropy)),
@@ -152,27 +140,24 @@ class Clock:
 
 
 def bare_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
-    """What nobody could leave out."""
+    """The barest step: forward, loss, backward, optimizer."""
     network, optimizer = fit.network.train(), fit.state.optimizer
 
     def step() -> None:
         with clock.watching(network, optimizer):
             with autocast(fit.device, fit.settings.precision):
                 logits = network(batch.images).float()
-                loss = F.cross_entropy(logits, labels_for(batch, logits), ignore_index=IGNORE)
+                if isinstance(batch, SegmentationBatch):  # labels at the stride of the logits
+                    stride = round(batch.masks.shape[1] / logits.shape[2])
+                    labels = batch.masks[:, ::stride, ::stride]
+                else:
+                    labels = batch.labels
+                loss = F.cross_entropy(logits, labels, ignore_index=IGNORE)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-def labels_for(batch: Any, logits: Tensor) -> Tensor:
-    """The label of an image, or those at the stride of the logits."""
-    if isinstance(batch, SegmentationBatch):
-        stride = round(batch.masks.shape[1] / logits.shape[2])
-        return batch.masks[:, ::stride, ::stride]
-    return batch.labels
 
 
 def our_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
@@ -188,42 +173,24 @@ def our_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
     return step
 
 
-def peak_of(step: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that a step holds at once beyond what was there before it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
 def markdown(result: dict[str, Any]) -> str:
     """One row a network."""
-    lines = [
-        "# What the training loop costs",
-        "",
-        f"{result['before']['device']}, threads: {result['before']['threads']}, {result['rounds']} rounds, "
-        f"{result.get('clock', 'wall')} time; median [quartiles]. *Cost*: time outside the network beyond that of the "
-        "barest loop, as a share of the barest step.",
-        "",
-        "| network | barest step, ms | outside the network, ms: barest | this | cost | memory of a step |",
-        "|---" * 6 + "|",
-    ]
-    for row in result["rows"]:
-        step, outside = row["step_ms"][BARE]["median"], row["outside_ms"]
-        cost = "{:+.2f} % [{:+.2f}, {:+.2f}]".format(
-            *(100 * row["cost"][key] for key in ("median", "quarter", "three_quarters"))
-        )
-        lines.append(
-            f"| {row['name']} | {step:.1f} | {outside[BARE]['median']:.2f} | {outside[OURS]['median']:.2f} | {cost} "
-            f"| {100 * row['more_memory']:+.2f} % |"
-        )
-    return "\n".join(lines)
+    columns: dict[str, Callable[[Row], object]] = {
+        "network": lambda row: row["name"],
+        "barest step, ms": lambda row: f"{row['step_ms'][BARE]['median']:.1f}",
+        "outside the network, ms: barest": lambda row: f"{row['outside_ms'][BARE]['median']:.2f}",
+        "this": lambda row: f"{row['outside_ms'][OURS]['median']:.2f}",
+        "cost": lambda row: quartiles({key: 100 * value for key, value in row["cost"].items()}, "+.2f").replace(
+            " [", " % ["
+        ),
+        "memory of a step": lambda row: f"{100 * row['more_memory']:+.2f} %",
+    }
+    # Older results do not say by which clock.
+    clock = f", {result['clock']} time" if "clock" in result else ""
+    return f"""# What the training loop costs
+
+{result["before"]["device"]}, threads: {result["before"]["threads"]}, {result["rounds"]} rounds{clock}; \
+median [quartiles]. *Cost*: time outside the network beyond that of the \
+barest loop, as a share of the barest step.
+
+{table(columns, result["rows"])}"""
