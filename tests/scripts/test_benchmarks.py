@@ -137,6 +137,7 @@ def test_small_images_through_both_ways(monkeypatch: pytest.MonkeyPatch) -> None
         assert 0 <= processors < 1
 
 
+@pytest.mark.slow
 def test_every_command_of_the_startup_answers() -> None:
     for name, words in program.COMMANDS.items():
         result = program.started(words)()
