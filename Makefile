@@ -36,12 +36,12 @@ $(VENV)/installed: requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-# requirements.txt from requirements.in: what a clean environment resolves to, every package exactly.
+# requirements.txt from requirements.in: every package that is needed, exactly, for all platforms and Pythons. What still
+# fits keeps its version; ARGS=--upgrade takes the newest.
 pins:
-	rm -rf build/pins
-	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.in
-	build/pins/bin/python scripts/pins.py
+	test -x build/pins/bin/uv || ($(PYTHON) -m venv build/pins && build/pins/bin/python -m pip install --quiet uv)
+	build/pins/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command "make pins" --output-file requirements.txt $(ARGS) requirements.in
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

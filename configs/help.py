@@ -1,79 +1,101 @@
-"""The text of `python train.py --help`: every key with its default, its valid values and its meaning."""
+"""Every key of the configuration with its default, its valid values and its meaning: the text of `train.py --help`.
+
+The tables of docs/CONFIGURE.md have the same entries (`scripts/pages.py`).
+"""
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
+from configs import schema
 from configs.plan import choices
-from configs.schema import (
-    LAYER_KNOBS,
-    RECIPE_KNOBS,
-    AugmentConfig,
-    Config,
-    DataConfig,
-    InputConfig,
-    LayerConfig,
-    LossConfig,
-    ModelConfig,
-    RecipeConfig,
-    RunOptions,
-)
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
+
+# Section -> (prefix of its keys on the command line, the part of the schema that declares them).
+PARTS: dict[str, tuple[str, type]] = {
+    "run": ("", schema.RunOptions),
+    "model": ("model.", schema.ModelConfig),
+    "data": ("data.", schema.DataConfig),
+    "recipe": ("recipe.", schema.RecipeConfig),
+    "augment": ("recipe.augment.", schema.AugmentConfig),
+    "layer": ("regularizer.NAME.layer.", schema.LayerConfig),
+    "input": ("regularizer.NAME.input.", schema.InputConfig),
+    "loss": ("regularizer.NAME.loss.", schema.LossConfig),
+}
+USAGE = """\
+python train.py KEY=VALUE ...            one run
+python train.py -m KEY=VALUE,VALUE ...   a grid
+python train.py +sweep=NAME ...          a table or figure
+Flags: -m, --multirun; --cfg job (the composed configuration); -h, --help. plan=true prints what would run.
+A value with other characters than letters, digits and /-_.+ stands in quotes: "output_root='out ü'"."""
+
+
+class Key(NamedTuple):
+    """A key as help and documentation show it.
+
+    Args:
+        name: without the prefix of its section.
+        default: as it would be written on the command line.
+        choices: the valid names, if it takes names.
+        limits: the valid range of a number, or "".
+        meaning: one phrase, with the unit.
+    """
+
+    name: str
+    default: str
+    choices: tuple[str, ...]
+    limits: str
+    meaning: str
+
+
+def keys_of(section: str) -> list[Key]:
+    """The keys of a section: `knobs`, `command` or one of PARTS.
+
+    Raises:
+        ValueError: for another section.
+    """
+    if section == "knobs":  # the short names of what is varied most, each with the place its default comes from
+        knobs = [_key(schema.LayerConfig, knob, "the regularizer's") for knob in schema.LAYER_KNOBS]
+        knobs.append(_key(schema.LossConfig, "label_smoothing", "the regularizer's"))
+        return knobs + [_key(schema.RecipeConfig, knob, "the recipe's") for knob in schema.RECIPE_KNOBS]
+    if section == "command":  # what the root of the configuration has beside the options of a run
+        inherited = {f.name for f in fields(schema.RunOptions)}
+        return [_key(schema.Config, f.name) for f in fields(schema.Config) if f.metadata and f.name not in inherited]
+    if section not in PARTS:
+        raise ValueError(f"no section '{section}' of the configuration")
+    part = PARTS[section][1]
+    return [_key(part, f.name) for f in fields(part) if f.metadata]
+
+
+def _key(part: type, name: str, default: str | None = None) -> Key:
+    declared: dict[str, Any] = dict(next(f for f in fields(part) if f.name == name).metadata)
+    if default is None:
+        value = getattr(part(), name)
+        if value is None or isinstance(value, bool):
+            default = "null" if value is None else str(value).lower()
+        else:
+            default = "(by name)" if value == "???" else f"{value:g}" if isinstance(value, float) else str(value)
+    least, most, above = declared["least"], declared["most"], declared["above"]
+    low = f"≥ {least:g}" if least is not None else f"> {above:g}" if above is not None else ""
+    limits = ", ".join(filter(None, (low, "" if most is None else f"≤ {most:g}")))
+    return Key(name, default, tuple(declared["choices"] or ()), limits, str(declared["meaning"]))
 
 
 def help_text() -> str:
     """Usage, the names of every group, then the keys."""
-    names = "\n".join(f"  {group:12} {_wrapped(', '.join(choices(group)))}" for group in GROUPS)
-    own = {f.name for f in fields(Config)} - {f.name for f in fields(RunOptions)}
-    knobs = [
-        *(_line(knob, LayerConfig, "as the regularizer says") for knob in LAYER_KNOBS),
-        _line("label_smoothing", LossConfig, "as the regularizer says"),
-        *(_line(knob, RecipeConfig, "as the recipe says") for knob in RECIPE_KNOBS),
-    ]
-    run = [*(_line(f.name, RunOptions) for f in fields(RunOptions))]
-    run += [_line(f.name, Config) for f in fields(Config) if f.name in own and f.metadata]
-    sections = {
-        "Groups: GROUP=NAME (regularizer also [a,b]; a sweep is +sweep=NAME)": [names],
-        "Knobs": knobs,
-        "How it is run": run,
-        "model.": [_line(f.name, ModelConfig) for f in fields(ModelConfig)],
-        "data.": [_line(f.name, DataConfig) for f in fields(DataConfig)],
-        "recipe.": [_line(f.name, RecipeConfig) for f in fields(RecipeConfig) if f.metadata],
-        "recipe.augment.": [_line(f.name, AugmentConfig) for f in fields(AugmentConfig)],
-        "regularizer.NAME.layer.": [_line(f.name, LayerConfig) for f in fields(LayerConfig)],
-        "regularizer.NAME.input.": [_line(f.name, InputConfig) for f in fields(InputConfig)],
-        "regularizer.NAME.loss.": [_line(f.name, LossConfig) for f in fields(LossConfig)],
-    }
-    usage = (
-        "python train.py KEY=VALUE ...            one run\n"
-        "python train.py -m KEY=VALUE,VALUE ...   a grid\n"
-        "python train.py +sweep=NAME ...          a table or figure\n"
-        "Flags: -m, --multirun; --cfg job (the composed configuration); -h, --help. plan=true prints what would run.\n"
-        "A value with other characters than letters, digits and /-_.+ stands in quotes: \"output_root='out ü'\"."
-    )
-    return "\n\n".join([usage, *(f"{title}\n" + "\n".join(lines) for title, lines in sections.items())])
-
-
-def _line(name: str, schema: type, default: str | None = None) -> str:
-    declared = {f.name: f for f in fields(schema)}[name]
-    metadata: dict[str, Any] = dict(declared.metadata)
-    value = default or _shown(getattr(schema(), name))
-    values = f" [{' | '.join(metadata['choices'])}]" if metadata["choices"] else ""
-    return f"  {name:18} {metadata['meaning']}{values} (default: {value})"
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return "required" if value == "???" else str(value)
-
-
-def _wrapped(text: str, width: int = 104, indent: int = 15) -> str:
-    lines = [""]
-    for word in text.split(" "):
-        if len(lines[-1]) + len(word) >= width - indent:
-            lines.append("")
-        lines[-1] += f"{word} "
-    return ("\n" + " " * indent).join(line.rstrip() for line in lines)
+    indent = " " * 15
+    names = [textwrap.fill(", ".join(choices(group)), 104, initial_indent=f"  {group:12} ", subsequent_indent=indent)
+             for group in GROUPS]  # fmt: skip
+    parts = [USAGE, "Groups: GROUP=NAME (regularizer also [a,b]; a sweep is +sweep=NAME)\n" + "\n".join(names)]
+    titles = {"Knobs": ["knobs"], "How it is run": ["run", "command"]}
+    titles |= {prefix: [section] for section, (prefix, _) in PARTS.items() if prefix}
+    for title, sections in titles.items():
+        lines = [title]
+        for key in (key for section in sections for key in keys_of(section)):
+            valid = f" [{' | '.join(key.choices)}]" if key.choices else f" [{key.limits}]" if key.limits else ""
+            lines.append(f"  {key.name:18} {key.meaning}{valid} (default: {key.default})")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

@@ -1,19 +1,20 @@
-"""Keep the report of a sweep in the repository: python scripts/keep_results.py outputs/sweeps/table1-... table1
+"""Keep results in the repository, in docs/results, and fill the places of README.md and docs/ that show them.
 
-Writes the report into docs/results/NAME and fills the places of README.md and docs/ that show results (`pages.py`).
+python -m scripts.keep_results outputs/sweeps/table1-... table1   # the report of a sweep, as docs/results/table1
+python -m scripts.keep_results --first-runs RUN RUN ...           # what the commands of README's task table gave
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from configs.checking import UserError
+from engine.records import RunFolder
 from scripts.entry import folder, guarded, parser_of
 from scripts.pages import RESULTS, fill_all
 from scripts.report import write_report
-from scripts.reporting.kept import results_table
 from scripts.reporting.reading import read_sweep
 from scripts.reporting.regimes import draw_regimes
 
@@ -22,15 +23,42 @@ from scripts.reporting.regimes import draw_regimes
 def main(arguments: list[str]) -> int:
     """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
-    parser.add_argument("sweep", type=folder, help="the folder of a sweep")
-    parser.add_argument("name", help="what to call it in docs/results")
+    parser.add_argument("sweep", type=folder, nargs="?", help="the folder of a sweep")
+    parser.add_argument("name", nargs="?", help="what to call it in docs/results")
+    parser.add_argument("--first-runs", type=folder, nargs="+", default=[], metavar="RUN", help="finished runs")
     given = parser.parse_args(arguments)
-    write_report(read_sweep(given.sweep), RESULTS / given.name, with_page=False)
-    draw_regimes(RESULTS)
-    for page in fill_all():
-        print(f"filled {page}")
-    print(results_table(RESULTS / given.name))
+    if (given.sweep is None) != bool(given.first_runs) or (given.sweep is not None and given.name is None):
+        parser.error("give a sweep and its name, or --first-runs RUN ...")
+    if given.first_runs:
+        keep_first_runs(given.first_runs, RESULTS / "first_runs.json")
+    else:
+        write_report(read_sweep(given.sweep), RESULTS / given.name, with_page=False)
+        draw_regimes(RESULTS)
+    fill_all()
     return 0
+
+
+def keep_first_runs(runs: list[Path], file: Path) -> None:
+    """Write the result of each run under its data set, with what is needed to compare another with it.
+
+    Raises:
+        UserError: if one of them is not finished.
+    """
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    for run in runs:
+        summary = RunFolder(run).summary()
+        if not summary:
+            raise UserError(f"{run}: no finished run, there is no summary.json in it")
+        metric, data = summary["headline"], summary["plan"]["data"]["name"]
+        kept[data] = {
+            "data": data,
+            "directory": "/".join(run.resolve().parts[-3:]),
+            "label": summary["metric_labels"][metric],
+            "value": summary["last"][f"test/{metric}"],
+            "train_seconds": summary["train_seconds"],
+            "device": summary["environment"]["device"],
+        }
+    file.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,35 +1,32 @@
-"""Fill the marked places of README.md and docs/: python scripts/pages.py
+"""Fill the marked places of README.md and docs/: python -m scripts.pages
 
-A place is <!-- NAME --> ... <!-- end -->, within a line or over several. What stands there comes from committed results
-(docs/results), from the schema and the YAML files of the configuration, or from the resolver; a test compares. Prose
-between the places is free.
+A place is <!-- KIND:NAME --> ... <!-- end -->, within a line or over several:
+
+    value:RESULT/ROW/NAME        a number of docs/results/values.json; NAME,NAME: several, as cells of a table
+    table:RESULT/FILE.md         the first table of a committed page, or with #HEADING that below a heading
+    configuration:SECTION        keys of the schema, or with names/GROUP the names of a group
+    command:NAME                 a command line with a path that the configuration decides
+
+A test compares. Prose between the places is free.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from scripts import configuration_tables, measured_values
-from scripts.drop_rates import markdown as drop_rates_table
-from scripts.reporting.kept import (
-    NOT_RUN,
-    findings_table,
-    results_table,
-    studies_table,
-    tasks_table,
-    value_text,
-)
+from configs.command_line import sweep_name
+from configs.compose import plan_of
+from configs.help import PARTS, keys_of
+from configs.plan import CONFIGS, choices
+from scripts.values import VALUES, write_values
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-PLACE = re.compile(r"<!-- (?P<name>(?!end -->)[\w:.,/-]+) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
+PLACE = re.compile(r"<!-- (?P<kind>\w+):(?P<name>\S+) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
+ESCAPED = str.maketrans({"*": "\\*", "<": "&lt;", "|": "\\|"})
 
 
 def pages() -> list[Path]:
@@ -37,88 +34,96 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def filled(text: str, page: Path) -> str:
+def fill_all() -> None:
+    """Compute the values from the committed results, then fill every page; says which ones changed."""
+    write_values(RESULTS)
+    for page in pages():
+        before = page.read_text()
+        after = filled(before)
+        if after != before:
+            page.write_text(after)
+            print(f"filled {page.relative_to(ROOT)}")
+
+
+def filled(text: str) -> str:
     """The text of a page with every place filled anew.
 
     Raises:
         ValueError: for a place that nothing fills.
     """
 
-    def fill(found: re.Match[str]) -> str:
-        new = text_of(found["name"], page)
-        space = "\n" if found["text"].startswith("\n") else ""
-        return f"<!-- {found['name']} -->{space}{new}{space}<!-- end -->"
+    kinds = {"value": value, "table": table, "configuration": configuration, "command": command}
+
+    def fill(place: re.Match[str]) -> str:
+        kind, name, old = place.groups()
+        try:
+            new = kinds[kind](name)
+        except (KeyError, OSError, ValueError) as error:
+            raise ValueError(f"nothing fills the place '{kind}:{name}'") from error
+        space = "\n" if old.startswith("\n") else ""
+        return f"<!-- {kind}:{name} -->{space}{new}{space}<!-- end -->"
 
     return PLACE.sub(fill, text)
 
 
-def text_of(name: str, page: Path) -> str:
-    """What stands in the place of this name, on this page."""
-    kind, _, rest = name.partition(":")
-    to_root = "../" * (len(page.relative_to(ROOT).parts) - 1)
-    makers: dict[str, Callable[[], str]] = {
-        "results": lambda: results_table(RESULTS / rest),
-        "tasks": lambda: tasks_table(RESULTS),
-        "studies": lambda: studies_table(RESULTS),
-        "picture": lambda: picture(rest, to_root),
-        "value": lambda: value_text(rest, RESULTS),
-        "findings": lambda: findings_table(RESULTS, rest.split(","), f"{to_root}docs/results/"),
-        "predictions": lambda: findings_table(RESULTS, rest.split(","), f"{to_root}docs/results/", "predicted"),
-        "drop_rates": lambda: drop_rates_table(json.loads((RESULTS / "drop_rates.json").read_text())),
-        "measured": lambda: measured_values.text_of(rest, RESULTS),
-        "configuration": lambda: configuration_tables.text_of(rest),
-        "command": lambda: command(rest),
-        "first_run": lambda: first_run(rest),
-    }
-    if kind not in makers:
-        raise ValueError(f"{page}: nothing fills the place '{name}'")
-    return makers[kind]()
+def value(path: str) -> str:
+    """A number of values.json; several names after the last slash become the cells of a row."""
+    *groups, names = path.split("/")
+    found: Any = json.loads((RESULTS / VALUES).read_text())
+    for group in groups:
+        found = found[group]
+    return " | ".join(found[name] for name in names.split(","))
 
 
-def picture(place: str, to_root: str) -> str:
-    """A picture of a kept result, RESULT/FILE/TITLE (the title with _ for spaces); nothing where there is none."""
-    path, _, title = place.rpartition("/")
-    path = f"docs/results/{path}"
-    return f"![{title.replace('_', ' ')}]({to_root}{path})" if (ROOT / path).exists() else ""
+def table(place: str) -> str:
+    """The first table of a page, or of one of its sections (FILE.md#HEADING, with _ for spaces)."""
+    file, _, heading = place.partition("#")
+    text = (RESULTS / file).read_text()
+    if heading:
+        text = text[text.index(f"\n## {heading.replace('_', ' ')}\n") :]
+    found = re.search(r"^\|[^\n]*(\n\|[^\n]*)*", text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"no table in {place}")
+    return found[0]
 
 
-def first_run(data: str) -> str:
-    """What the shortest command on a data set gave, as `keep_first_runs.py` keeps it."""
-    file = RESULTS / "first_runs.json"
-    run = json.loads(file.read_text()).get(data) if file.exists() else None
-    return f"{run['label'].removesuffix(' (%)')} {run['value']:.1f} %" if run else NOT_RUN
+def configuration(section: str) -> str:
+    """The keys of a section of the schema; or the names of a group, each with the opening of its YAML file."""
+    if section.startswith("names/"):
+        group = section.removeprefix("names/")
+        rows = [f"| `{name}` | {opening(CONFIGS / group / f'{name}.yaml')} |" for name in choices(group)]
+        return "\n".join([f"| `{group}=` | what it is |", "| :-- | :-- |", *rows])
+    prefix = PARTS[section][0] if section in PARTS else ""
+    lines = ["| key | default | valid | meaning |", "| :-- | :-- | :-- | :-- |"]
+    for key in keys_of(section):
+        cells = (f"`{prefix}{key.name}`", key.default, ", ".join(key.choices) or key.limits, key.meaning)
+        lines.append("| " + " | ".join(cell.translate(ESCAPED) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def opening(file: Path) -> str:
+    """The first sentence of the comment that a YAML file opens with."""
+    comment = []
+    for line in file.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith(("# @package", "#   ")):
+            comment.append(line.removeprefix("#").strip())
+    sentence = re.split(r"(?<!\bal)\. +(?=[A-Za-z\d])", " ".join(comment))[0]
+    return sentence.rstrip(".:").translate(ESCAPED)
 
 
 def command(name: str) -> str:
     """A command line with a path that the configuration decides."""
-    from configs.command_line import sweep_name
-    from configs.compose import plan_of
-
     if name == "evaluate":
         return f"`python evaluate.py run={plan_of().run_dir()}`"
-    data = ["data=folder", "data.root=my_images", "data.image_size=160", "recipe=imagenette"]
-    overrides = {"grid": [*data, "regularizer=none,dropout,dropblock", "seed=1,2,3"]}
-    line = f"python train.py -m {' '.join(overrides[name])}"
-    return f"```\n{line}\npython scripts/report.py outputs/sweeps/{sweep_name(overrides[name])}\n```"
-
-
-def fill_all() -> list[Path]:
-    """Fill every page; returns those that changed."""
-    changed = []
-    for page in pages():
-        before = page.read_text()
-        after = filled(before, page)
-        if after != before:
-            page.write_text(after)
-            changed.append(page)
-    return changed
-
-
-def main(arguments: list[Any]) -> int:
-    for page in fill_all():
-        print(f"filled {page.relative_to(ROOT)}")
-    return 0
+    grids = {
+        "grid": "data=folder data.root=my_images data.image_size=160 recipe=imagenette "
+        "regularizer=none,dropout,dropblock seed=1,2,3"
+    }
+    report = f"python scripts/report.py outputs/sweeps/{sweep_name(grids[name].split())}"
+    return f"```\npython train.py -m {grids[name]}\n{report}\n```"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    fill_all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from contextlib import redirect_stdout
@@ -14,7 +13,6 @@ import pytest
 from configs.command_line import check_arguments
 from evaluate import read_request
 from scripts import pages
-from scripts.bench import op, step
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
@@ -24,24 +22,46 @@ def text(page: str) -> str:
     return (ROOT / page).read_text()
 
 
-def command_lines(program: str) -> list[tuple[str, str]]:
-    pattern = rf"^\s*(?:\.venv/bin/)?python {re.escape(program)} +(.*)$"
-    found = [(page, line) for page in PAGES for line in re.findall(pattern, text(page), re.MULTILINE)]
-    inline = [
-        (page, line) for page in PAGES for line in re.findall(rf"`python {re.escape(program)} +([^`\n]*)`", text(page))
-    ]
-    return [(page, line) for page, line in found + inline if not re.search(r"\.\.\.|GROUP|KEY=|NAME|RUN\b", line)]
+def command_lines(program: str) -> dict[str, list[str]]:
+    """Page -> its command lines of a program without placeholders; each line once, on the first page that has it."""
+    seen: set[str] = set()
+    found: dict[str, list[str]] = {}
+    for page in PAGES:
+        # EXTEND adds what its commands name; tests/examples carries it out.
+        if (page, program) == ("docs/EXTEND.md", "train.py"):
+            continue
+        lines = re.findall(rf"^\s*(?:\.venv/bin/)?python {re.escape(program)} +(.*)$", text(page), re.MULTILINE)
+        lines += re.findall(rf"`python {re.escape(program)} +([^`\n]*)`", text(page))
+        lines = [line for line in lines if line not in seen and not re.search(r"\.\.\.|GROUP|KEY=|NAME|RUN\b", line)]
+        if lines:
+            found[page] = lines
+            seen.update(lines)
+    return found
 
 
-@pytest.mark.parametrize(("page", "line"), command_lines("train.py"))
-def test_training_commands_are_valid(page: str, line: str) -> None:
-    if page != "docs/EXTEND.md":  # which adds what its commands name; tests/examples carries it out
+TRAINING, EVALUATION = command_lines("train.py"), command_lines("evaluate.py")
+
+
+@pytest.mark.parametrize("page", TRAINING)
+def test_training_commands_are_valid(page: str) -> None:
+    for line in TRAINING[page]:
         check_arguments(shlex.split(line, comments=True))
 
 
-@pytest.mark.parametrize(("page", "line"), command_lines("evaluate.py"))
-def test_evaluation_commands_are_valid(page: str, line: str) -> None:
-    read_request(shlex.split(line, comments=True))
+@pytest.mark.parametrize("page", EVALUATION)
+def test_evaluation_commands_are_valid(page: str) -> None:
+    for line in EVALUATION[page]:
+        read_request(shlex.split(line, comments=True))
+
+
+def test_scripts_are_run_as_modules_that_exist() -> None:
+    """`python -m scripts.NAME`; README's `python scripts/report.py` works as well."""
+    named = {name for page in PAGES for name in re.findall(r"python -m scripts\.([\w.]+\w)", text(page))}
+    assert {"pages", "keep_results", "benchmark"} <= named
+    for name in named:
+        assert (ROOT / "scripts" / f"{name.replace('.', '/')}.py").exists(), name
+    by_path = {name for page in PAGES for name in re.findall(r"python scripts/(\w+)\.py", text(page))}
+    assert by_path <= {"report", "benchmark", "drop_rates"}  # the last two in tables that they wrote
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -53,21 +73,17 @@ def test_links_inside_the_repository_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
 def test_marked_places_are_filled(page: Path) -> None:
     before = page.read_text()
-    assert pages.filled(before, page) == before, "python scripts/pages.py fills them"
+    assert pages.filled(before) == before, "python -m scripts.pages fills them"
+    assert len(pages.PLACE.findall(before)) == before.count("<!-- end -->")
 
-
-@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
-def test_a_changed_digit_in_a_place_is_found(page: Path) -> None:
-    """In every place of every page at once, its last digit; what comes back is what stood there."""
-    before = page.read_text()
-
+    # The last digit of every place, changed, is found, and what comes back is what stood there.
     def changed(place: re.Match[str]) -> str:
         head, digit, tail = re.fullmatch(r"(.*?)(\d?)(\D*)", place["text"], re.DOTALL).groups()  # type: ignore[union-attr]
         return place[0].replace(place["text"], f"{head}{(int(digit) + 1) % 10 if digit else digit}{tail}")
 
     wrong = pages.PLACE.sub(changed, before)
     assert (wrong != before) == any(re.search(r"\d", place["text"]) for place in pages.PLACE.finditer(before))
-    assert pages.filled(wrong, page) == before
+    assert pages.filled(wrong) == before
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
@@ -76,10 +92,20 @@ def test_no_line_of_prose_starts_with_a_comment(page: Path) -> None:
     assert not re.findall(r"^<!-- (?!end).*?-->[^\n]+$", page.read_text(), re.MULTILINE)
 
 
-def test_a_place_that_nothing_fills_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing fills the place 'nonsense'"):
-        pages.filled("a <!-- nonsense -->b<!-- end -->", ROOT / "README.md")
-    assert pages.filled("<!-- results:none_such -->\n<!-- end -->", ROOT / "README.md").splitlines()[1] == pages.NOT_RUN
+@pytest.mark.parametrize(
+    "name",
+    ["nonsense:x", "value:table1/none/x", "table:none_such/report.md", "table:op_benchmark.md#No_such_heading"],
+)
+def test_a_place_that_nothing_fills_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(name)):
+        pages.filled(f"a <!-- {name} -->b<!-- end -->")
+
+
+def test_the_table_of_a_section_is_its_own() -> None:
+    first, claims = (pages.table(f"findings_small/report.md{part}") for part in ("", "#What_was_asked"))
+    assert first.splitlines()[2].startswith("| no regularizer | 6 |")
+    assert claims.splitlines()[2].startswith("| block 4 beats block 1 | -0.39 ")
+    assert len(claims.splitlines()) == 2 + 4
 
 
 def test_the_example_runs_and_prints_what_it_says() -> None:
@@ -95,15 +121,6 @@ def test_the_example_runs_and_prints_what_it_says() -> None:
     assert [line.split()[:3] for line in printed.getvalue().splitlines()] == [
         line.split()[:3] for line in shown.splitlines()
     ]
-
-
-def test_the_table_of_every_benchmark_is_the_measured_one() -> None:
-    results = ROOT / "docs" / "results"
-    measured = json.loads((results / "op_benchmark.json").read_text())
-    assert op.markdown(measured) == text("docs/results/op_benchmark.md").strip()
-    for name in ("float32", "bfloat16", "detector"):
-        measured = json.loads((results / f"step_{name}.json").read_text())
-        assert step.markdown(measured) == text(f"docs/results/step_{name}.md").strip()
 
 
 def test_every_promise_names_a_test_that_exists() -> None:

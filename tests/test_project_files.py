@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import dropblock
 
@@ -50,26 +53,32 @@ def test_contributing_names_what_is_there() -> None:
         assert re.search(rf"^{target}:", targets, re.MULTILINE), target
 
 
-def test_every_package_that_is_needed_is_pinned() -> None:
-    from scripts.pins import asked_for, closure
+def requirements(name: str) -> dict[str, Requirement]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return {canonicalize_name(found.name): found for found in map(Requirement, filter(None, lines))}
 
-    pinned = asked_for(ROOT / "requirements.txt")
-    assert all(str(package.specifier).startswith("==") for package in pinned)
-    versions = {package.name: str(package.specifier) for package in pinned}
-    asked = asked_for(ROOT / "requirements.in")
-    # Without a GPU's libraries (an environment made for the CPU) fewer are needed, never more.
-    assert closure(asked).keys() <= versions.keys()
-    assert {package.name: versions[package.name] for package in asked} == {p.name: str(p.specifier) for p in asked}
+
+def test_every_package_that_is_needed_is_pinned() -> None:
+    pinned, asked = requirements("requirements.txt"), requirements("requirements.in")
+    assert all(str(package.specifier).startswith("==") for package in pinned.values())
+    assert {name: package.specifier for name, package in asked.items()} == {
+        name: pinned[name].specifier for name in asked
+    }
+    # What the installed ones need in turn; those of other platforms are not installed.
+    for name in pinned:
+        try:
+            needed = [Requirement(line) for line in distribution(name).requires or []]
+        except PackageNotFoundError:
+            continue
+        here = [package.name for package in needed if not package.marker or package.marker.evaluate({"extra": ""})]
+        assert {canonicalize_name(package) for package in here} <= pinned.keys(), name
 
 
 def test_the_packages_that_are_asked_for_are_those_of_the_extras() -> None:
-    from packaging.requirements import Requirement
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     declared = {Requirement(line).name: Requirement(line).specifier for line in [*project["dependencies"], *extras]}
-    for line in (ROOT / "requirements.in").read_text().splitlines():
-        if line and not line.startswith("#"):
-            name, version = line.split("==")
-            assert name in {*declared, "antlr4-python3-runtime", "cloudpickle"}, name
-            assert name not in declared or version in declared[name], line
+    for name, package in requirements("requirements.in").items():
+        assert name in {*declared, "antlr4-python3-runtime", "cloudpickle"}, name
+        version = str(package.specifier).removeprefix("==")
+        assert name not in declared or version in declared[name], package

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts.reporting.figures import difference_axis, draw_difference
-from scripts.reporting.kept import rows_of
 from scripts.reporting.names import colour_of
 from scripts.reporting.reading import study_of
 from scripts.reporting.statistics import Difference
 from scripts.reporting.style import INK, drawing
+from scripts.values import rows_of
 
 REGIMES = {"schedules_overfit": "overfits", "schedules_underfit": "underfits"}
 SCHEDULES = ("linear", "constant", "early", "late")
@@ -21,7 +21,7 @@ def draw_regimes(results: Path) -> Path | None:
     Args:
         results: the folder docs/results.
     """
-    tables = {name: rows_of(results / name) for name in REGIMES}
+    tables = {name: rows_of(results / name / "report.csv") for name in REGIMES}
     if not all(tables.values()):
         return None
     out = results / "schedules.png"
