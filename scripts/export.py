@@ -1,4 +1,4 @@
-"""Export the weights of a network: python scripts/export.py outputs/digits-resnet50/.../seed-1 weights.safetensors
+"""Export the weights of a network: python -m scripts.export outputs/digits-resnet50/.../seed-1 weights.safetensors
 
     FOLDER, run=FOLDER  the last checkpoint of a run; which=best takes the one chosen on val
     checkpoint=FILE     a checkpoint that train.py wrote
@@ -7,7 +7,7 @@
 The file holds tensors and text, nothing that can run: `safetensors.torch.load_file` reads it anywhere, and so does
 `model.pretrained=weights.safetensors` here. Its keys are the network's own (torchvision's, for a ResNet), its weights
 those that training evaluated, averaged ones where there are any. The text says what they are: the plan, the step and
-the commit. Exit codes as in train.py.
+the commit.
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.checking import UserError
 from configs.command_line import read_values
 from engine.files import write_aside
 from engine.records import RunFolder
-from experiment.outcome import report_error
 from experiment.source import NetworkSource
 from experiment.trained import described, load, weights_of
+from scripts.entry import guarded
 from scripts.model_card import card_text
 
 
@@ -43,45 +40,33 @@ def export(source: NetworkSource, target: Path, card: bool = False) -> dict[str,
         raise UserError("exporting needs the package safetensors: pip install '.[train,export]'") from error
     plan, payload = load(source)
     weights = {key: value.contiguous() for key, value in weights_of(payload).items()}
-    text = {
-        "format": "pt",
-        "step": str(payload["step"]),
-        "checkpoint": described(payload),
-        "plan": json.dumps(asdict(plan)),
-        **provenance(source),
-    }
+    # The text inside the file: a checkpoint without its run has no record to name a commit from.
+    summary = RunFolder(Path(source.run)).summary() if source.run is not None else {}
+    text = {"format": "pt", "step": str(payload["step"]), "checkpoint": described(payload)}
+    text |= {"plan": json.dumps(asdict(plan)), "source": str(source.run or source.checkpoint)}
+    if source.run is not None:
+        text |= {"which": source.which, "commit": str(summary.get("environment", {}).get("commit"))}
     write_aside(target, [save(weights, text)])
     if card:
-        summary = RunFolder(Path(source.run)).summary() if source.run is not None else {}
         write_aside(target.with_suffix(".md"), [card_text(plan, summary, target, source.which).encode()])
     return text
 
 
-def provenance(source: NetworkSource) -> dict[str, str]:
-    """What a finished run tells of its origin."""
-    if source.run is None:
-        return {"source": str(source.checkpoint)}
-    summary: dict[str, Any] = RunFolder(Path(source.run)).summary() or {}
-    return {"source": source.run, "which": source.which, "commit": str(summary.get("environment", {}).get("commit"))}
-
-
+@guarded
 def main(arguments: list[str]) -> int:
-    """The process: arguments in, exit code out."""
+    """Arguments in, exit code out: 0, or 2 with one line."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    try:
-        card, arguments = "--card" in arguments, [argument for argument in arguments if argument != "--card"]
-        targets = [argument for argument in arguments if argument.endswith(".safetensors") and "=" not in argument]
-        if len(targets) != 1:
-            raise UserError("name one file to write, ending in .safetensors; see --help")
-        target = Path(targets[0])
-        source = read_values([argument for argument in arguments if argument != targets[0]], NetworkSource)
-        source.check()
-        text = export(source, target, card)
-        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, of checkpoint {text['checkpoint']}")
-    except BaseException as error:
-        return report_error(error)[0]
+    card, arguments = "--card" in arguments, [argument for argument in arguments if argument != "--card"]
+    targets = [argument for argument in arguments if argument.endswith(".safetensors") and "=" not in argument]
+    if len(targets) != 1:
+        raise UserError("name one file to write, ending in .safetensors; see --help")
+    target = Path(targets[0])
+    source = read_values([argument for argument in arguments if argument != targets[0]], NetworkSource)
+    source.check()
+    text = export(source, target, card)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, of checkpoint {text['checkpoint']}")
     return 0
 
 

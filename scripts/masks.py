@@ -28,6 +28,7 @@ from scripts.entry import guarded, parser_of
 GROUP, SIDE, CHANNELS = 3, 448, 2
 DROPPED, KEPT, INK = "#d9d4cc", "#31506f", "#222222"
 MAPS = "magma"
+SEEDS = 10000  # tried until something is dropped that is shown
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def distinct_channels(maps: Tensor, number: int) -> list[int]:
 def drop_visibly(layer: DropLayer, shape: torch.Size, shown: list[int]) -> Tensor:
     """The mask of the layer, bool, for the first seed that drops something of what is shown, and not all of it where
     the layer can tell channels apart."""
-    for seed in range(10000):
+    for seed in range(SEEDS):
         layer.set_mask_seed(seed)
         kept = layer(torch.ones(shape)) > 0
         gone = 1 - kept[0, shown].flatten(1).float().mean(1)

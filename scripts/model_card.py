@@ -1,4 +1,4 @@
-"""The model card of exported weights: what they are and what they reach, with a `model-index` that model hubs read."""
+"""The model card of exported weights: their training and their metrics, with a `model-index` that model hubs read."""
 
 from __future__ import annotations
 
@@ -30,52 +30,46 @@ def card_text(plan: Plan, summary: Mapping[str, Any], weights: Path, which: str)
     """The card as Markdown with its YAML head.
 
     Args:
-        plan: what was trained.
-        summary: the record of the finished run; {} of a checkpoint without one, whose card has no numbers.
+        plan: the plan of the training.
+        summary: the record of the finished run; {} for a checkpoint without one, whose card has no numbers.
         weights: the exported file.
         which: `last` or `best`, the checkpoint it comes from.
     """
     task = TASKS.get(plan.data.task, plan.data.task)
     name = f"{plan.model.name}-{'-'.join(plan.regularizer)}-{plan.data.name}"
-    metrics = metrics_of(summary, which)
+    styles, environment = summary.get("styles"), summary.get("environment") or {}
+    # (name, label, value) of every metric on test at the exported epoch
+    values = {key.removeprefix("test/"): value for key, value in (summary.get(which) or {}).items() if "test/" in key}
+    metrics = [(key, metric_label(key, summary), value) for key, value in values.items()]
+
+    # The head, which model hubs read.
     head: dict[str, Any] = {"library_name": "pytorch", "pipeline_tag": task, "tags": ["dropblock", *plan.regularizer]}
     head["datasets"] = [plan.data.name]
     if metrics:
         dataset = {"name": plan.data.name, "type": plan.data.name, "split": "test"}
         listed = [{"type": key, "value": round(value, 4), "name": label} for key, label, value in metrics]
-        result = {"task": {"type": task}, "dataset": dataset, "metrics": listed}
-        head["model-index"] = [{"name": name, "results": [result]}]
-    return f"---\n{OmegaConf.to_yaml(OmegaConf.create(head))}---\n\n{body(plan, summary, weights, name, metrics)}"
+        head["model-index"] = [
+            {"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": listed}]}
+        ]
 
-
-def metrics_of(summary: Mapping[str, Any], which: str) -> list[tuple[str, str, float]]:
-    """(name, label, value) of every metric on test at the exported epoch."""
-    values = summary.get(which) or {}
-    found = [(key.removeprefix("test/"), value) for key, value in values.items() if key.startswith("test/")]
-    return [(name, metric_label(name, summary), value) for name, value in found]
-
-
-def body(
-    plan: Plan, summary: Mapping[str, Any], weights: Path, name: str, metrics: list[tuple[str, str, float]]
-) -> str:
-    """What a reader sees."""
-    environment = summary.get("environment") or {}
+    # One sentence: the training, and the knobs of every layer.
     recipe, subset = plan.recipe, plan.data.train_subset
     images = f"{subset:,} training images of {plan.data.name}" if subset else plan.data.name
-    trained = (
+    layers = []
+    for layer in plan.layers:
+        title = f"{label_of([layer.name], styles)} " if len(plan.layers) > 1 else ""
+        groups = ", ".join(map(str, layer.groups or []))
+        layers.append(f" {title}keep_prob {layer.keep_prob:g}, schedule {layer.schedule}, groups {groups}")
+    sentence = (
         f"{plan.model.name} trained on {images} for {recipe.epochs} epochs (recipe `{recipe.name}`, batch "
-        f"{recipe.batch_size}, seed {plan.seed}) with {label_of(plan.regularizer, summary.get('styles'))}"
+        f"{recipe.batch_size}, seed {plan.seed}) with {label_of(plan.regularizer, styles)}"
+        f"{':' if layers else ''}{';'.join(layers)}."
     )
-    layers = plan.layers
-    for layer in layers:
-        which = f"{label_of([layer.name], summary.get('styles'))} " if len(layers) > 1 else ""
-        where = ", ".join(map(str, layer.groups or []))
-        trained += ":" if layer is layers[0] else ";"
-        trained += f" {which}keep_prob {layer.keep_prob:g}, schedule {layer.schedule}, groups {where}"
-    parts = [f"# {name}", f"{trained}."]
+
+    parts = [f"# {name}", sentence]
     if metrics:
         lines = "\n".join(f"| {label} | {value:.2f} |" for _, label, value in metrics)
-        parts += ["| on test, one run | |\n| :-- | --: |\n" + lines]
+        parts.append(f"| on test, one run | |\n| :-- | --: |\n{lines}")
         parts.append("One seed: a single run does not tell two methods apart.")
     parts.append(
         f"`{weights.name}` holds tensors only, under the keys of the network; the layers that drop have none. Load it "
@@ -86,4 +80,5 @@ def body(
         changed = " with local changes (`code.diff`)" if environment.get("dirty") else ""
         parts.append(f"Commit `{environment.get('commit')}`{changed}; torch {environment.get('torch')}.")
     parts.append("The licence of the code does not cover the data: the terms of the data set apply to the weights.")
-    return "\n\n".join([*parts, "## Reference", REFERENCE]) + "\n"
+    body = "\n\n".join([*parts, "## Reference", REFERENCE])
+    return f"---\n{OmegaConf.to_yaml(OmegaConf.create(head))}---\n\n{body}\n"

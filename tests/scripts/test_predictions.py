@@ -1,4 +1,4 @@
-"""scripts/predictions.py: the pictures hold what the network and the truth say."""
+"""scripts/predictions.py: its pictures hold what the network and the truth say."""
 
 from __future__ import annotations
 
@@ -49,19 +49,20 @@ def test_errors_of_a_segmentation_are_red_and_padding_is_cut() -> None:
     mask[0, :3, :2] = 1
     predicted = torch.ones_like(mask)
     predicted[0, 0, 0] = 0
-    drawn = predictions.differences(mask, predicted)
+    drawn = predictions.error_colours(mask, predicted)[0]
     assert drawn[:, 0, 0].tolist() == [214, 39, 40]
     assert drawn[:, 1, 1].tolist() == [255] * 3
     assert drawn[:, 3, 3].tolist() == [170] * 3
-    assert predictions.seen(mask[0]) == (3, 2)
-    assert predictions.seen(torch.full((4, 5), 255)) == (4, 5)
     _, grid = plt.subplots(4)
     batch = SegmentationBatch(torch.randn(1, 3, 4, 4), mask, INDEX)
     logits = torch.zeros(1, 2, 4, 4)
     logits[0, 1] = 1
-    predictions.draw_segmentation(list(grid), lambda _: logits, batch, data_of("segmentation", 2))  # type: ignore[arg-type]
+    predictions.draw_segmentation(list(grid), lambda _: logits, batch, data_of("segmentation", 2), 0.3)  # type: ignore[arg-type]
     assert grid[0].get_title() == "100.0 % of pixels right"
     assert grid[3].images[0].get_array().shape == (3, 2, 3)
+    unlabelled = SegmentationBatch(torch.randn(1, 3, 4, 4), torch.full_like(mask, 255), INDEX)  # nothing to cut by
+    predictions.draw_segmentation(list(grid), lambda _: logits, unlabelled, data_of("segmentation", 2), 0.3)  # type: ignore[arg-type]
+    assert grid[3].images[1].get_array().shape == (4, 4, 3)
     plt.close("all")
 
 
@@ -94,11 +95,11 @@ def test_the_picture_of_a_run(train: Callable[..., int], tmp_path: Path, capsys:
 
 
 def test_a_task_without_pictures_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="task ordinal: no pictures"):
+    with pytest.raises(UserError, match="ordinal"):
         predictions.draw(nn.Identity(), data_of("ordinal", 3), [], 0.3, "title", tmp_path / "p.png")
 
 
-@pytest.mark.parametrize("task", predictions.ROWS)
+@pytest.mark.parametrize("task", predictions.PICTURES)
 def test_every_task_has_a_picture(task: str, tmp_path: Path) -> None:
     images = torch.randn(1, 3, 16, 16)
     boxes = torch.tensor([[[1.0, 1.0, 9.0, 9.0]]])

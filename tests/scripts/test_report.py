@@ -8,14 +8,11 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from configs.checking import load_yaml
-from engine.records import RunFolder
-from scripts import inference_drop
 from scripts.report import main, write_report
 from scripts.reporting.comparison import best_on_val, difference
 from scripts.reporting.reading import read_sweep
@@ -359,21 +356,3 @@ def test_label_smoothing_by_its_knob_is_no_baseline(tmp_path: Path) -> None:
     assert sweep.baseline is not None
     assert sweep.baseline.spread("last").mean == pytest.approx(80.0, abs=0.3)
     assert len({sweep.label(row) for row in sweep.rows}) == 2
-
-
-def test_drop_at_inference_of_further_blocks_joins_the_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def evaluates(command: list[str], **_: object) -> SimpleNamespace:
-        given = dict(word.split("=", 1) for word in command if "=" in word)
-        points = [
-            {"block_size": block, "keep_prob": keep_prob, "top1": 50.0}
-            for block in json.loads(given["block_size"])
-            for keep_prob in json.loads(given["keep_prob"])
-        ]
-        Path(given["json"]).write_text(json.dumps({"under_drop": points}))
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(inference_drop.subprocess, "run", evaluates)
-    run = RunFolder(tmp_path)
-    for blocks in ([1, 7], [3]):
-        assert inference_drop.measure(run, blocks, []) == 0
-    assert inference_drop.measured(run) == inference_drop.wanted([1, 3, 7])
