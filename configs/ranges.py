@@ -18,6 +18,8 @@ SHORT = {f"recipe.{knob}": knob for knob in RECIPE_KNOBS}
 TASK_OF = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), "classification"),
     **dict.fromkeys(("fractalnet20", "fractalnet34", "fractalnet40", "amoebanet_b"), "classification"),
+    **dict.fromkeys(("resnet12", "resnet20", "resnet56", "resnet110", "wide_resnet28_10"), "classification"),
+    **dict.fromkeys(("pyramidnet110", "pyramidnet110_small", "pyramidnet200"), "classification"),
     "segmentation_fpn": "segmentation",
     "retinanet": "detection",
 }

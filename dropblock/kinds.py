@@ -143,7 +143,8 @@ def install_layers(
         model: a network that declares sites.
         name: a key of LAYERS.
         keep_prob: of the layer.
-        groups: which groups of the network; the paper's best are 3 and 4.
+        groups: which groups of the network; the paper's best are 3 and 4. Those before its first one (group 1 of a
+            network of three stages, whose `first_group` is 2) have no layers.
         skip: on the shortcut as well as on the conv branch.
         options: of the layer, `block_size=7` for DropBlock.
 
@@ -163,8 +164,10 @@ def install_layers(
             raise ValueError(f"{name} needs a {option}")
     kind.before(model)
     existing = {site.group for site in declared_sites(model).values()}
+    first = getattr(model, "first_group", 0)
+    before = {group for group in groups if isinstance(group, int) and 0 < group < first}
     for group in groups:
-        if group not in existing:
+        if group not in existing and (group not in before or before == {*groups}):
             raise ValueError(f"groups={groups_text(groups)}: this network has the groups {groups_text(existing)}")
 
     def chosen(site: Site) -> bool:

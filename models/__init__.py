@@ -13,10 +13,15 @@ from models.amoebanet import AmoebaNet
 from models.fractalnet import FORMS, FractalNet
 from models.outside import build_timm, build_torchvision
 from models.pretrained import load_pretrained
+from models.pyramidnet import FORMS as PYRAMIDS
+from models.pyramidnet import PyramidNet
 from models.resnet import UNITS, ResNet
+from models.resnet12 import ResNet12
+from models.resnet_cifar import DEPTHS, CifarResNet
 from models.retinanet import RetinaNet
 from models.segmentation_fpn import SegmentationFPN
 from models.strided import pick_pixels_first
+from models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "build_model", "load_pretrained"]
 
@@ -24,6 +29,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ResNet, *units) for name, units in UNITS.items()},
     "amoebanet_b": AmoebaNet,
     **{name: partial(FractalNet, form) for name, form in FORMS.items()},
+    **{name: partial(CifarResNet, depth) for name, depth in DEPTHS.items()},
+    "wide_resnet28_10": WideResNet,
+    **{name: partial(PyramidNet, **form) for name, form in PYRAMIDS.items()},
+    "resnet12": ResNet12,
     "segmentation_fpn": SegmentationFPN,
     "retinanet": RetinaNet,
     "torchvision": build_torchvision,

@@ -198,7 +198,7 @@ def test_what_a_regularizers_own_file_leaves_idle_is_noted(monkeypatch: pytest.M
             ["data=digit_masks", "model=resnet18"],
             "model.name=resnet18 is for classification, data=digit_masks is for segmentation: choose one of segm",
         ),
-        (["data=digits", "model=retinanet_small"], "model.name=retinanet is for detection, .* timm, torchvision$"),
+        (["data=digits", "model=retinanet_small"], "model.name=retinanet is for detection, .* timm, torchvision"),
         (
             ["data=digit_boxes", "model=timm"],
             "model=timm: its networks are trained for classification, .*: choose one of retinanet, retinanet_s",
