@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -97,6 +98,20 @@ def counted(number: int, name: str) -> str:
 def metric_text(name: str, value: float, places: int = 2) -> str:
     """A metric with its unit: all are percentages but for losses."""
     return f"{value:.{places + 2}f}" if "loss" in name else f"{value:.{places}f}%"
+
+
+SHOWN = 3  # metrics of a split at the terminal; all of them are logged
+
+
+def epoch_line(epoch: int, epochs: int, values: dict[str, float]) -> str:
+    """The line of an evaluation: the first metrics of each split, of detection's twelve."""
+    shown, count = [], Counter[str]()
+    for name, value in values.items():
+        split = name.split("/")[0]
+        count[split] += 1
+        if count[split] <= SHOWN:
+            shown.append(f"{name} {metric_text(name, value)}")
+    return f"epoch {epoch:>3}/{epochs}  {'  '.join(shown)}"
 
 
 NOTES = {  # behind the epoch of a result

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine import checkpoint
 from engine.distributed import Ranks
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from engine.state import TrainState
 
 REPLAY = "nonfinite.pt"
@@ -31,7 +31,7 @@ class NonFinite(RuntimeError):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every entry is finite; one transfer from the device where it is so."""
+    """True if every entry is finite; one transfer from the device where it is so."""
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     if not floating:
         return True
@@ -49,99 +49,76 @@ def refuse_metrics(values: dict[str, float]) -> None:
             raise NonFinite(f"{name} is {value}: the network has gone wrong")
 
 
-class Seen(NamedTuple):
-    """Where in the run a number was computed."""
-
-    step: int  # optimizer steps done before
-    lr: float
-    samples: Tensor  # of the training set, this rank's
-
-
 class Guard:
-    """Checks the numbers of a run, on all ranks together; every method raises NonFinite on all of them or on none.
+    """Checks losses and gradients on all ranks together; every method raises NonFinite on all of them or on none.
+
+    On a CPU a number is checked before it is used. On a GPU that would wait for the device: losses are kept until
+    `look_back`, and gradients show as weights or as the next loss.
 
     Args:
         state: of the run.
-        statistics: BatchNorm's running statistics.
         ranks, device: where this process stands.
-        folder, identity: where `nonfinite.pt` goes, and what every file of the run says about its origin.
+        directory, identity: where `nonfinite.pt` goes, and what every file of the run says about its origin.
     """
 
     def __init__(
         self,
         state: TrainState,
-        statistics: list[Tensor],
         ranks: Ranks,
         device: torch.device,
-        folder: RunFolder,
+        directory: RunDirectory,
         identity: dict[str, Any],
     ) -> None:
-        self.state, self.statistics, self.ranks, self.folder, self.identity = state, statistics, ranks, folder, identity
-        self.parameters = list(state.model.parameters())
+        self.state, self.ranks, self.directory, self.identity = state, ranks, directory, identity
+        self.parameters = list(state.model.parameters())  # the walk over all modules takes half a millisecond
         self.at_once = device.type == "cpu"
-        self.unchecked: list[tuple[Seen, Tensor]] = []
+        self.unchecked: list[tuple[Tensor, Any]] = []  # losses, and where in the run they were computed
 
     def loss(self, loss: Tensor, batch: Any, micro: int) -> None:
-        """Check a loss before its gradient is taken; on a GPU, where that would wait for the device, later."""
+        """Check the loss of a micro-batch before its gradient is taken, or keep it for `look_back`."""
+        seen = (self.state.step, self.state.optimizer.param_groups[0]["lr"], batch.indices)
         if self.at_once:
-            self._refuse("the loss", [loss], batch, micro)
+            self._stop_if(not all_finite([loss]), "the loss", seen, batch, micro)
         else:
-            self.unchecked.append((self._here(batch), loss.detach()))
+            self.unchecked.append((loss.detach(), seen))
 
     def gradients(self, batch: Any) -> None:
-        """Check the gradients before the step. On a GPU they show as weights or as the next loss."""
+        """Check the gradients before the step."""
         if self.at_once and not self.state.scaler.is_enabled():
-            self._refuse("a gradient", [p.grad for p in self.parameters if p.grad is not None], batch, 0)
+            found = [p.grad for p in self.parameters if p.grad is not None]
+            seen = (self.state.step, self.state.optimizer.param_groups[0]["lr"], batch.indices)
+            self._stop_if(not all_finite(found), "a gradient", seen, batch, 0)
 
     def look_back(self) -> None:
         """Check the losses of all steps since the last call, in one transfer."""
         if self.at_once:
             return
-        steps, self.unchecked = self.unchecked, []
-        good = torch.stack([loss for _, loss in steps]).isfinite().tolist() if steps else []
-        bad = not all(good)
-        if self.ranks.any(bad):
-            seen = steps[good.index(False)][0] if bad else Seen(0, 0.0, torch.tensor([]))
-            raise self._stop("the loss", bad, seen, None)
+        kept, self.unchecked = self.unchecked, []
+        finite = torch.stack([loss for loss, _ in kept]).isfinite().tolist() if kept else []
+        bad = not all(finite)
+        self._stop_if(bad, "the loss", kept[finite.index(False)][1] if bad else None)
 
-    def weights(self) -> None:
-        """Check what a checkpoint is about to keep."""
-        if not all_finite([*self.parameters, *self.statistics]):
-            raise NonFinite(f"a weight or a running statistic is not finite after step {self.state.step}")
-
-    def scaled_step(self, scale: float) -> None:
-        """Count a step that the scaler of the loss refused, seen from the scale before it."""
-        scaler, state = self.state.scaler, self.state
-        if scaler.is_enabled():
-            skipped = scaler.get_scale() < scale
-            state.skipped += skipped
-            state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
-            if state.skipped_in_a_row > MAX_SKIPS_IN_A_ROW:
-                raise NonFinite(f"gradients overflow in {state.skipped_in_a_row} steps in a row, to step {state.step}")
-
-    def _here(self, batch: Any) -> Seen:
-        return Seen(self.state.step, self.state.optimizer.param_groups[0]["lr"], batch.indices)
-
-    def _refuse(self, what: str, numbers: Iterable[Tensor], batch: Any, micro: int) -> None:
-        bad = not all_finite(numbers)
-        if self.ranks.any(bad):
-            kept = {"rank": self.ranks.rank, "micro": micro, "batch": batch.plain(), **self.identity}
-            raise self._stop(what, bad, self._here(batch), {**self.state.state_dict(), **kept} if bad else None)
-
-    def _stop(self, what: str, bad: bool, seen: Seen, kept: dict[str, Any] | None) -> NonFinite:
-        """The error to raise, equal on all ranks; the first rank that is concerned saves what a replay needs."""
+    def _stop_if(self, bad: bool, what: str, seen: Any, batch: Any = None, micro: int = 0) -> None:
+        """Raise if a number is bad on any rank; the first such rank keeps batch and state for a replay."""
+        if not self.ranks.any(bad):
+            return
         met = self.ranks.gather((bad, seen))
         rank = next(rank for rank, (bad, _) in enumerate(met) if bad)
+        step, lr, samples = met[rank][1]
+
+        # Later than the step itself, its batch is gone.
         hint = "the last checkpoint leads there again"
-        if rank == self.ranks.rank and kept is not None:
-            path = self.folder.path / REPLAY
+        if rank == self.ranks.rank and batch is not None:
+            path, origin = self.directory.path / REPLAY, {"rank": rank, "micro": micro, **self.identity}
             try:
-                checkpoint.save(kept, path)
+                checkpoint.save({**self.state.state_dict(), "batch": batch.plain(), **origin}, path)
                 hint = f"batch and state are kept in {path}"
             except OSError as error:
                 hint = str(error)
-        hint, (step, lr, samples) = self.ranks.gather(hint)[rank], met[rank][1]
+        hint = self.ranks.gather(hint)[rank]
+
+        # The same message on every rank: where, at which rate, for which samples.
         ids = ", ".join(str(int(i)) for i in samples[:8])
         ids += f" and {len(samples) - 8} more" if len(samples) > 8 else ""
         where = f" on rank {rank}" if self.ranks.world_size > 1 else ""
-        return NonFinite(f"{what} is not finite at step {step}{where} (lr {lr:.4g}; samples {ids}); {hint}")
+        raise NonFinite(f"{what} is not finite at step {step}{where} (lr {lr:.4g}; samples {ids}); {hint}")

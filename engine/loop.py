@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from engine import checkpoint, summary
-from engine.console import metric_text
-from engine.distributed import Ranks, running_statistics
+from configs.schema import RecipeConfig, RunOptions
+from engine import checkpoint
+from engine.console import epoch_line, metric_text
+from engine.distributed import Ranks, running_statistics, share_statistics
 from engine.evaluation import evaluate
-from engine.guard import Guard, refuse_metrics
+from engine.guard import MAX_SKIPS_IN_A_ROW, Guard, NonFinite, all_finite, refuse_metrics
 from engine.loggers import MetricsWriter, Progress
 from engine.optim import LearningRate
-from engine.pictures import FixedSamples
-from engine.records import RunFolder
-from engine.settings import LoopSettings
+from engine.precision import autocast
+from engine.run_directory import RunDirectory
+from engine.seeding import mix, seed_device
 from engine.signals import Stopped, StopRequest
-from engine.state import TrainState
-from engine.step import Layers, OptimizerStep
+from engine.state import TrainState, dropped
 from engine.tasks import Task
+
+# Streams of seeds: what our layers draw from, what the random layers of a network itself do, and batch regularizers.
+MASKS, OTHERS, MIXES = 1, 2, 3
+TIMES_DRAWN = 8  # evaluations of a run that leave pictures, about
+
+# A batch of the task, on the device, and a function of whole numbers that gives 63-bit seeds -> the batch to train on.
+BatchTransform = Callable[[Any, Callable[..., int]], Any]
+
+
+class Layers(Protocol):
+    """The installed layers as the loop sees them (`dropblock.LayerControl`)."""
+
+    def set_progress(self, progress: float) -> None: ...
+    def set_seeds(self, seed_of: Callable[[int], int]) -> None: ...
+    def take_counts(self) -> dict[str, tuple[int, int]]: ...
+    def keep_probs(self, progress: Sequence[float]) -> dict[str, float]: ...
+    def expected_drop(self, progress: Sequence[float]) -> dict[str, float]: ...
 
 
 @dataclass
@@ -32,16 +52,16 @@ class Fit:
     Args:
         task: loss and metrics.
         state: everything that changes.
-        network: what is called in training (the model, perhaps wrapped for several ranks or compiled).
+        network: called in training: the model, perhaps wrapped for several ranks or compiled.
         data: loaders `train`, `val` (or None) and `test`; their batches know their size and how to split.
         layers: the installed layers.
-        lr: the learning rate of a step.
-        settings: how long and how often.
-        folder: the run directory.
-        identity: what every checkpoint says about its origin: the configuration and the data's fingerprint.
+        recipe, options: how long, how, and how often something is written.
+        seed: of the run; masks draw from (seed, rank, step, micro-batch, layer).
+        directory: of the run.
+        identity: written into every checkpoint: the configuration and the data's fingerprint.
         ranks, device: where this process stands.
         stop: looked at after every step and every batch of an evaluation.
-        progress: show a progress bar.
+        batch_transforms: batch regularizers, applied to images and targets together before the network sees them.
     """
 
     task: Task
@@ -49,27 +69,23 @@ class Fit:
     network: nn.Module
     data: Any
     layers: Layers
-    lr: LearningRate
-    settings: LoopSettings
-    folder: RunFolder
+    recipe: RecipeConfig
+    options: RunOptions
+    seed: int
+    directory: RunDirectory
     identity: dict[str, Any]
     ranks: Ranks
     device: torch.device
     stop: StopRequest
-    progress: bool = True
+    batch_transforms: Sequence[BatchTransform] = ()
 
     def __post_init__(self) -> None:
-        self._statistics = running_statistics(self.state.model)
-        self._guard = Guard(self.state, self._statistics, self.ranks, self.device, self.folder, self.identity)
-        self._step = OptimizerStep(
-            *(self.task, self.state, self.network, self.layers, self.lr, self.settings, self.ranks, self.device),
-            *(self._guard, self._statistics),
-        )
-        self._pictures = FixedSamples(self.task, self.settings, self.ranks, self.device)
-
-    @property
-    def total_steps(self) -> int:
-        return self.settings.epochs * len(self.data.train)
+        self.lr = LearningRate(self.recipe, len(self.data.train))
+        self.total_steps = self.recipe.epochs * len(self.data.train)
+        self.statistics = running_statistics(self.state.model)
+        self.guard = Guard(self.state, self.ranks, self.device, self.directory, self.identity)
+        self._clock: float | None = None  # up to which training time is counted; None: outside of training
+        self._samples: Any = None  # of the test split, drawn again and again
 
     def run(self) -> None:
         """Train to the end.
@@ -78,50 +94,143 @@ class Fit:
             NonFinite: if a loss, gradient, weight or metric is not finite; no checkpoint is touched.
             Stopped: if a signal asked for it; the state is written.
         """
-        state, settings, per_epoch = self.state, self.settings, len(self.data.train)
+        state, options, epochs, per_epoch = self.state, self.options, self.recipe.epochs, len(self.data.train)
         self.stop.defer()
-        self.bar = Progress(self.total_steps, state.step, shown=self.progress and self.ranks.is_main)
-        evaluates = state.step == (state.epochs_done + 1) * per_epoch  # a signal came in the evaluation of this epoch
-        with MetricsWriter(self.folder.path, state.step, evaluates, self.ranks.is_main) as self.writer, self.bar:
-            while state.epochs_done < settings.epochs:
+        self.bar = Progress(self.total_steps, state.step, shown=options.progress and self.ranks.is_main)
+        # A signal may have come in the evaluation of an epoch whose steps are all done: then that is repeated.
+        evaluates = state.step == (state.epochs_done + 1) * per_epoch
+        with MetricsWriter(self.directory.path, state.step, evaluates, self.ranks.is_main) as self.writer, self.bar:
+            while state.epochs_done < epochs:
                 self._clock = time.perf_counter()
                 epoch = state.epochs_done
-                done_batches = state.step - epoch * per_epoch  # all of them, if only the evaluation was left to do
+                done_batches = state.step - epoch * per_epoch
                 for batch in self.data.train.epoch(epoch, done_batches) if done_batches < per_epoch else ():
                     # The paper sets keep_prob before step t from t / T, so the first step drops nothing.
                     self.step(batch, state.step / self.total_steps)
-                    self.bar.advance(epoch, settings.epochs)
+                    self.bar.advance(epoch, epochs)
                     ends_epoch = state.step % per_epoch == 0
-                    if state.step % settings.log_every == 0 or ends_epoch:
+                    if state.step % options.log_every == 0 or ends_epoch:
                         self._log()
                     if not ends_epoch:
                         self._stop_if_asked()
-                        if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
+                        if options.checkpoint_every and state.step % options.checkpoint_every == 0:
                             self._save()
                 self._end_epoch()
 
-    def result(self) -> dict[str, Any]:
-        """The outcome of the run: see `summary.result`."""
-        per_epoch, epochs_done = len(self.data.train), self.state.epochs_done
-        last_epoch = self._progress((epochs_done - 1) * per_epoch, epochs_done * per_epoch)
-        result = summary.result(self.state, self.task, self.layers.expected_drop(last_epoch))
-        self._collect_bad_images()
-        return {**result, "bad_images": self.state.bad_images}
+    def step(self, batch: Any, progress: float) -> None:
+        """One optimizer step on a batch, over any number of micro-batches and ranks.
+
+        Args:
+            batch: of the task, on the device.
+            progress: share of training that is done, in [0, 1]; keep_prob follows from it.
+        """
+        state, recipe, rank, step = self.state, self.recipe, self.ranks.rank, self.state.step
+        network: Any = self.network
+        optimizer, scaler, lr = state.optimizer, state.scaler, self.lr.at(step)  # the scaler acts in float16 alone
+        if batch.size < recipe.accumulate:
+            raise ValueError(
+                f"recipe.accumulate={recipe.accumulate}: the {batch.size} samples that a rank has of a batch make no "
+                "so many micro-batches"
+            )
+
+        # Everything that is a function of the step: mode, learning rate, keep_prob.
+        if not state.model.training:  # asked first: the walk over all modules takes half a millisecond
+            network.train()
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        self.layers.set_progress(progress)
+
+        # Accumulate the gradients of the micro-batches.
+        micro_batches = [batch] if recipe.accumulate == 1 else batch.split(recipe.accumulate)
+        for i, micro in enumerate(micro_batches):
+            # Draws are a function of where in the run they are used: a resumed run draws the same ones.
+            for number, transform in enumerate(self.batch_transforms):
+                micro = transform(micro, partial(mix, self.seed, MIXES, rank, step, i, number))
+            self.layers.set_seeds(partial(mix, self.seed, MASKS, rank, step, i))
+            seed_device(mix(self.seed, OTHERS, rank, step, i), self.device)
+
+            # Gradients travel between ranks once per optimizer step, with the last micro-batch.
+            more = i + 1 < len(micro_batches) and isinstance(network, nn.parallel.DistributedDataParallel)
+            with network.no_sync() if more else nullcontext(), autocast(self.device, recipe.precision):
+                loss, sums = self.task.loss(network, micro)
+            self.guard.loss(loss, micro, i)
+
+            # Micro-batches may differ by a sample; each counts by its size.
+            scaler.scale(loss * (micro.size / batch.size)).backward()
+            state.window.add(sums, micro.size)
+
+        # Check and clip the gradients, without the scale of float16.
+        scaler.unscale_(optimizer)
+        self.guard.gradients(batch)
+        if recipe.grad_clip is not None:
+            nn.utils.clip_grad_norm_(state.model.parameters(), recipe.grad_clip)
+
+        # Move the weights; the scaler refuses to where gradients have overflowed, and lowers its scale.
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if scaler.is_enabled():
+            skipped = scaler.get_scale() < scale
+            state.skipped += skipped
+            state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+            if state.skipped_in_a_row > MAX_SKIPS_IN_A_ROW:
+                raise NonFinite(f"gradients overflow in {state.skipped_in_a_row} steps in a row, to step {step}")
+
+        # All ranks hold the same running statistics at any moment; the averaged model follows weights and statistics.
+        share_statistics(self.statistics, self.ranks)
+        if state.ema is not None:
+            state.ema.update_parameters(state.model)
+        state.step += 1
+
+    def _settle(self) -> None:
+        """Bring checks, clock and drop counters up to this step: the only time training looks at the device."""
+        self.guard.look_back()
+        if self._clock is not None:
+            now = time.perf_counter()
+            self.state.add_seconds(now - self._clock)
+            self._clock = now
+        counts = self.layers.take_counts()
+        if counts:
+            units = self.ranks.sum(torch.tensor(list(counts.values()))).tolist()
+            self.state.add_drops(dict(zip(counts, units, strict=True)))
+
+    def _log(self) -> None:
+        """Write a log entry of the steps since the last one."""
+        self._settle()
+        state, window, task = self.state, self.state.window, self.task
+
+        # The task's sums over all ranks, in one transfer.
+        assert window.sums is not None
+        ours = torch.cat([window.sums.cpu(), torch.tensor([window.images], dtype=torch.float64)])
+        *sums, images = self.ranks.sum(ours).tolist()
+        metrics = task.train_metrics(torch.tensor(sums, dtype=torch.float64), int(images))
+        state.images += int(images)
+
+        # Target and measured drop: means over the steps of the window, whose keep_prob changes with every step.
+        progress = self._progress(window.start, state.step)
+        values = {f"train/{name}": value for name, value in metrics.items()}
+        refuse_metrics(values)
+        values["lr"] = state.optimizer.param_groups[0]["lr"]
+        values |= self.layers.keep_probs(progress)
+        for group, share in self.layers.expected_drop(progress).items():
+            values[f"drop/measured/{group}"] = dropped(window.drops[group])
+            values[f"drop/expected/{group}"] = share
+        values["time/images_per_s"] = images / max(window.seconds, 1e-9)
+        self.writer.add(state.step, state.step / len(self.data.train), values)
+
+        # Where training has no headline (average precision), the bar shows that of the latest evaluation.
+        headline = metrics.get(task.headline, state.last.get(f"test/{task.headline}"))
+        self.bar.show(
+            loss=f"{metrics['loss']:.3f}",
+            **({} if headline is None else {task.headline: metric_text(task.headline, headline, places=1)}),
+            speed=f"{values['time/images_per_s']:.0f} img/s",
+        )
+        state.end_window()
 
     def _progress(self, start: int, end: int) -> list[float]:
-        """The training progress at which keep_prob was set for each of the steps `start`, ..., `end - 1`."""
+        """Training progress at each of the steps `start`, ..., `end - 1`, from which their keep_prob followed."""
         return [step / self.total_steps for step in range(start, end)]
-
-    def _collect_bad_images(self) -> None:
-        """Path and reason of the images that all ranks' loaders left out, added to those before a restart."""
-        loaders = [loader for loader in (self.data.train, self.data.val, self.data.test) if loader is not None]
-        ours = {path: reason for loader in loaders for path, reason in loader.bad_images.items()}
-        for part in self.ranks.gather(ours):
-            self.state.bad_images |= part
-
-    def step(self, batch: Any, progress: float) -> None:
-        """One optimizer step: see `OptimizerStep`."""
-        self._step(batch, progress)
 
     def _stop_if_asked(self) -> None:
         """Write and raise Stopped if a signal has come, to whichever rank."""
@@ -130,92 +239,98 @@ class Fit:
             self._save()
             raise Stopped(asked, f"after step {self.state.step}")
 
-    def _log(self) -> None:
-        """Write a log entry: the only time a training step looks at numbers on the device."""
-        self._guard.look_back()
-        state, window = self.state, self.state.window
-        assert window.sums is not None
-        ours = torch.cat([window.sums.cpu(), torch.tensor([window.images], dtype=torch.float64)])
-        *sums, images = self.ranks.sum(ours).tolist()
-        metrics = self.task.train_metrics(torch.tensor(sums, dtype=torch.float64), int(images))
-        refuse_metrics({f"train/{name}": value for name, value in metrics.items()})
-        self._read_clock()
-        state.images += int(images)
-        self._count_drops()
-        progress = self._progress(window.start, state.step)
-        keep_probs, expected = self.layers.keep_probs(progress), self.layers.expected_drop(progress)
-        values = summary.log_entry(state, metrics, keep_probs, expected, images / max(window.seconds, 1e-9))
-        self.writer.add(state.step, state.step / len(self.data.train), values)
-        # Where training has no headline (average precision), that of the latest evaluation.
-        headline = self.task.headline
-        shown = metrics.get(headline, state.last.get(f"test/{headline}"))
-        self.bar.show(
-            loss=f"{metrics['loss']:.3f}",
-            **({} if shown is None else {headline: metric_text(headline, shown, places=1)}),
-            speed=f"{values['time/images_per_s']:.0f} img/s",
-        )
-        state.end_window()
+    def _save(self) -> None:
+        """Write the state of this moment as `last.pt`; the one before becomes `previous.pt`."""
+        self._settle()
+        if not all_finite([*self.state.model.parameters(), *self.statistics]):
+            raise NonFinite(f"a weight or a running statistic is not finite after step {self.state.step}")
+        self._collect_bad_images()
+        self.writer.flush()  # no checkpoint is ahead of its metrics
+        self._write("last.pt", self.state.state_dict(self.ranks), keep_previous=True)
+        self._clock = time.perf_counter()  # writing is no training
 
-    def _read_clock(self) -> None:
-        """Count the time since the last call as training time."""
-        now = time.perf_counter()
-        self.state.add_seconds(now - self._clock)
-        self._clock = now
+    def _write(self, name: str, payload: dict[str, Any], keep_previous: bool = False) -> None:
+        if self.ranks.is_main:
+            checkpoint.save({**payload, **self.identity}, self.directory.checkpoints / name, keep_previous)
+        self.ranks.barrier()
 
-    def _count_drops(self) -> None:
-        """Fold the counters of all ranks' layers into the state, where a checkpoint finds them."""
-        counts = self.layers.take_counts()
-        if counts:
-            units = self.ranks.sum(torch.tensor(list(counts.values()))).tolist()
-            self.state.add_drops(dict(zip(counts, units, strict=True)))
+    def _collect_bad_images(self) -> None:
+        """Add path and reason of the images that all ranks' loaders left out to those before a restart."""
+        loaders = [loader for loader in (self.data.train, self.data.val, self.data.test) if loader is not None]
+        ours = {path: reason for loader in loaders for path, reason in loader.bad_images.items()}
+        for part in self.ranks.gather(ours):
+            self.state.bad_images |= part
 
     def _end_epoch(self) -> None:
         """Evaluate, remember the best on val, write. After a signal meanwhile, a resumed run repeats the evaluation."""
-        state, epoch, epochs = self.state, self.state.epochs_done + 1, self.settings.epochs
+        state, epoch, epochs = self.state, self.state.epochs_done + 1, self.recipe.epochs
+        self._clock = None
         values: dict[str, float] = {}
-        if epoch % self.settings.eval_every == 0 or epoch == epochs:
+        if epoch % self.recipe.eval_every == 0 or epoch == epochs:
             values = self._evaluate()
             self.writer.add(state.step, epoch, values)
-            self.bar.write(summary.epoch_line(epoch, epochs, values))
+            self.bar.write(epoch_line(epoch, epochs, values))
         if state.end_epoch(values, self.task.headline):
             self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
-        self._clock = time.perf_counter()
         self._save()
         if epoch < epochs:
             self._stop_if_asked()
 
     def _evaluate(self) -> dict[str, float]:
-        """The metrics of val, where there is one, and test."""
-        values: dict[str, float] = {}
-        network = self.state.evaluated.eval()  # `step` goes back to training mode
+        """The metrics of val, where there is one, and test; pictures of test, where the task draws some."""
+        network, values = self.state.evaluated.eval(), dict[str, float]()  # `step` goes back to training mode
+        ranks, device, precision = self.ranks, self.device, self.recipe.precision
         for split in ("val", "test"):
             loader = getattr(self.data, split)
             if loader is not None:
-                poll, precision = self._before_eval_batch, self.settings.precision
-                done = evaluate(self.task, network, loader, self.ranks, self.device, precision, poll)
+                done = evaluate(self.task, network, loader, ranks, device, precision, self._stop_if_asked)
                 values |= {f"{split}/{name}": value for name, value in done.metrics.items()}
         self.state.tables = [asdict(table) for table in done.tables]
         refuse_metrics(values)
-        self._pictures.draw(self.writer, self.data.test, network, self.state)
+        if self.task.num_pictures and self.ranks.is_main:
+            self._draw(network)
         return values
 
-    def _before_eval_batch(self) -> None:
-        """Leave evaluation out of the training time, and stop if a signal has come."""
-        self._clock = time.perf_counter()
-        self._stop_if_asked()
+    @torch.no_grad()
+    def _draw(self, network: nn.Module) -> None:
+        """Show on TensorBoard what the network makes of the same few test samples, some eight times a run."""
+        epoch, epochs, every = self.state.epochs_done + 1, self.recipe.epochs, self.recipe.eval_every
+        every *= max(1, epochs // TIMES_DRAWN // every)
+        if epoch % every and epoch != epochs:
+            return
+        if self._samples is None:
+            batch = next(self.data.test.epoch(0))
+            few = batch.split(-(-batch.size // self.task.num_pictures))[0]
+            self._samples = type(few)(**{name: part.clone() for name, part in few.plain().items()})
+        with autocast(self.device, self.recipe.precision):
+            self.writer.add_images(self.state.step, "test/pictures", self.task.pictures(network, self._samples))
 
-    def _save(self) -> None:
-        """The state of this moment as `last.pt`, the one before as `previous.pt`."""
-        self._guard.look_back()
-        self._guard.weights()
-        self._read_clock()
-        self._count_drops()
+    def result(self) -> dict[str, Any]:
+        """What came of the run, each number under the name of the split it comes from.
+
+        `last`: the last epoch (the headline). `best`: the epoch chosen on val, None without one. `peak`: the maximum
+        over the epochs on test, the paper's convention, which chooses nothing.
+        """
+        state, task, per_epoch = self.state, self.task, len(self.data.train)
+        expected = self.layers.expected_drop(
+            self._progress((state.epochs_done - 1) * per_epoch, state.epochs_done * per_epoch)
+        )
         self._collect_bad_images()
-        self.writer.flush()
-        self._write("last.pt", self.state.state_dict(self.ranks), keep_previous=True)
-        self._clock = time.perf_counter()
-
-    def _write(self, name: str, payload: dict[str, Any], keep_previous: bool = False) -> None:
-        if self.ranks.is_main:
-            checkpoint.save({**payload, **self.identity}, self.folder.checkpoints / name, keep_previous)
-        self.ranks.barrier()
+        return {
+            "last": state.last,
+            "best": state.best,
+            "peak": state.peak,
+            "task": task.name,
+            "headline": task.headline,
+            "metric_labels": task.labels,
+            "tables": state.tables,
+            "drop_last_epoch": {
+                group: {"measured": dropped(state.last_drops[group]), "expected": share}
+                for group, share in expected.items()
+            },
+            "steps": state.step,
+            "skipped_steps": state.skipped,
+            "train_seconds": state.seconds,
+            "images_per_s": state.images / max(state.seconds, 1e-9),
+            "bad_images": state.bad_images,
+        }

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-OPTIMIZERS = ("sgd", "adamw", "rmsprop")
-LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
+from configs.schema import LR_SCHEDULES, OPTIMIZERS, RecipeConfig
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -28,27 +26,23 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(
-    name: str, model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float
-) -> torch.optim.Optimizer:
-    """The optimizer of a recipe.
+def build_optimizer(recipe: RecipeConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer of a recipe; weight decay spares normalization layers.
 
-    Args:
-        name: `sgd`; `adamw` (decoupled weight decay; `momentum` is its beta1, beta2 is 0.999); `rmsprop` as the
-            AmoebaNet code configures it (decay 0.9, epsilon 1).
-        model: whose parameters it moves; weight decay spares normalization layers.
+    `sgd`; `adamw` with decoupled weight decay, `momentum` being its beta1, beta2 0.999; `rmsprop` as the AmoebaNet code
+    configures it (decay 0.9, epsilon 1).
 
     Raises:
         ValueError: for an unknown name.
     """
-    groups = decay_groups(model, weight_decay)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
-    if name == "rmsprop":
-        return RMSpropTF(groups, lr=lr, momentum=momentum)
-    raise ValueError(f"unknown optimizer '{name}', choose one of {', '.join(OPTIMIZERS)}")
+    groups, momentum = decay_groups(model, recipe.weight_decay), recipe.momentum
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=momentum, nesterov=recipe.nesterov and momentum > 0)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(momentum, 0.999))
+    if recipe.optimizer == "rmsprop":
+        return RMSpropTF(groups, lr=recipe.lr, momentum=momentum)
+    raise ValueError(f"unknown optimizer '{recipe.optimizer}', choose one of {', '.join(OPTIMIZERS)}")
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -81,53 +75,43 @@ class RMSpropTF(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Learning rate before optimizer step t of T: linear warm-up, then the schedule.
+    """Learning rate before optimizer step t of T: linear warm-up to the recipe's rate, then its schedule.
 
-    Args:
-        peak: the rate after warm-up.
-        schedule: `cosine` to 0 at the end; `step`, times `decay` at each milestone; `exponential`, times `decay`
-            every `decay_epochs`; `halving`, times `decay` whenever the remaining epochs have halved; `constant`.
-        total_steps, steps_per_epoch: length of the run.
-        warmup_epochs: length of the warm-up; may be a fraction.
-        warmup_from: the rate of the first step. From 0 the warm-up counts one step ahead, so that no step is idle.
-        milestones: epochs at which `step` decays.
+    `cosine` to 0 at the end; `step`, times `lr_decay` at each milestone; `exponential`, times `lr_decay` every
+    `decay_epochs`; `halving`, times `lr_decay` whenever the remaining epochs have halved (FractalNet); `constant`.
     """
 
-    peak: float
-    schedule: str
-    total_steps: int
+    recipe: RecipeConfig
     steps_per_epoch: int
-    warmup_epochs: float = 0.0
-    warmup_from: float = 0.0
-    milestones: Sequence[float] = ()
-    decay: float = 0.1
-    decay_epochs: float = 1.0
 
     def at(self, step: int) -> float:
-        """The learning rate of optimizer step `step`, 0 ... total_steps - 1.
+        """Learning rate of optimizer step `step`, 0 ... T - 1.
 
         Raises:
             ValueError: for an unknown schedule.
         """
-        warmup = self.warmup_epochs * self.steps_per_epoch
+        recipe, total_steps = self.recipe, self.recipe.epochs * self.steps_per_epoch
+
+        # Warm-up. From 0 it counts one step ahead, so that no step is idle.
+        warmup, first = recipe.warmup_epochs * self.steps_per_epoch, recipe.warmup_from * recipe.lr
         if step < warmup:
-            if not self.warmup_from:
-                return self.peak * (step + 1) / (warmup + 1)
-            return self.warmup_from + (self.peak - self.warmup_from) * step / warmup
-        if self.schedule == "step":
-            return self.peak * self.decay ** bisect.bisect_right(sorted(self.milestones), step / self.steps_per_epoch)
-        if self.schedule == "cosine":
-            done = (step - warmup) / max(1.0, self.total_steps - warmup)
-            return self.peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-        if self.schedule == "exponential":
-            return self.peak * self.decay ** math.floor(step / self.steps_per_epoch / self.decay_epochs)
-        if self.schedule == "halving":
-            return self.peak * self.decay ** math.floor(math.log2(self.total_steps / (self.total_steps - step)))
-        if self.schedule == "constant":
-            return self.peak
-        raise ValueError(f"unknown lr_schedule '{self.schedule}', choose one of {', '.join(LR_SCHEDULES)}")
+            if not first:
+                return recipe.lr * (step + 1) / (warmup + 1)
+            return first + (recipe.lr - first) * step / warmup
 
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+        # The schedule. Only the cosine starts when the warm-up ends; epochs are counted from the first step.
+        epoch = step / self.steps_per_epoch
+        if recipe.lr_schedule == "cosine":
+            done = (step - warmup) / max(1.0, total_steps - warmup)
+            return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        if recipe.lr_schedule == "step":
+            decays = bisect.bisect_right(sorted(recipe.milestones), epoch)
+        elif recipe.lr_schedule == "exponential":
+            decays = math.floor(epoch / recipe.decay_epochs)
+        elif recipe.lr_schedule == "halving":
+            decays = math.floor(math.log2(total_steps / (total_steps - step)))
+        elif recipe.lr_schedule == "constant":
+            decays = 0
+        else:
+            raise ValueError(f"unknown lr_schedule '{recipe.lr_schedule}', choose one of {', '.join(LR_SCHEDULES)}")
+        return recipe.lr * recipe.lr_decay**decays

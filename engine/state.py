@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from configs.schema import RecipeConfig
 from engine.distributed import Ranks
+from engine.optim import build_optimizer
 
 ALONE = Ranks()
 FORMAT = 2  # of the dictionary that a checkpoint holds; `_upgraded` reads earlier ones
-# What of the state is plain numbers and dictionaries of them.
+# The fields that are plain numbers, lists and dictionaries; a checkpoint holds them under the same names.
 PLAIN = (
-    *("step", "epochs_done", "best", "peak", "last", "tables", "seconds", "images", "skipped", "skipped_in_a_row"),
-    *("epoch_drops", "last_drops", "environments", "bad_images"),
-)
+    "step", "epochs_done", "best", "peak", "last", "tables", "seconds", "images", "skipped", "skipped_in_a_row",
+    "epoch_drops", "last_drops", "environments", "bad_images",
+)  # fmt: skip
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Window:
         start: the step it begins with.
         seconds: training time.
         drops: units [kept, seen] per group, over all ranks.
-        sums, images: of the task, over this rank's samples.
+        sums, images: the task's sums and their number, over this rank's samples.
     """
 
     start: int = 0
@@ -48,26 +50,18 @@ class TrainState:
 
     Args:
         model: the unwrapped network, on its device.
-        optimizer: over its parameters.
-        ema_decay: keep an exponential moving average of the weights and BatchNorm statistics.
-        precision: of training; `float16` scales the loss.
-        ema_warmup: the decay after t steps is min(ema_decay, (1 + t) / (10 + t)), as TensorFlow's `num_updates`.
+        recipe: optimizer, precision (float16 scales the loss), and the exponential moving average of weights and
+            BatchNorm statistics.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        ema_decay: float | None = None,
-        precision: str = "float32",
-        ema_warmup: bool = False,
-    ) -> None:
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, model: nn.Module, recipe: RecipeConfig) -> None:
+        self.model, self.optimizer = model, build_optimizer(recipe, model)
         device = next(model.parameters()).device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.ema: AveragedModel | None = None
-        if ema_decay is not None:
-            self.ema = AveragedModel(model, multi_avg_fn=self._average(ema_decay, ema_warmup), use_buffers=True)
+        if recipe.ema_decay is not None:
+            average = self._average(recipe.ema_decay, recipe.ema_warmup)
+            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.step = 0  # optimizer steps done
         self.epochs_done = 0  # epochs whose end (evaluation, best) is behind us
         self.skipped = 0  # steps whose gradients overflowed in float16 and were not taken
@@ -86,7 +80,10 @@ class TrainState:
         self.bad_images: dict[str, str] = {}  # path and reason of the images that were left out
 
     def _average(self, decay: float, warmup: bool) -> Callable[..., None]:
-        """What moves the averages: a step of the exponential moving average, for tensors of one type."""
+        """A step of the exponential moving average, for tensors of one type.
+
+        With warm-up the decay after t steps is min(decay, (1 + t) / (10 + t)), as TensorFlow's `num_updates`.
+        """
 
         def move(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
             if not averages[0].is_floating_point():  # counters and seeds: a mean of them is of no use
@@ -129,7 +126,7 @@ class TrainState:
         """An epoch is over, with these metrics if it was evaluated.
 
         Returns:
-            whether they are the best so far on val. Of equals the first is kept.
+            True if they are the best so far on val. Of equals the first is kept.
         """
         self.epochs_done += 1
         self.last_drops, self.epoch_drops = self.epoch_drops, {}
@@ -218,3 +215,9 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
     if state["format"] > FORMAT:
         raise ValueError(f"written by a later version: format {state['format']}, this one reads up to {FORMAT}")
     return state
+
+
+def dropped(kept_and_seen: list[int]) -> float:
+    """Share of the units that were dropped."""
+    kept, seen = kept_and_seen
+    return 1.0 - kept / seen if seen else 0.0

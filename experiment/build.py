@@ -1,4 +1,4 @@
-"""What a plan names, built: the data set, the network with its layers, the training loop."""
+"""Builds what a plan names: the data set, the network with its layers, the task, the training loop."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from torch import nn
 
 from configs.checking import UserError
 from configs.plan import Plan
-from configs.schema import LayerConfig, RecipeConfig
+from configs.schema import LayerConfig
 from data import Augment, Cut, Data, Loading, Reading, Source, build_data
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
 from engine.distributed import Ranks, synchronized, wrap
 from engine.loop import Fit
-from engine.optim import LearningRate, build_optimizer
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from engine.seeding import seed_everything
-from engine.settings import LoopSettings
 from engine.signals import StopRequest
 from engine.state import TrainState
 from engine.tasks import TASKS, Classification, Detection, Task
@@ -71,7 +69,7 @@ def build_network(
 
 
 def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
-    """The task of a data set. `aux_weight`: of a network's auxiliary classifier in the loss.
+    """The task of a data set; `aux_weight` weighs the loss of a network's auxiliary classifier.
 
     Raises:
         UserError: if the plan says another task.
@@ -86,7 +84,7 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
 
 
 def spec_of(layer: LayerConfig) -> LayerSpec:
-    """A layer of the plan as the library takes it."""
+    """A layer of the plan in the library's own form."""
     values = asdict(layer)
     block_size = values.pop("block_size")
     options = {**({} if block_size is None else {"block_size": block_size}), **values.pop("options")}
@@ -96,7 +94,7 @@ def spec_of(layer: LayerConfig) -> LayerSpec:
 def build_fit(
     plan: Plan,
     data: Data,
-    folder: RunFolder,
+    directory: RunDirectory,
     device: torch.device,
     ranks: Ranks,
     stop: StopRequest,
@@ -109,61 +107,26 @@ def build_fit(
             f"recipe.accumulate={recipe.accumulate}: a rank has {recipe.batch_size // ranks.world_size} of the "
             f"{recipe.batch_size} images of a step; choose no more micro-batches than that"
         )
+
+    # Initial weights are drawn from the run's seed, whatever was drawn before.
     seed_everything(plan.seed)
     model, layers = build_network(plan, data, device, pretrained)
     if recipe.sync_batchnorm:
         model = synchronized(model, device)
-    optimizer = build_optimizer(
-        recipe.optimizer,
-        model,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
-    state = TrainState(model, optimizer, recipe.ema_decay, recipe.precision, recipe.ema_warmup)
+
     fit = Fit(
         task=build_task(plan, data, getattr(model, "aux_weight", 0.0)),
-        state=state,
+        state=TrainState(model, recipe),
         network=wrap(model, ranks, device, plan.runtime.compile),
         data=data,
         layers=layers,
-        lr=learning_rate(recipe, len(data.train)),
-        settings=loop_settings(plan),
-        folder=folder,
+        recipe=recipe,
+        options=plan.runtime,
+        seed=plan.seed,
+        directory=directory,
         identity={"plan": plan.identity(), "fingerprint": data.fingerprint},
         ranks=ranks,
         device=device,
         stop=stop,
-        progress=plan.runtime.progress,
     )
     return fit, layers
-
-
-def learning_rate(recipe: RecipeConfig, steps_per_epoch: int) -> LearningRate:
-    """The learning rate over the steps of a recipe."""
-    return LearningRate(
-        peak=recipe.lr,
-        schedule=recipe.lr_schedule,
-        total_steps=recipe.epochs * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=recipe.warmup_epochs,
-        warmup_from=recipe.warmup_from * recipe.lr,
-        milestones=recipe.milestones,
-        decay=recipe.lr_decay,
-        decay_epochs=recipe.decay_epochs,
-    )
-
-
-def loop_settings(plan: Plan) -> LoopSettings:
-    """What the loop has to know of a plan."""
-    return LoopSettings(
-        epochs=plan.recipe.epochs,
-        seed=plan.seed,
-        accumulate=plan.recipe.accumulate,
-        grad_clip=plan.recipe.grad_clip,
-        precision=plan.recipe.precision,
-        eval_every=plan.recipe.eval_every,
-        log_every=plan.runtime.log_every,
-        checkpoint_every=plan.runtime.checkpoint_every,
-    )

@@ -174,7 +174,7 @@ def measure(fit: Fit, batch_size: int, seconds: float = SECONDS) -> Cost:
     batch, loading = time_loading(fit.data.train, seconds / 2, fit.device)
     step = time_of(lambda: fit.step(batch, HALF_WAY), seconds, fit.device)
     network, evaluator = fit.state.evaluated.eval(), fit.task.evaluator(fit.data.test)
-    with torch.no_grad(), autocast(fit.device, fit.settings.precision):
+    with torch.no_grad(), autocast(fit.device, fit.recipe.precision):
         forward = time_of(lambda: evaluator.update(network, batch), seconds / 4, fit.device)
     memory = peak(fit.device)
     # After a step, whose state belongs to a checkpoint: momentum, averages.

@@ -23,11 +23,11 @@ from dropblock import table_text
 from engine import checkpoint
 from engine.console import counted, result_text
 from engine.distributed import Ranks, find_device, join
-from engine.files import absent, write_aside
-from engine.lifecycle import locked, nothing_left, refuse_another, require_equal, resume, status_kept
+from engine.environment import code_diff, environment
+from engine.files import write_aside
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
-from engine.records import DONE, RunFolder, code_diff, environment, same_data
+from engine.run_directory import RunDirectory, differences, refuse_another, same_data
 from engine.signals import Stopped, StopRequest
 from experiment.build import build_fit, open_data
 
@@ -38,11 +38,11 @@ def run_plan(
     """Train in the run directory of the plan, from the start or from the last checkpoint; returns the summary.
 
     Args:
-        plan: of the run.
+        plan: decides everything.
         overrides: those that made the plan, for the record.
         began: time (`time.time`) of the command; with fresh=true, an older run is moved aside. None: now.
         wait: until another process that trains this run has ended, instead of raising.
-        log: what is printed goes to log.txt in the run directory, appended.
+        log: append what is printed to log.txt in the run directory.
 
     Raises:
         ValueError, FileNotFoundError, RunLocked: for what the user can fix, in one line.
@@ -51,47 +51,54 @@ def run_plan(
     began = time.time() if began is None else began
     device = find_device(plan.runtime.device)
     ranks = join(device, plan.runtime.rank_timeout)
-    # The ranks communicate at these intervals: if they differ between ranks, the run would hang.
+    directory = RunDirectory(plan.run_dir())
+
+    # The ranks communicate at these intervals: if they differed, the run would hang.
     intervals = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
-    require_equal("configuration", {**plan.identity(), **intervals, "run folder": str(plan.run_dir())}, ranks)
-    folder = RunFolder(plan.run_dir())
-    made = absent(folder.path, Path(plan.runtime.output_root))
-    with locked(folder, ranks, began if plan.runtime.fresh else None, wait), nothing_left(folder, made, ranks):
-        plan_file = folder.path / "plan.yaml"
-        if plan_file.exists():  # a folder given by run_dir= may hold another run
-            refuse_another(folder.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
-        summary = folder.summary()
-        done = folder.status().get("status") == DONE and bool(summary)
-        # What the main rank read: another may see an older state of a shared disk. None writes before all have read.
-        summary, done = ranks.gather((summary, done))[0]
-        if done:
-            refuse_other_data(folder.path, plan, summary, device, ranks)
-        else:
-            with output_to(folder.path / "log.txt") if log else nullcontext():
-                return _train(plan, overrides, folder, device, ranks)
+    require_equal("configuration", {**plan.identity(), **intervals, "run folder": str(directory.path)}, ranks)
+
+    fresh_since = began if plan.runtime.fresh else None
+    with directory.session(ranks, fresh_since, wait, within=Path(plan.runtime.output_root)):
+        # A directory given by run_dir= may hold another run.
+        plan_file = directory.path / "plan.yaml"
+        if plan_file.exists():
+            refuse_another(directory.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
+
+        summary = directory.finished(ranks)
+        if not summary:
+            with output_to(directory.path / "log.txt") if log else nullcontext():
+                return train(plan, overrides, directory, device, ranks)
+
+        # Done before. The directory has the name of the data, not their place: another place may hold other data. Those
+        # in the place that the record names are taken to be the same, and so are those of a record without fingerprint.
+        place, fingerprint = summary["plan"]["data"].get("root"), summary.get("fingerprint")
+        elsewhere = plan.data.root != place and fingerprint is not None
+        if elsewhere and not same_data(fingerprint, open_data(plan, device, ranks).fingerprint):
+            raise ValueError(
+                f"{directory.path}: trained on other data, in {place or 'their default place'}; data.title=NAME gives "
+                "these a name of their own"
+            )
+
     if ranks.is_main:
         by = summary["environment"]
         commit = f"commit {by['commit'][:9]}" if by.get("commit") else "outside a git repository"
         dirty = ", with local changes" if by.get("dirty") else ""
         print(f"already done ({commit}{dirty}); fresh=true would start over")
-        print(result_text(summary, folder.path))
+        print(result_text(summary, directory.path))
     return summary
 
 
-def refuse_other_data(path: Path, plan: Plan, summary: dict[str, Any], device: torch.device, ranks: Ranks) -> None:
-    """Refuse a finished run that was trained on other data: its directory has the data's name, not their place.
-
-    Data in the place that the record names are taken to be the same, and so are those of a record without fingerprint.
+def require_equal(what: str, value: dict[str, Any], ranks: Ranks) -> None:
+    """Check that `value` is equal on all ranks.
 
     Raises:
-        ValueError: if they differ.
+        ValueError: on every rank, naming the first that differs from rank 0, and the keys.
     """
-    before, recorded = summary["plan"]["data"].get("root"), summary.get("fingerprint")
-    if plan.data.root == before or recorded is None:
-        return
-    if not same_data(recorded, open_data(plan, device, ranks).fingerprint):
-        place = before or "their default place"
-        raise ValueError(f"{path}: trained on other data, in {place}; data.title=NAME gives these a name of their own")
+    values = ranks.gather(value)
+    for rank, other in enumerate(values):
+        found = differences(other, values[0])
+        if found:
+            raise ValueError(f"rank {rank} has another {what} than rank 0: {', '.join(found[:4])}")
 
 
 @contextmanager
@@ -112,54 +119,76 @@ def output_to(path: Path) -> Iterator[None]:
         os.close(file)
 
 
-def _train(
-    plan: Plan, overrides: Sequence[str], folder: RunFolder, device: torch.device, ranks: Ranks
+def train(
+    plan: Plan, overrides: Sequence[str], directory: RunDirectory, device: torch.device, ranks: Ranks
 ) -> dict[str, Any]:
     """Train to the end in a locked run directory and write its record."""
     started = {**environment(device), "world_size": ranks.world_size}
-    with status_kept(folder, ranks), StopRequest() as stop:
+    directory.start(ranks)
+    with StopRequest() as stop:
+        # What is run, by which code: written first, so that a run that fails can be understood.
         if ranks.is_main:
             for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": list(overrides)})):
-                write_aside(folder.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
+                write_aside(directory.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
             if started["dirty"]:
-                write_aside(folder.path / "code.diff", [code_diff().encode()])
-        fit = prepare(plan, folder, device, ranks, stop)
+                write_aside(directory.path / "code.diff", [code_diff().encode()])
+
+        fit = prepare(plan, directory, device, ranks, stop)
         fit.state.started_in(started)
         fit.run()
-        parameters = sum(p.numel() for p in fit.state.model.parameters())
-        where = {"environment": started, "environments": fit.state.environments}
-        summary = {**fit.result(), "parameters": parameters, **where, "plan": asdict(plan)}
-        summary["styles"], summary["fingerprint"] = styles_of(plan.regularizer), fit.identity["fingerprint"]
+
+        # The record: results, the plan, and what a reviewer asks of a number.
         loaders = {"training": fit.data.train, "val": fit.data.val, "test": fit.data.test}
-        summary["images"] = {split: loader.num_samples for split, loader in loaders.items() if loader is not None}
+        summary = {
+            **fit.result(),
+            "parameters": sum(p.numel() for p in fit.state.model.parameters()),
+            "environment": started,
+            "environments": fit.state.environments,
+            "plan": asdict(plan),
+            "styles": styles_of(plan.regularizer),
+            "fingerprint": fit.data.fingerprint,
+            "images": {split: loader.num_samples for split, loader in loaders.items() if loader is not None},
+        }
         if ranks.is_main:
-            add_to_hparams_table(folder.path, table_row(plan))
-            folder.write("summary.json", summary)
-            folder.set_status(DONE, commit=started["commit"])
-            print(result_text(summary, folder.path))
+            add_to_hparams_table(directory.path, table_row(plan))
+        directory.finish(ranks, summary)
+        if ranks.is_main:
+            print(result_text(summary, directory.path))
+
     asked = ranks.max(stop.received)
     if asked:  # too late to stop this run, not the ones behind it
         raise Stopped(asked, "after its last step, the run is done", done=True)
     return summary
 
 
-def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
-    """Everything a run needs, built from its plan, standing where an earlier start left it."""
+def prepare(plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ranks, stop: StopRequest) -> Fit:
+    """Everything a run needs, built from its plan, standing where an earlier start left it.
+
+    Raises:
+        ValueError: if the checkpoint was written by another run or with other data.
+    """
     data = open_data(plan, device, ranks)
     if ranks.is_main:
-        folder.checkpoints.mkdir(exist_ok=True)
-    found = checkpoint.load_latest(folder.checkpoints)
-    ours = {
-        "fingerprint": data.fingerprint,
-        "batches per epoch": len(data.train),
-        "step": found and found[0].get("step"),
-    }
-    require_equal("data set or checkpoint", ours, ranks)
-    fit, layers = build_fit(plan, data, folder, device, ranks, stop, pretrained=found is None)
+        directory.checkpoints.mkdir(exist_ok=True)
+    found = checkpoint.load_latest(directory.checkpoints)
+
+    # Ranks on different machines may see different files.
+    ours = {"fingerprint": data.fingerprint, "batches per epoch": len(data.train)}
+    require_equal("data set or checkpoint", {**ours, "step": found and found[0].get("step")}, ranks)
+
+    # With a checkpoint, pretrained weights need not be read.
+    fit, layers = build_fit(plan, data, directory, device, ranks, stop, pretrained=found is None)
     if found is not None:
         saved, path = found
-        normalised = plan_from(saved.get("plan") or {}).identity()  # what an older version did not have yet: defaults
-        resume(fit.state, {**saved, "plan": normalised}, path, fit.identity, ranks)
+        if not same_data(saved.get("fingerprint"), data.fingerprint):
+            raise ValueError(f"{path}: written with other data; give the same data, or fresh=true to start over")
+        # Fields that an older version did not have yet get their defaults.
+        refuse_another(path, plan.identity(), plan_from(saved.get("plan") or {}).identity())
+        try:
+            fit.state.load_state_dict(saved, ranks)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; fresh=true starts over") from error
+
     if ranks.is_main:
         print(plan_text(plan, data, fit.state.model, device))
         if layers.table:
@@ -167,12 +196,12 @@ def prepare(plan: Plan, folder: RunFolder, device: torch.device, ranks: Ranks, s
         if found is not None:
             print(f"resuming after step {fit.state.step}, from {found[1]}")
             checkpoint.set_damaged_aside(found[1])
-        folder.write("sites.json", [asdict(row) for row in layers.table])
+        directory.write("sites.json", [asdict(row) for row in layers.table])
     return fit
 
 
 def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) -> str:
-    """Two lines that open a run: what is trained on what, and how."""
+    """Two lines that open a run: data and network, recipe and device; then its notes."""
     recipe, val = plan.recipe, f" + {data.val.num_samples:,} val" if data.val else ""
     parameters = sum(p.numel() for p in model.parameters())
     width = f" width {plan.model.width}" if plan.model.width else ""
@@ -187,20 +216,18 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
 
 
 def _notes_on_groups(plan: Plan, model: nn.Module) -> list[str]:
-    """A note for each layer that sits in no site of the last group, the only one that reaches keep_prob itself.
-
-    The groups before get a share of the drop rate.
-    """
+    """Notes on layers that the last group has none of: it alone reaches keep_prob itself."""
     last: Any = model.last_group
     return [
-        f"{layer.name}: keep_prob={layer.keep_prob:g} is for group {last}, which has no layer; see the sites table"
+        f"{layer.name}: no layer in group {last}: group_divisor leaves the chosen groups with less drop than "
+        f"keep_prob={layer.keep_prob:g}; see the sites table"
         for layer in plan.layers
         if layer.group_divisor > 1 and layer.groups and last not in layer.groups
     ]
 
 
 def table_row(plan: Plan) -> dict[str, Any]:
-    """What sets a run apart from others, for a table of many: one level of names, plain values."""
+    """The knobs of a run as one flat row, for TensorBoard's HParams table."""
     layer, recipe = plan.layer, plan.recipe
     row: dict[str, Any] = {"data": plan.data.name, "model": plan.model.name, "width": plan.model.width}
     row |= {"regularizer": "+".join(plan.regularizer), "cutout": plan.cutout, "autoaugment": plan.autoaugment}

@@ -18,8 +18,7 @@ from data import Data
 from dropblock import LayerControl
 from engine import checkpoint
 from engine.distributed import Ranks
-from engine.lifecycle import differences
-from engine.records import DONE, RunFolder, same_data
+from engine.run_directory import DONE, RunDirectory, differences, same_data
 from experiment.build import build_network, open_data
 from experiment.source import NetworkSource
 
@@ -31,13 +30,13 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
         UserError: if there is none, if it is of another run, or if a finished run has lost that of its last step.
     """
     if source.run is not None:
-        folder = RunFolder(Path(source.run))
-        _require_run(folder.path)
-        plan = plan_from(load_yaml(folder.path / "plan.yaml"))
-        payload, path = _of_run(folder, source.which)
+        directory = RunDirectory(Path(source.run))
+        _require_run(directory.path)
+        plan = plan_from(load_yaml(directory.path / "plan.yaml"))
+        payload, path = _of_run(directory, source.which)
         found = differences(plan_from(payload["plan"]).identity(), plan.identity()) if "plan" in payload else []
         if found:
-            raise UserError(f"{path}: the checkpoint of another run than {folder.path}: {', '.join(found[:4])}")
+            raise UserError(f"{path}: the checkpoint of another run than {directory.path}: {', '.join(found[:4])}")
     else:
         path = Path(str(source.checkpoint))
         payload = checkpoint.load(path)
@@ -58,25 +57,25 @@ def _require_run(path: Path) -> None:
         raise UserError(f"run={path}: not a run directory, there is no {path / 'plan.yaml'}{listed}")
 
 
-def _of_run(folder: RunFolder, which: str) -> tuple[dict[str, Any], Path]:
+def _of_run(directory: RunDirectory, which: str) -> tuple[dict[str, Any], Path]:
     """The checkpoint of a run: that of its last epoch, or the best on val."""
     if which == "best":
-        path = folder.checkpoints / "best.pt"
+        path = directory.checkpoints / "best.pt"
         if not path.exists():
             raise UserError(f"which=best: no {path}; the run had no val to choose it on, or lost it; choose which=last")
         return checkpoint.load(path), path
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = checkpoint.load_latest(folder.checkpoints)
+        found = checkpoint.load_latest(directory.checkpoints)
     if found is None:
-        raise UserError(f"{folder.checkpoints}: no checkpoint to evaluate")
+        raise UserError(f"{directory.checkpoints}: no checkpoint to evaluate")
     for warning in caught:
         print(f"note: {warning.message}", file=sys.stderr)
     payload, path = found
-    steps = folder.summary().get("steps")
-    if folder.status().get("status") == DONE and steps is not None and payload.get("step") != steps:
+    steps = directory.summary().get("steps")
+    if directory.status().get("status") == DONE and steps is not None and payload.get("step") != steps:
         raise UserError(
-            f"{folder.path}: the run ended at step {steps}, but its newest whole checkpoint is {path.name} of step "
+            f"{directory.path}: the run ended at step {steps}, but its newest whole checkpoint is {path.name} of step "
             f"{payload.get('step')}; checkpoint={path} evaluates that one, fresh=true trains again"
         )
     return payload, path

@@ -145,7 +145,7 @@ def bare_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
 
     def step() -> None:
         with clock.watching(network, optimizer):
-            with autocast(fit.device, fit.settings.precision):
+            with autocast(fit.device, fit.recipe.precision):
                 logits = network(batch.images).float()
                 if isinstance(batch, SegmentationBatch):  # labels at the stride of the logits
                     stride = round(batch.masks.shape[1] / logits.shape[2])

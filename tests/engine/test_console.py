@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.console import SurvivingStream, metric_text, result_text
+from engine.console import SurvivingStream, epoch_line, metric_text, result_text
 from engine.loggers import add_to_hparams_table
-from engine.summary import epoch_line
 from tests.conftest import ROOT
 
 

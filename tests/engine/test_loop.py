@@ -17,17 +17,18 @@ from dropblock import LayerControl, LayerSpec, Site
 from engine.checkpoint import load
 from engine.distributed import Ranks, wrap
 from engine.loop import Fit
-from engine.optim import LearningRate
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from engine.signals import Stopped
 from tests.comparison import assert_same
 from tests.engine.test_task_conformance import CASES, CPU, Case, fit, network
+
+PLAIN_DESCENT: dict[str, Any] = {"lr": 1.0, "lr_schedule": "constant", "warmup_epochs": 0.0}
 
 
 def moved_by_a_step(place: Path, grad_clip: float | None, accumulate: int) -> torch.Tensor:
     """How far plain gradient descent goes in one step at a learning rate of 1."""
     run = fit(CASES["classification"](), place, accumulate)
-    run = replace(run, settings=replace(run.settings, grad_clip=grad_clip), lr=LearningRate(1.0, "constant", 6, 3))
+    run = replace(run, recipe=replace(run.recipe, grad_clip=grad_clip, **PLAIN_DESCENT))
     for group in run.state.optimizer.param_groups:
         group |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     before = [p.detach().clone() for p in run.state.model.parameters()]
@@ -48,8 +49,7 @@ def test_evaluations_every_second_epoch_and_after_the_last_also_across_a_restart
 ) -> None:
     def run_in(name: str) -> Fit:
         run = fit(CASES["classification"](), tmp_path / name)
-        settings, lr = replace(run.settings, epochs=5, eval_every=2), replace(run.lr, total_steps=15)
-        return replace(run, settings=settings, lr=lr)
+        return replace(run, recipe=replace(run.recipe, epochs=5, eval_every=2))
 
     whole, step = run_in("whole"), Fit.step
     whole.run()
@@ -78,7 +78,7 @@ def test_evaluations_every_second_epoch_and_after_the_last_also_across_a_restart
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [{**line, "time/images_per_s": 0} for line in RunFolder(folder).metrics()]
+    return [{**line, "time/images_per_s": 0} for line in RunDirectory(folder).metrics()]
 
 
 def with_a_site(case: Case) -> nn.Module:

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from data import ClassificationBatch
 from engine.console import duration, table
 from engine.distributed import Ranks, find_device
-from engine.lifecycle import differences, locked, status_kept
 from engine.loggers import MetricsWriter
-from engine.records import RunFolder, RunLocked
+from engine.run_directory import RunDirectory, RunLocked, differences
 from engine.seeding import mix
 from engine.tasks import Classification, Table
 
@@ -101,7 +100,7 @@ def test_points_that_a_kill_undid_are_forgotten(tmp_path: Path) -> None:
     for step in range(7, 13):
         resumed.add(step, step / 5, {"train/loss": 100.0 + step})
     resumed.close()
-    values = [line["train/loss"] for line in RunFolder(tmp_path).metrics()]
+    values = [line["train/loss"] for line in RunDirectory(tmp_path).metrics()]
     assert values == [1, 2, 3, 4, 5, 6, 107, 108, 109, 110, 111, 112]
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -116,7 +115,10 @@ def test_an_evaluation_that_is_repeated_stands_once(tmp_path: Path) -> None:
         curves.add(5, 1.0, {"val/top1": 50.0, "test/top1": 50.0})
     with MetricsWriter(tmp_path, 5, evaluates=True) as curves:
         curves.add(5, 1.0, {"val/top1": 50.0, "test/top1": 50.0})
-    assert [sorted(line)[2:] for line in RunFolder(tmp_path).metrics()] == [["train/loss"], ["test/top1", "val/top1"]]
+    assert [sorted(line)[2:] for line in RunDirectory(tmp_path).metrics()] == [
+        ["train/loss"],
+        ["test/top1", "val/top1"],
+    ]
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -131,9 +133,9 @@ def test_files_of_the_user_stay_in_a_run_folder(tmp_path: Path) -> None:
     left = ["error.txt", "error-rank3.txt", "plan.yaml.tmp.123", "checkpoints/last.pt.tmp.7"]
     for name in own + left:
         (tmp_path / name).write_text("x")
-    folder = RunFolder(tmp_path)
-    with locked(folder, Ranks(), None), status_kept(folder, Ranks()):
-        pass
+    directory = RunDirectory(tmp_path)
+    with directory.session(Ranks()):
+        directory.start(Ranks())
     assert all((tmp_path / name).exists() for name in own)
     assert not any((tmp_path / name).exists() for name in left)
 
@@ -145,21 +147,21 @@ def test_a_device_of_another_name_is_refused(name: str) -> None:
 
 
 def test_a_run_folder_belongs_to_one_process(tmp_path: Path) -> None:
-    held = RunFolder(tmp_path / "run").lock()
-    other = f"from engine.records import RunFolder, Path; RunFolder(Path({str(tmp_path / 'run')!r})).lock()"
+    held = RunDirectory(tmp_path / "run").lock()
+    other = f"from engine.run_directory import RunDirectory, Path; RunDirectory(Path({str(tmp_path / 'run')!r})).lock()"
     result = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert f"in use by process {os.getpid()}" in result.stderr
     held.close()
-    RunFolder(tmp_path / "run").lock().close()
-    held = RunFolder(tmp_path / "run").lock()
+    RunDirectory(tmp_path / "run").lock().close()
+    held = RunDirectory(tmp_path / "run").lock()
     with pytest.raises(RunLocked):
-        RunFolder(tmp_path / "run").lock()
+        RunDirectory(tmp_path / "run").lock()
     held.close()
 
 
 def test_an_earlier_run_is_moved_aside_not_lost(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "seed-1")
+    run = RunDirectory(tmp_path / "seed-1")
     for _ in range(2):
         run.path.mkdir()
         run.write("summary.json", {"a": 1})

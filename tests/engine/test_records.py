@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import records
+from engine import environment as records
 
 CPU = torch.device("cpu")
 

@@ -94,7 +94,7 @@ def test_a_signal_after_the_last_step_stops_no_run_that_is_done(
 
     def signalled(self: Fit) -> None:
         end(self)
-        if self.state.epochs_done == self.settings.epochs:
+        if self.state.epochs_done == self.recipe.epochs:
             self.stop.received = signal.SIGTERM
 
     with monkeypatch.context() as patch:

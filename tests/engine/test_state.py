@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from configs.schema import RecipeConfig
 from engine.distributed import Ranks
-from engine.optim import build_optimizer
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from engine.state import TrainState, Window, share_of
 
 
 def state(**options: Any) -> TrainState:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    optimizer = build_optimizer("sgd", model, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.0)
-    return TrainState(model, optimizer, **options)
+    return TrainState(model, RecipeConfig("test", weight_decay=0.0, **options))
 
 
 def test_a_state_of_the_first_format_is_read() -> None:
@@ -97,7 +96,7 @@ def test_a_forked_process_does_not_keep_the_lock_of_a_run_that_was_killed(tmp_pa
     reader, writer = os.pipe()
     run = os.fork()
     if not run:  # the run: it takes the lock, forks a loader worker and is killed; the worker lives on
-        lock = RunFolder(tmp_path).lock()
+        lock = RunDirectory(tmp_path).lock()
         worker = os.fork()
         if not worker:
             os.write(writer, f"{os.getpid()}\n".encode())
@@ -106,9 +105,9 @@ def test_a_forked_process_does_not_keep_the_lock_of_a_run_that_was_killed(tmp_pa
         lock.close()
     worker = int(os.read(reader, 100))
     try:
-        assert RunFolder(tmp_path).in_use()
+        assert RunDirectory(tmp_path).in_use()
         os.kill(run, signal.SIGKILL)
         os.waitpid(run, 0)
-        RunFolder(tmp_path).lock().close()
+        RunDirectory(tmp_path).lock().close()
     finally:
         os.kill(worker, signal.SIGKILL)

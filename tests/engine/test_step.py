@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from engine.distributed import Ranks
 from engine.evaluation import evaluate
-from engine.optim import LearningRate
+from engine.loop import Fit
 from engine.state import TrainState
-from tests.engine.test_loop import moved_by_a_step
+from tests.comparison import assert_same
+from tests.engine.test_loop import PLAIN_DESCENT, moved_by_a_step
 from tests.engine.test_state import state
 from tests.engine.test_task_conformance import CASES, CPU, NoLayers, fit, network
 
@@ -37,9 +39,38 @@ def test_every_micro_batch_has_seeds_of_its_own(tmp_path: Path, monkeypatch: pyt
         def set_seeds(self, seed_of: Callable[[int], int]) -> None:
             masks.append(seed_of(0))
 
-    monkeypatch.setattr("engine.step.seed_device", lambda seed, _: device.append(seed))
+    monkeypatch.setattr("engine.loop.seed_device", lambda seed, _: device.append(seed))
     replace(fit(CASES["classification"](), tmp_path, accumulate=2), layers=Recording()).run()
     assert len(set(masks)) == len(set(device)) == 6 * 2
+
+
+def test_batch_transforms_act_in_order_on_every_micro_batch_with_seeds_of_their_own(tmp_path: Path) -> None:
+    def run_twice_as_bright(place: Path) -> tuple[Fit, list[tuple[int, int]]]:
+        seeds: list[tuple[int, int]] = []
+
+        def first(batch: Any, draws: Callable[..., int]) -> Any:
+            seeds.append((draws(0), draws(1)))
+            return replace(batch, images=batch.images + 1)
+
+        def second(batch: Any, draws: Callable[..., int]) -> Any:
+            seeds.append((draws(0), draws(1)))
+            return replace(batch, images=batch.images * 2)
+
+        run = replace(fit(CASES["classification"](), place, accumulate=2), batch_transforms=[first, second])
+        run.run()
+        return run, seeds
+
+    run, seeds = run_twice_as_bright(tmp_path / "1")
+    again, same = run_twice_as_bright(tmp_path / "2")
+    assert seeds == same
+    assert len({seed for pair in seeds for seed in pair}) == 6 * 2 * 2 * 2
+    assert_same(run.state.state_dict(), again.state.state_dict())
+
+    by_hand = fit(CASES["classification"](), tmp_path / "3", accumulate=2)
+    samples = by_hand.data.train.samples
+    by_hand.data.train.samples = replace(samples, images=(samples.images + 1) * 2)
+    by_hand.run()
+    assert_same(run.state.model.state_dict(), by_hand.state.model.state_dict())
 
 
 def test_averaged_weights_are_those_after_the_step(tmp_path: Path) -> None:
@@ -53,11 +84,10 @@ def test_averaged_weights_are_those_after_the_step(tmp_path: Path) -> None:
 
 def test_gradients_are_clipped_without_the_scale_of_float16(tmp_path: Path) -> None:
     run = fit(CASES["classification"](), tmp_path)
-    for group in run.state.optimizer.param_groups:
-        group |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    scaled = TrainState(run.state.model, run.state.optimizer, precision="float16")
-    lr = LearningRate(1.0, "constant", 6, 3)
-    run = replace(run, state=scaled, settings=replace(run.settings, grad_clip=0.01), lr=lr)
+    recipe = replace(run.recipe, precision="float16", ema_decay=None, grad_clip=0.01, **PLAIN_DESCENT)
+    recipe = replace(recipe, momentum=0.0, weight_decay=0.0)
+    scaled = TrainState(run.state.model, recipe)
+    run = replace(run, state=scaled, recipe=replace(recipe, precision="float32"))
     before = [p.detach().clone() for p in scaled.model.parameters()]
     run.step(next(run.data.train.epoch(0)), 0.0)
     moved = torch.cat([(p - b).detach().flatten() for p, b in zip(scaled.model.parameters(), before, strict=True)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.schema import RecipeConfig, RunOptions
 from data import Batch, ClassificationBatch, DetectionBatch, SegmentationBatch
 from engine.checkpoint import load
 from engine.distributed import Ranks
 from engine.evaluation import evaluate
 from engine.guard import NonFinite
 from engine.loop import Fit
-from engine.optim import LearningRate, build_optimizer
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from engine.seeding import mix
-from engine.settings import LoopSettings
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState
 from engine.tasks import TASKS, Table, Task
@@ -270,21 +269,21 @@ def fit(case: Case, place: Path, accumulate: int = 1) -> Fit:
     """Two epochs of three steps."""
     (place / "checkpoints").mkdir(parents=True, exist_ok=True)
     model = network(case)
-    optimizer = build_optimizer("sgd", model, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    recipe = RecipeConfig("test", epochs=2, lr=0.05, warmup_epochs=0.5, ema_decay=0.9, ema_warmup=True)
     return Fit(
         task=case.task(),
-        state=TrainState(model, optimizer, ema_decay=0.9, ema_warmup=True),
+        state=TrainState(model, recipe),
         network=model,
         data=Splits(case.loader(4), case.loader(5), case.loader(7)),
         layers=NoLayers(),
-        lr=LearningRate(0.05, "cosine", 6, 3, warmup_epochs=0.5),
-        settings=LoopSettings(epochs=2, seed=mix(3), accumulate=accumulate, log_every=2),
-        folder=RunFolder(place),
+        recipe=replace(recipe, accumulate=accumulate),
+        options=RunOptions(log_every=2, progress=False),
+        seed=mix(3),
+        directory=RunDirectory(place),
         identity={},
         ranks=Ranks(),
         device=CPU,
         stop=StopRequest(),
-        progress=False,
     )
 
 
@@ -310,7 +309,9 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_last_bit(
     assert second.state.step == 5
     second.run()
     assert_same(second.state.state_dict(), whole.state.state_dict())
-    lines = [[{**line, "time/images_per_s": 0} for line in RunFolder(tmp_path / n).metrics()] for n in ("whole", "cut")]
+    lines = [
+        [{**line, "time/images_per_s": 0} for line in RunDirectory(tmp_path / n).metrics()] for n in ("whole", "cut")
+    ]
     assert lines[0] == lines[1]
     result = whole.result()
     assert (result["task"], result["headline"]) == (case.name, case.task().headline)

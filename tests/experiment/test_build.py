@@ -9,22 +9,16 @@ import pytest
 from configs.compose import plan_of
 from configs.plan import written
 from engine.distributed import Ranks
+from engine.optim import LearningRate
 from engine.records import RunFolder
 from engine.signals import StopRequest
-from experiment.build import build_fit, learning_rate, loop_settings, open_data
+from experiment.build import build_fit, open_data
 from tests.engine.test_task_conformance import CPU
-
-
-def test_the_loop_is_set_as_the_recipe_says() -> None:
-    words = ("recipe.accumulate=2", "recipe.grad_clip=2.5", "recipe.eval_every=2", "epochs=5", "seed=7")
-    settings = loop_settings(plan_of("data=fake", *words))
-    found = (settings.accumulate, settings.grad_clip, settings.eval_every, settings.epochs, settings.seed)
-    assert found == (2, 2.5, 2, 5, 7)
 
 
 def test_the_warm_up_starts_at_a_share_of_the_recipes_rate() -> None:
     recipe = written("recipe", "coco_scratch_150")
-    assert learning_rate(recipe, 100).at(0) == pytest.approx(0.1 * recipe.lr)
+    assert LearningRate(recipe, 100).at(0) == pytest.approx(0.1 * recipe.lr)
 
 
 def test_a_run_has_the_average_and_the_auxiliary_loss_of_its_plan(tmp_path: Path) -> None:

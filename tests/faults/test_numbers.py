@@ -13,18 +13,18 @@ from torch import nn
 from engine import loop
 from engine.checkpoint import load
 from engine.guard import MAX_SKIPS_IN_A_ROW, Guard, NonFinite, all_finite, refuse_metrics
-from engine.records import RunFolder
+from engine.loop import MASKS
+from engine.run_directory import RunDirectory
 from engine.seeding import mix
-from engine.step import MASKS, OptimizerStep
 from engine.tasks.classification import Classification, ClassificationEvaluator
 
 Train = Callable[..., int]
 WORDS = ("checkpoint_every=2", "batch_size=48", "recipe.ema_decay=0.9")
 
 
-def run_in(root: Path) -> RunFolder:
+def run_in(root: Path) -> RunDirectory:
     (path,) = root.glob("fake-resnet18/*/seed-1")
-    return RunFolder(path)
+    return RunDirectory(path)
 
 
 def spoil_loss(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool], factor: float = float("nan")) -> None:
@@ -86,14 +86,14 @@ def test_what_is_kept_leads_to_the_same_loss_again(train: Train, tmp_path: Path)
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    move = OptimizerStep._move_weights
+    check = Guard.gradients
 
-    def patched(one: OptimizerStep, batch: Any) -> None:
-        if one.state.step == 4:
-            next(one.state.model.parameters()).grad[0, 0, 0, 0] = float("inf")  # type: ignore[index]
-        move(one, batch)
+    def patched(guard: Guard, batch: Any) -> None:
+        if guard.state.step == 4:
+            next(guard.state.model.parameters()).grad[0, 0, 0, 0] = float("inf")  # type: ignore[index]
+        check(guard, batch)
 
-    monkeypatch.setattr(OptimizerStep, "_move_weights", patched)
+    monkeypatch.setattr(Guard, "gradients", patched)
     assert train(*WORDS) == 1
     assert "a gradient is not finite at step 4" in capsys.readouterr().err
     assert all_finite(load(run_in(tmp_path).checkpoints / "last.pt")["model"].values())

@@ -15,13 +15,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from configs.schema import RecipeConfig, RunOptions
 from data import Augment
 from dropblock import DropBlock2d, install_into
 from engine.distributed import Ranks, join, synchronized, with_hooks, wrap
 from engine.loop import Fit
-from engine.optim import LearningRate, build_optimizer
-from engine.records import RunFolder
-from engine.settings import LoopSettings
+from engine.run_directory import RunDirectory
 from engine.signals import StopRequest
 from engine.state import TrainState
 from engine.tasks import Classification
@@ -81,7 +80,9 @@ def fit(
         world_size=ranks.world_size,
     )
     model = network()
-    optimizer = build_optimizer("sgd", model, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    recipe = RecipeConfig("test", epochs=EPOCHS, lr=0.05, warmup_epochs=0.5, accumulate=accumulate)
+    state = TrainState(model, recipe)
+    optimizer = state.optimizer
     wrapped = wrap(model, ranks, CPU, compiled=False)
     reductions = [0]
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
@@ -91,18 +92,18 @@ def fit(
     )
     Fit(
         task=Classification("0123456789"),
-        state=TrainState(model, optimizer),
+        state=state,
         network=wrapped,
         data=data,
         layers=NoLayers(),
-        lr=LearningRate(0.05, "cosine", EPOCHS * len(data.train), len(data.train), warmup_epochs=0.5),
-        settings=LoopSettings(epochs=EPOCHS, seed=3, accumulate=accumulate, log_every=3),
-        folder=RunFolder(place),
+        recipe=recipe,
+        options=RunOptions(log_every=3, progress=False),
+        seed=3,
+        directory=RunDirectory(place),
         identity={},
         ranks=ranks,
         device=CPU,
         stop=StopRequest(),
-        progress=False,
     ).run()
     return {name: value.detach().clone() for name, value in model.state_dict().items()}, model[-1].seen
 
