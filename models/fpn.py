@@ -1,4 +1,4 @@
-"""What the dense tasks put on a ResNet: a feature pyramid, and heads whose convolutions all levels share.
+"""Dense prediction on a ResNet: a feature pyramid, and heads whose convolutions all levels share.
 
 Follows the released code of the DropBlock paper (tensorflow/tpu@d2694ea, models/official/retinanet,
 retinanet_architecture.py). One rule runs through it: a convolution may be shared by several levels, a batch
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,21 +22,69 @@ from models.resnet import UNITS, ResNet
 BN_EPS, BN_MOMENTUM = 1e-4, 0.003  # released code: epsilon 1e-4, decay 0.997
 
 
-def resnet_body(name: str, in_channels: int, width: int, stem: str, zero_gamma: bool, freeze_stem: bool) -> ResNet:
-    """A ResNet without its classifier.
+class PyramidNetwork(nn.Module):
+    """A ResNet body without its classifier, a feature pyramid on C3-C5, and the heads that a subclass adds.
 
-    With `freeze_stem` the kernel of the first convolution (and nothing else, its BN trains) keeps its first value, as
-    the released code has it in fine-tuning.
+    Args:
+        num_classes: classes; with the background where the task has one.
+        in_channels: channels of the images.
+        width: channels of the body's first group (64 in the paper).
+        stem: the body's, see `models.resnet.ResNet`. `stride2` halves every stride of the network, `small` quarters it.
+        zero_gamma: the last BN of every residual unit starts at weight 0.
+        body: a ResNet by name; None takes the paper's for this network.
+        fpn_width, head_width: channels of pyramid and heads.
+        head_depth: convolutions with BN in each head; None takes the released code's for this network.
+        bn_momentum: for every running statistic, body included. The released 0.003 needs thousands of steps; take 0.1
+            for runs of a few hundred.
+        freeze_stem: leave the kernel of the first convolution (and nothing else, its BN trains) as it starts, as the
+            released fine-tuning does.
 
     Raises:
-        ValueError: for an unknown name or stem.
+        ValueError: for an unknown body or stem, or a number out of range.
     """
-    if name not in UNITS:
-        raise ValueError(f"unknown body '{name}', choose one of {', '.join(UNITS)}")
-    body = ResNet(*UNITS[name], num_classes=1, in_channels=in_channels, width=width, stem=stem, zero_gamma=zero_gamma)
-    body.add_module("fc", nn.Identity())
-    body.conv1.weight.requires_grad_(not freeze_stem)
-    return body
+
+    last_group = 4
+    default_body: ClassVar[str]
+    default_depth: ClassVar[int]
+    coarse: ClassVar[bool]  # two further levels, P6 and P7; then the pyramid is resized by nearest neighbours
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        width: int = 64,
+        stem: str = "imagenet",
+        zero_gamma: bool = False,
+        body: str | None = None,
+        fpn_width: int = 256,
+        head_width: int = 256,
+        head_depth: int | None = None,
+        bn_momentum: float = BN_MOMENTUM,
+        freeze_stem: bool = False,
+    ) -> None:
+        super().__init__()
+        body = self.default_body if body is None else body
+        if body not in UNITS:
+            raise ValueError(f"unknown body '{body}', choose one of {', '.join(UNITS)}")
+        if not 0.0 < bn_momentum <= 1.0:
+            raise ValueError(f"bn_momentum must lie in (0, 1], not {bn_momentum}")
+        self.num_classes = num_classes
+        self.body = ResNet(*UNITS[body], 1, in_channels, width, stem, zero_gamma)
+        self.body.add_module("fc", nn.Identity())
+        self.body.conv1.weight.requires_grad_(not freeze_stem)
+        self.fpn = FeaturePyramid(self.body.channels[1:], fpn_width, coarse=self.coarse, bilinear=not self.coarse)
+        self.add_heads(fpn_width, head_width, self.default_depth if head_depth is None else head_depth)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = BN_EPS, bn_momentum
+
+    def add_heads(self, in_channels: int, width: int, depth: int) -> None:
+        """Create the heads on the pyramid's maps of `in_channels` channels; in the order in which they are drawn."""
+        raise NotImplementedError  # pragma: no cover
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """(N, in_channels, H, W) images -> the maps of the pyramid, finest first."""
+        return self.fpn(self.body.stages(x)[1:])
 
 
 class BilinearFeaturePyramid(FeaturePyramidNetwork):
@@ -61,7 +110,7 @@ class FeaturePyramid(nn.Module):
     """C3, C4, C5 -> one map a level with `width` channels, each through the BN of its level (no ReLU).
 
     Args:
-        channels: of C3, C4, C5.
+        channels: channels of C3, C4, C5.
         width: channels of every output.
         coarse: two further levels, each a 3x3 convolution of stride 2: P6 on P5, P7 on ReLU(P6), both taken before
             the BN of the level they read.
@@ -93,7 +142,7 @@ class SharedTower(nn.Module):
     A site is met once a level in each pass; it belongs to the group "head".
 
     Args:
-        in_channels, width: of its input, and of everything behind the first convolution.
+        in_channels, width: channels of its input, and of everything behind the first convolution.
         depth: convolutions, >= 1.
         levels: maps that it is given.
         name: stands in the table of sites.
@@ -128,16 +177,3 @@ def head_conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.constant_(conv.bias, bias)  # type: ignore[arg-type]
     return conv
-
-
-def set_batch_norm(model: nn.Module, momentum: float) -> None:
-    """The released detection code's epsilon, and this momentum, for every BN of body, pyramid and head.
-
-    Raises:
-        ValueError: for a momentum outside (0, 1].
-    """
-    if not 0.0 < momentum <= 1.0:
-        raise ValueError(f"bn_momentum must lie in (0, 1], not {momentum}")
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = BN_EPS, momentum

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.anchors import PER_CELL, Anchors
-from models.fpn import BN_MOMENTUM, FeaturePyramid, SharedTower, head_conv, resnet_body, set_batch_norm
+from models.fpn import PyramidNetwork, SharedTower, head_conv
 
 PRIOR = 0.01  # probability that an anchor holds a class, at the start (Lin et al., section 4.1)
 
@@ -39,61 +39,29 @@ class DetectorOutput(NamedTuple):
     anchors: Tensor
 
 
-class RetinaNet(nn.Module):
+class RetinaNet(PyramidNetwork):
     """A detector: (N, in_channels, H, W) normalised images -> DetectorOutput, in both modes.
 
     Level l has ceil(side / stride) cells a side at a stride of 2^l pixels (l = 3 ... 7) and 9 anchors a cell; 640
-    pixels give 76,725. In training a level needs more than one value a channel: at 128 pixels and fewer, more than
-    one image a batch.
+    pixels give 76,725. With stem `stride2` P3 lies at 4 pixels and the smallest anchor has 16 pixels a side, for images
+    of 128 pixels or so. In training a level needs more than one value a channel: at 128 pixels and fewer, more than one
+    image a batch.
 
-    Args:
-        num_classes: classes, without a background.
-        in_channels: of the images.
-        width: of the body's first group (64 in the paper).
-        stem: of the body. `stride2` halves every stride (P3 at 4 pixels, smallest anchor 16 pixels a side; for images
-            of 128 pixels or so), `small` quarters it; see `models.resnet.ResNet`.
-        zero_gamma: the last BN of every residual unit starts at weight 0.
-        body: a ResNet by name.
-        fpn_width, head_width: channels of pyramid and heads.
-        head_depth: convolutions with BN in each head.
-        bn_momentum: of every running statistic, body included. The released 0.003 needs thousands of steps; take 0.1
-            for runs of a few hundred.
-        freeze_stem: leave the kernel of the first convolution as it starts, as the released fine-tuning does.
-
-    Raises:
-        ValueError: for an unknown body or stem, or a number out of range.
+    Args and errors: see `models.fpn.PyramidNetwork`; `num_classes` without a background.
     """
 
-    last_group = 4
+    default_body, default_depth, coarse = "resnet50", 4, True
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int = 3,
-        width: int = 64,
-        stem: str = "imagenet",
-        zero_gamma: bool = False,
-        body: str = "resnet50",
-        fpn_width: int = 256,
-        head_width: int = 256,
-        head_depth: int = 4,
-        bn_momentum: float = BN_MOMENTUM,
-        freeze_stem: bool = False,
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.body = resnet_body(body, in_channels, width, stem, zero_gamma, freeze_stem)
-        self.fpn = FeaturePyramid(self.body.channels[1:], fpn_width, coarse=True, bilinear=False)
+    def add_heads(self, in_channels: int, width: int, depth: int) -> None:
         levels = self.fpn.levels
-        self.class_tower = SharedTower(fpn_width, head_width, head_depth, levels, "class")
-        self.class_predict = head_conv(head_width, PER_CELL * num_classes, bias=-math.log((1 - PRIOR) / PRIOR))
-        self.box_tower = SharedTower(fpn_width, head_width, head_depth, levels, "box")
-        self.box_predict = head_conv(head_width, PER_CELL * 4)
+        self.class_tower = SharedTower(in_channels, width, depth, levels, "class")
+        self.class_predict = head_conv(width, PER_CELL * self.num_classes, bias=-math.log((1 - PRIOR) / PRIOR))
+        self.box_tower = SharedTower(in_channels, width, depth, levels, "box")
+        self.box_predict = head_conv(width, PER_CELL * 4)
         self.anchors = Anchors([self.body.strides[1] * 2**level for level in range(levels)])
-        set_batch_norm(self, bn_momentum)
 
     def forward(self, x: Tensor) -> DetectorOutput:
-        maps = self.fpn(self.body.stages(x)[1:])
+        maps = self.levels(x)
         logits = by_anchor([self.class_predict(y) for y in self.class_tower(maps)], self.num_classes)
         deltas = by_anchor([self.box_predict(y) for y in self.box_tower(maps)], 4)
         return DetectorOutput(logits, deltas, self.anchors(maps))

@@ -15,61 +15,30 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.fpn import BN_MOMENTUM, FeaturePyramid, SharedTower, head_conv, resize, resnet_body, set_batch_norm
+from models.fpn import PyramidNetwork, SharedTower, head_conv, resize
 
 
-class SegmentationFPN(nn.Module):
+class SegmentationFPN(PyramidNetwork):
     """Logits of every class at a stride of 8 pixels (`stride`), in both modes.
 
     (N, in_channels, H, W) images -> (N, num_classes, ceil(H / stride), ceil(W / stride)); 513 pixels give 65. Bring
-    them to the size of the labels by bilinear resizing with aligned corners: label pixel 8 i is logit i.
+    them to the size of the labels by bilinear resizing with aligned corners: label pixel 8 i is logit i. Stem `stride2`
+    makes `stride` 4, `small` 2.
 
-    Args:
-        num_classes: classes, the background among them.
-        in_channels: of the images.
-        width: of the body's first group (64 in the paper).
-        stem: of the body. `stride2` makes `stride` 4, `small` 2; see `models.resnet.ResNet`.
-        zero_gamma: the last BN of every residual unit starts at weight 0.
-        body: a ResNet by name.
-        fpn_width, head_width: channels of pyramid and head.
-        head_depth: convolutions with BN in the head.
-        bn_momentum: of every running statistic, body included. The released 0.003 needs thousands of steps; take 0.1
-            for runs of a few hundred.
-        freeze_stem: leave the kernel of the first convolution as it starts, as the released fine-tuning does.
-
-    Raises:
-        ValueError: for an unknown body or stem, or a number out of range.
+    Args and errors: see `models.fpn.PyramidNetwork`; `num_classes` with the background.
     """
 
-    last_group = 4
+    default_body, default_depth, coarse = "resnet101", 3, False
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int = 3,
-        width: int = 64,
-        stem: str = "imagenet",
-        zero_gamma: bool = False,
-        body: str = "resnet101",
-        fpn_width: int = 256,
-        head_width: int = 256,
-        head_depth: int = 3,
-        bn_momentum: float = BN_MOMENTUM,
-        freeze_stem: bool = False,
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.body = resnet_body(body, in_channels, width, stem, zero_gamma, freeze_stem)
+    def add_heads(self, in_channels: int, width: int, depth: int) -> None:
         self.stride = self.body.strides[1]
-        self.fpn = FeaturePyramid(self.body.channels[1:], fpn_width, coarse=False, bilinear=True)
-        self.tower = SharedTower(fpn_width, head_width, head_depth, self.fpn.levels, "head")
-        self.last = head_conv(head_width, head_width)
-        self.bn = nn.BatchNorm2d(head_width)
-        self.predict = head_conv(head_width, num_classes)
-        set_batch_norm(self, bn_momentum)
+        self.tower = SharedTower(in_channels, width, depth, self.fpn.levels, "head")
+        self.last = head_conv(width, width)
+        self.bn = nn.BatchNorm2d(width)
+        self.predict = head_conv(width, self.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        finest, *coarser = [self.last(maps) for maps in self.tower(self.fpn(self.body.stages(x)[1:]))]
+        finest, *coarser = [self.last(maps) for maps in self.tower(self.levels(x))]
         total = finest
         for maps in coarser:
             total = total + resize(maps, finest)

@@ -22,8 +22,15 @@ def test_keys_and_shapes_are_torchvisions(name: str) -> None:
     assert list(shapes[0]) == list(shapes[1]), "the order of the keys too"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        ("resnet18", True),
+        ("resnet50", False),
+        pytest.param("resnet18", False, marks=pytest.mark.slow),
+        pytest.param("resnet50", True, marks=pytest.mark.slow),
+    ],
+)
 def test_same_weights_give_the_outputs_of_torchvision(name: str, training: bool) -> None:
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(num_classes=10)
