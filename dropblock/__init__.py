@@ -3,8 +3,10 @@
 Imports torch and nothing else.
 """
 
+import importlib.metadata as _metadata
+import warnings as _warnings
+
 from dropblock.baselines import DropConnect, Dropout, DropPath, SpatialDropout, StochasticDepth, drop_together
-from dropblock.compat.older_package import DropBlock2D, DropBlock3D, LinearScheduler, warn_of_namesake
 from dropblock.control import LayerControl
 from dropblock.draws import random_mask, random_uniform
 from dropblock.foreign import declare_sites, install_into
@@ -25,9 +27,7 @@ __all__ = [
     "LAYERS",
     "SCHEDULES",
     "DropBlock1d",
-    "DropBlock2D",
     "DropBlock2d",
-    "DropBlock3D",
     "DropBlock3d",
     "DropConnect",
     "DropLayer",
@@ -39,7 +39,6 @@ __all__ = [
     "KeepProbSchedule",
     "LayerControl",
     "LayerSpec",
-    "LinearScheduler",
     "Place",
     "Site",
     "SiteRow",
@@ -71,4 +70,18 @@ __all__ = [
     "table_text",
 ]
 
-warn_of_namesake()
+
+def _warn_of_namesake() -> None:
+    """Warn if the distribution `dropblock` of PyPI is installed beside this one: both write into the same folder."""
+    try:
+        version = _metadata.version("dropblock")
+    except _metadata.PackageNotFoundError:
+        return
+    _warnings.warn(
+        f"the distribution dropblock {version} is installed too and shares this import name: "
+        "`pip uninstall dropblock`, then install this one again",
+        stacklevel=3,
+    )
+
+
+_warn_of_namesake()

@@ -14,9 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dropblock.arguments import check_maps, refuse_positional, scalar, share_to_keep
 from dropblock.draws import random_mask
-from dropblock.functional import Rate, fresh_seed
+from dropblock.functional import Rate, check_maps, fresh_seed, refuse_positional, scalar, share_to_keep
 from dropblock.layers import DropLayer
 from dropblock.sites import Site, declared_sites, depths
 
@@ -37,7 +36,8 @@ def drop_together(
 
     Args:
         x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), floating point.
-        keep_prob: in [0, 1], a number or a 0-dimensional tensor; 0.9 if no rate is given. At 0 the output is zeros.
+        keep_prob: share to keep, in [0, 1], a number or a 0-dimensional tensor; 0.9 if no rate is given. At 0 the
+            output is zeros.
         p: the same rate as a share to drop, 1 - keep_prob.
         together: `unit` (dropout), `channel` (SpatialDropout), `sample` (drop path) or `batch` (stochastic depth).
         training: if False, `x` is returned as it is.
@@ -125,7 +125,7 @@ class StochasticDepth(SpatialDropout):
     in training. A dropped branch is still computed, so the paper's shorter training time is not reproduced.
 
     Args:
-        keep_prob (or p): of the last unit, in [0, 1].
+        keep_prob (or p): survival probability of the last unit, in [0, 1].
         depth: l/L of this unit, in [0, 1].
     """
 
@@ -189,7 +189,7 @@ def declare_weight_sites(model: nn.Module) -> None:
 
 
 def set_depths(model: nn.Module) -> None:
-    """Tell every StochasticDepth layer how deep it lies among the residual units of the network, l/L."""
+    """Set the depth of every StochasticDepth layer: l/L, its place among the residual units of the network."""
     sites = declared_sites(model)
     for path, depth in depths(model).items():
         layer = sites[path].layer

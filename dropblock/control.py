@@ -18,7 +18,7 @@ from dropblock.table import DropRow, layer_at, mean_drop, places_of, site_table
 
 
 def group_name(group: Group) -> str:
-    """What the record calls a group: "group3", or "head"."""
+    """The name of a group in records: "group3", or "head"."""
     return group if isinstance(group, str) else f"group{group}"
 
 
@@ -78,6 +78,7 @@ class LayerControl:
                     f"{type(model).__name__} has a {type(place).__name__} of its own at {path}: let it declare a site "
                     "there, so that the configuration decides what sits in it"
                 )
+        # Install one specification after the other; each site takes one layer.
         schedules: dict[str, KeepProbSchedule] = {}
         taken: dict[str, str] = {}
         for number, spec in enumerate(specs, start=1):
@@ -91,7 +92,11 @@ class LayerControl:
             taken |= dict.fromkeys(sites, spec.name)
             name = spec.name if spec.name not in schedules else f"{spec.name}{number}"
             layers = [site.layer.to(example.device) for site in sites.values() if site.layer is not None]
-            schedules[name] = schedule_of(model, spec, layers)
+            # The other fields of a specification are arguments of the schedule, under the same names.
+            of_layer = ("name", "groups", "skip", "options")
+            shares = {key: value for key, value in vars(spec).items() if key not in of_layer}
+            last_group = int(model.last_group)  # type: ignore[arg-type]
+            schedules[name] = KeepProbSchedule(model, layers=layers, last_group=last_group, **shares)
         return cls(model, example, schedules)
 
     def set_progress(self, progress: float) -> None:
@@ -108,7 +113,7 @@ class LayerControl:
         """Mean keep_prob of the last group: "keep_prob/target", or one "keep_prob/KIND" for each of several kinds.
 
         Args:
-            progress: of every step to average over, at least one.
+            progress: t / T of every step to average over, at least one.
         """
         several = len(self.schedules) > 1
         return {
@@ -141,7 +146,7 @@ class LayerControl:
         It holds for feature maps of the size that the example has.
 
         Args:
-            progress: of every step to average over, at least one.
+            progress: t / T of every step to average over, at least one.
         """
         return self._mean_over(progress, mean_drop)
 
@@ -168,6 +173,7 @@ class LayerControl:
         """The mean over the steps and units of every group of `share(layer, its keep_prob, its map sizes)`."""
         if len(progress) == 0:
             raise ValueError("progress must hold what the schedule was set to at each step; it holds none")
+        # A schedule takes few distinct values, so each is evaluated once and weighted by its number of steps.
         total: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
         schedules = {layer: schedule for schedule in self.schedules.values() for layer in schedule.layers}
@@ -182,20 +188,3 @@ class LayerControl:
             total[name] += sum(shares) / len(progress) * number
             units[name] += number
         return {name: total[name] / units[name] for name in sorted(units)}
-
-
-def schedule_of(model: nn.Module, spec: LayerSpec, layers: Sequence[DropLayer]) -> KeepProbSchedule:
-    """The schedule that a specification asks for; `last_group` is the network's."""
-    return KeepProbSchedule(
-        model,
-        spec.keep_prob,
-        spec.schedule,
-        spec.group_divisor,
-        int(model.last_group),  # type: ignore[arg-type]
-        spec.group_shares,
-        layers,
-        schedule_start=spec.schedule_start,
-        schedule_end=spec.schedule_end,
-        head_share=spec.head_share,
-        depth_rule=spec.depth_rule,
-    )

@@ -37,8 +37,9 @@ def random_mask(shape: tuple[int, ...], keep_prob: Tensor, seed: Tensor) -> Tens
     """Independent draws that are True with probability keep_prob.
 
     Args:
-        shape: of the mask.
-        keep_prob: in [0, 1], a 0-dimensional tensor on the device of the seed, or one that broadcasts to the shape.
+        shape: shape of the mask.
+        keep_prob: share of True, in [0, 1]; a 0-dimensional tensor on the device of the seed, or one that broadcasts to
+            the shape.
         seed: 0-dimensional int64 tensor. `seed + 1` gives draws that are independent of these.
 
     Returns:
@@ -51,7 +52,7 @@ def random_uniform(shape: tuple[int, ...], seed: Tensor) -> Tensor:
     """Independent float32 draws, uniform on [0, 1) in steps of 2^-24.
 
     Args:
-        shape: of the result.
+        shape: shape of the result.
         seed: 0-dimensional int64 tensor. `seed + 1` gives draws that are independent of these.
     """
     return (random_bits(shape, seed) >> 38).float() * 2.0**-24

@@ -26,7 +26,7 @@ def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> di
 
     Args:
         model: changed in place; keys and outputs stay the same.
-        places: where; None takes `known_places`, or the sites that the network declares itself. If two places name the
+        places: None takes `known_places`, or the sites that the network declares itself. If two places name the
             same side of a module the first one counts, and a site that is there already stays.
 
     Returns:
@@ -45,8 +45,13 @@ def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> di
     found: set[int] = set()
     for place in known if places is None else places:
         owners = list(matching(model, place))
-        if not owners and places is not None:
-            raise ValueError(nothing_found(model, place))
+        if not owners and places is not None:  # the nearest patterns that name something
+            paths = [path.split(".") for path, _ in model.named_modules()]
+            general = {".".join("*" if part.isdigit() else part for part in path) for path in paths}
+            near = difflib.get_close_matches(place.modules, sorted(general - {""}), n=3, cutoff=0.4)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            kind = "slot that holds None" if place.where == "in" else "module"
+            raise ValueError(f"no {kind} of {type(model).__name__} matches '{place.modules}'{hint}")
         found.update(id(declare(place, *owner)) for owner in owners)
     return {name: m for name, m in model.named_modules() if isinstance(m, Site) and id(m) in found}
 
@@ -72,14 +77,11 @@ def matching(model: nn.Module, place: Place) -> Iterator[tuple[str, nn.Module, s
                 if (value is None or isinstance(value, Site)) and place.names(inner):
                     yield inner, module, slot
         elif place.names(path) and not isinstance(module, Site):
-            if place.where == "out of reach" and not has_shortcut(module):
+            # An inverted residual unit of torchvision or timm says so where it has no shortcut.
+            shortcut = getattr(module, "use_res_connect", getattr(module, "has_skip", True))
+            if place.where == "out of reach" and not shortcut:
                 continue
             yield path, outermost(module, place.where), f"site_{place.where.replace(' ', '_')}"
-
-
-def has_shortcut(module: nn.Module) -> bool:
-    """False for an inverted residual unit of torchvision or timm that has none."""
-    return bool(getattr(module, "use_res_connect", getattr(module, "has_skip", True)))
 
 
 def outermost(module: nn.Module, where: str) -> nn.Module:
@@ -93,11 +95,13 @@ def outermost(module: nn.Module, where: str) -> nn.Module:
 
 
 def declare(place: Place, path: str, owner: nn.Module, slot: str) -> Site:
-    """Put one site in and have it called."""
+    """Add one site to its owner, with the hook that calls it."""
     there: Any = getattr(owner, slot, None)
     if isinstance(there, Site):
         return there
-    label = readable(path)
+    # The end of the path, from its last part that is not a number: `layer3.0.bn3` is bn3.
+    parts = path.split(".")
+    label = ".".join(parts[max((i for i, part in enumerate(parts) if not part.isdigit()), default=0) :])
     after = {"before": f"before {label}", "after": label, "in": "identity"}.get(place.where, "identity")
     reachable = place.where != "out of reach"
     site = Site(place.group, place.branch, after, place.ends_branch, reachable=reachable, note=place.note)
@@ -119,19 +123,3 @@ def call_before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
 def call_after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     site: Any = module.site_after
     return site(output)
-
-
-def readable(path: str) -> str:
-    """The end of a path, from its last part that is not a number: `layer3.0.bn3` is bn3."""
-    parts = path.split(".")
-    start = max((i for i, part in enumerate(parts) if not part.isdigit()), default=0)
-    return ".".join(parts[start:])
-
-
-def nothing_found(model: nn.Module, place: Place) -> str:
-    """What to tell when a pattern names nothing, with the nearest patterns that do."""
-    general = {".".join("*" if p.isdigit() else p for p in path.split(".")) for path, _ in model.named_modules()}
-    near = difflib.get_close_matches(place.modules, sorted(general - {""}), n=3, cutoff=0.4)
-    hint = f"; near it: {', '.join(near)}" if near else ""
-    kind = "slot that holds None" if place.where == "in" else "module"
-    return f"no {kind} of {type(model).__name__} matches '{place.modules}'{hint}"

@@ -39,8 +39,8 @@ class FractalDropPath(DropLayer):
 
     Args:
         joins: see `JoinSite`.
-        keep_prob: of one input under local drop-path, in [0, 1]; the paper has 0.85. At 1 nothing is dropped, global
-            draws included.
+        keep_prob: share of inputs to keep under local drop-path, in [0, 1]; the paper has 0.85. At 1 nothing is
+            dropped, global draws included.
         global_share: share of mini-batches with a global draw, in [0, 1].
     """
 
@@ -70,11 +70,13 @@ class FractalDropPath(DropLayer):
         }
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        # Both kinds of draw are computed, and the first number chooses: nothing waits for the host.
         inputs, joins = len(self.place), len(self.joins)
         u = uniforms(seed, 2 + inputs + joins)
         whole_net, column = u[0] < self.global_share, (u[1] * self.depth).long() + 1
         local = self.or_restored(u[2 : 2 + inputs] < self.keep_prob, u[2 + inputs :])
         kept = torch.where(whole_net, self.or_all(self.columns == column), local) | (self.keep_prob >= 1.0)
+        # Kept inputs share the weight of the join: inputs / kept inputs.
         number = self.member @ kept.float()
         weights = kept * ((self.member.sum(1) / number) @ self.member)
         return x * weights.to(x.dtype).view(1, -1, 1, 1), kept.sum()

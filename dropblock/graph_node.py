@@ -18,12 +18,13 @@ from dropblock.sparse_cpu import channels_last
 
 
 def wanted() -> bool:
-    """Whether somebody traces or transforms the program that is running."""
+    """True while torch.compile, torch.jit.trace or a transform of torch.func looks at the program."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func is active. torch has no public name for this question."""
+    """True while a transform of torch.func is active."""
+    # torch has no public name for this question.
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
@@ -128,7 +129,7 @@ class _Again(torch.autograd.Function):
 
 
 def _slices(info: Any, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """The arguments of every call that torch.vmap stands for."""
+    """The arguments of each of the calls that torch.vmap batches."""
     return [
         tuple(a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True))
         for i in range(info.batch_size)

@@ -1,4 +1,4 @@
-"""The layers by name, and which sites each belongs at: how a configuration asks for one.
+"""The layers by name, and the sites that each belongs at: how a configuration asks for one.
 
 A new layer is a class and an entry in LAYERS. What its `make` takes beside the site and keep_prob are its options, by
 keyword; nothing else has to know their names.
@@ -34,7 +34,7 @@ class Kind:
 
     Args:
         make: (site, keep_prob, **options) -> layer.
-        sits_at: whether the layer belongs at a site, whatever groups and branches were chosen.
+        sits_at: site -> True if the layer belongs there, whatever groups and branches were chosen.
         before: called with the model before installation, for a layer that needs sites of its own.
         after: called with the model after installation, for layers that depend on one another's place.
         own_depth: the layer divides its rate by depth itself, so depth_rule=linear would do it twice.
@@ -47,7 +47,7 @@ class Kind:
     own_depth: bool = False
 
     def options(self) -> dict[str, bool]:
-        """The options of this layer: name -> whether it has to be given."""
+        """The options of this layer: name -> True if it has to be given."""
         taken = list(inspect.signature(self.make).parameters.values())[2:]
         return {parameter.name: parameter.default is parameter.empty for parameter in taken}
 
@@ -100,7 +100,7 @@ class LayerSpec:
         schedule, schedule_start, schedule_end: see `dropblock.schedule`; shares of the run.
         group_divisor, group_shares, head_share, depth_rule: see `KeepProbSchedule`. The share of a head is its own: it
             does not move the division of the groups.
-        options: of the layer, `block_size` for instance.
+        options: the layer's own options, `block_size` for instance.
     """
 
     name: str
@@ -142,11 +142,11 @@ def install_layers(
     Args:
         model: a network that declares sites.
         name: a key of LAYERS.
-        keep_prob: of the layer.
+        keep_prob: share of units that the layer keeps.
         groups: which groups of the network; the paper's best are 3 and 4. Those before its first one (group 1 of a
             network of three stages, whose `first_group` is 2) have no layers.
         skip: on the shortcut as well as on the conv branch.
-        options: of the layer, `block_size=7` for DropBlock.
+        options: the layer's own options, `block_size=7` for DropBlock.
 
     Returns:
         the filled sites by module path.

@@ -12,8 +12,16 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
-from dropblock.arguments import BLOCK_SIZE, as_number, check_maps, refuse_positional, share_to_keep
-from dropblock.functional import Rate, checked_drop, fresh_seed
+from dropblock.functional import (
+    BLOCK_SIZE,
+    Rate,
+    as_number,
+    check_maps,
+    checked_drop,
+    fresh_seed,
+    refuse_positional,
+    share_to_keep,
+)
 from dropblock.graph_node import count_node, transformed
 from dropblock.rates import effective_block, expected_drop, seed_rate
 
@@ -21,9 +29,8 @@ OWN = "own"  # the group of a layer that stands in a network of its own accord, 
 
 
 class DropLayer(nn.Module):
-    """What every layer that drops units has in common.
+    """Base class of all layers that drop units. Active in training mode only, where it drops and counts.
 
-    In training it drops and counts; in evaluation, and before anybody asked for it, it is the identity.
     Masks come from `mask_seed` once `set_mask_seed` was called (the same seed gives the same mask), before that from
     torch's default generator.
 
@@ -31,8 +38,8 @@ class DropLayer(nn.Module):
     child of its own; such a layer gets the keep_prob of the schedule itself, unless it is given a number: `group = 3`.
 
     Args:
-        keep_prob: share of units to keep, in [0, 1]; 0.9 if no rate is given. By name, as all layers take it, because
-            the layers of other libraries take a drop rate in its place.
+        keep_prob: share of units to keep, in [0, 1]; 0.9 if no rate is given. By name only: the layers of other
+            libraries take a drop rate in its place.
         p, drop_prob: the same rate as a share to drop, 1 - keep_prob. One of the three may be given.
 
     Raises:
@@ -56,12 +63,12 @@ class DropLayer(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def fresh_buffers(self) -> dict[str, Tensor]:
-        """Every buffer as it is in a new layer."""
+        """The buffers of a new layer, by name."""
         counts = {name: torch.zeros((), dtype=torch.int64) for name in ("mask_seed", "kept_units", "seen_units")}
         return {"keep_prob": torch.tensor(self.initial_keep_prob, dtype=torch.float32), **counts}
 
     def set_mask_seed(self, seed: int) -> None:
-        """From now on the mask is a function of this seed, an int64."""
+        """Fix the next masks: from now on they are a function of this seed, an int64."""
         self.seeded = True
         self.mask_seed.fill_(seed)
 
@@ -144,7 +151,7 @@ class DropLayer(nn.Module):
 
 
 def in_backward() -> bool:
-    """Whether a backward pass is running: then a forward pass is the second one of activation checkpointing.
+    """True while a backward pass is running: a forward pass is then the second one of activation checkpointing.
 
     torch has no public name for this question; torch.utils.checkpoint asks it in the same way.
     """
@@ -152,7 +159,7 @@ def in_backward() -> bool:
 
 
 class _DropBlock(DropLayer):
-    """What DropBlock1d, 2d and 3d have in common."""
+    """DropBlock on maps with `axes` axes."""
 
     axes: ClassVar[int]
 
@@ -191,7 +198,7 @@ class DropBlock2d(_DropBlock):
     Args:
         block_size: side of the dropped squares, >= 1; clamped to the map per axis. 1 is dropout, the whole map is
             SpatialDropout (paper, section 3).
-        keep_prob: in [0, 1], 0.9 if no rate is given; a schedule may change it between steps.
+        keep_prob: share of units to keep, in [0, 1]; 0.9 if no rate is given. A schedule may change it between steps.
         p, drop_prob: the same rate as a share to drop, 1 - keep_prob. One of the three may be given.
     """
 

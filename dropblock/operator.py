@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dropblock import dense, sparse_cpu
+from dropblock import sparse_cpu
+from dropblock.reference import dense_apply, dense_draw
 from dropblock.sparse_cpu import CHANNELS_LAST, channels_last
 
 # Bytes per unit that a mask may take between forward and backward. A larger one is drawn again from its seed.
@@ -29,7 +30,7 @@ class Backend(NamedTuple):
 
 
 SPARSE_CPU = Backend(sparse_cpu.draw, sparse_cpu.apply)
-DENSE = Backend(dense.draw, dense.apply)
+DENSE = Backend(dense_draw, dense_apply)
 
 
 def backend_for(x: Tensor) -> Backend:

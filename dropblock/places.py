@@ -1,4 +1,4 @@
-"""Where sites go in networks that declare none: patterns of module names, and the families that are known.
+"""Places for sites in networks that declare none: patterns of module names, and the families that are known.
 
 Groups follow the size of the feature maps, as in a ResNet: group 1 up to a quarter of the side of the image, group 2 an
 eighth, group 3 a sixteenth, group 4 a thirty-second.
@@ -7,7 +7,7 @@ eighth, group 3 a sixteenth, group 4 a thirty-second.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -22,7 +22,7 @@ GETTER = ("torchvision.models._utils", "IntermediateLayerGetter")
 
 @dataclass(frozen=True)
 class Place:
-    """Where sites go in a network: `Place("layer[34].*.conv3", "before", group=4)`.
+    """A place for sites in a network: `Place("layer[34].*.conv3", "before", group=4)`.
 
     A place that names several modules puts a site at each of them. A module that is called several times in a forward
     pass (one ReLU for a whole unit) is no place for a group with a number; choose its neighbour.
@@ -52,7 +52,7 @@ class Place:
             raise ValueError(f"groups are counted from 1, so there is no group {self.group}")
 
     def names(self, path: str) -> bool:
-        """Whether the pattern matches this module path."""
+        """True if the pattern matches this module path."""
         parts, patterns = path.split("."), self.modules.split(".")
         return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
@@ -67,34 +67,34 @@ def in_groups(groups: dict[int, str], *places: Place) -> tuple[Place, ...]:
 
 
 STAGES = {g: str(g) for g in (1, 2, 3, 4)}
-SHORTCUT = (
-    Place("layer{}.*.downsample", "after", branch="skip", ends_branch=True),
-    Place("layer{}.*.downsample", "in", branch="skip", ends_branch=True),
-)
 BOTTLENECK = in_groups(
     STAGES,
     Place("layer{}.*.conv2", "before"),
     Place("layer{}.*.conv3", "before"),
     Place("layer{}.*.bn3", ends_branch=True),
-    *SHORTCUT,
+    Place("layer{}.*.downsample", "after", branch="skip", ends_branch=True),
+    Place("layer{}.*.downsample", "in", branch="skip", ends_branch=True),
 )
 BASIC_BLOCK = in_groups(
     STAGES,
-    *(
-        replace(place, note=BASIC_BLOCK_NOTE)
-        for place in (Place("layer{}.*.conv2", "before"), Place("layer{}.*.bn2", ends_branch=True), *SHORTCUT)
-    ),
+    Place("layer{}.*.conv2", "before", note=BASIC_BLOCK_NOTE),
+    Place("layer{}.*.bn2", ends_branch=True, note=BASIC_BLOCK_NOTE),
+    Place("layer{}.*.downsample", "after", branch="skip", ends_branch=True, note=BASIC_BLOCK_NOTE),
+    Place("layer{}.*.downsample", "in", branch="skip", ends_branch=True, note=BASIC_BLOCK_NOTE),
 )
 REGNET = in_groups(
     STAGES,
-    *(Place("trunk_output.block{}.*.f.a"), Place("trunk_output.block{}.*.f.b")),
+    Place("trunk_output.block{}.*.f.a"),
+    Place("trunk_output.block{}.*.f.b"),
     Place("trunk_output.block{}.*.f.c", ends_branch=True),
     Place("trunk_output.block{}.*.proj", "after", branch="skip", ends_branch=True),
     Place("trunk_output.block{}.*.proj", "in", branch="skip", ends_branch=True),
 )
 TIMM_REGNET = in_groups(
     STAGES,
-    *(Place("s{}.*.conv1"), Place("s{}.*.conv2"), Place("s{}.*.conv3", ends_branch=True)),
+    Place("s{}.*.conv1"),
+    Place("s{}.*.conv2"),
+    Place("s{}.*.conv3", ends_branch=True),
     Place("s{}.*.downsample", branch="skip", ends_branch=True),
 )
 DENSENET = in_groups(
@@ -114,7 +114,8 @@ TIMM_EFFICIENTNET = (
     *in_groups({1: "0"}, Place("blocks.{}.*.bn2", ends_branch=True)),
     *in_groups(
         {1: "[01]", 2: "2", 3: "[34]", 4: "[56]"},
-        *(Place("blocks.{}.*.bn1"), Place("blocks.{}.*.bn2")),  # each with its activation
+        Place("blocks.{}.*.bn1"),  # each BatchNorm with its activation
+        Place("blocks.{}.*.bn2"),
         Place("blocks.{}.*.bn3", ends_branch=True),
         Place("blocks.{}.*", "out of reach", branch="skip"),
     ),
@@ -134,11 +135,6 @@ MOBILENET = (
 )
 
 
-def group_of_stride(stride: int) -> int:
-    """1 for feature maps of a quarter of the image and larger, up to 4 for a thirty-second and smaller."""
-    return min(4, max(1, stride.bit_length() - 2))
-
-
 def mobilenet(body: str) -> Callable[[nn.Module], tuple[Place, ...]]:
     """Units lie in one list: a group is what has the same stride, so it differs from size to size."""
 
@@ -150,10 +146,12 @@ def mobilenet(body: str) -> Callable[[nn.Module], tuple[Place, ...]]:
             convolutions = [module for module in unit.modules() if isinstance(module, nn.Conv2d)]
             stride *= math.prod(conv.stride[0] for conv in convolutions)
             if hasattr(unit, body):
-                # Dilated instead of strided, as in segmentation, it is still the group that it would be.
-                dilation = max(conv.dilation[0] for conv in convolutions)
-                named = (replace(place, modules=place.modules.replace("%", body)) for place in MOBILENET)
-                found += in_groups({group_of_stride(stride * dilation): name}, *named)
+                # Dilated instead of strided, as in segmentation, it is still the group that it would be: 1 for maps of
+                # a quarter of the image and larger, up to 4 for a thirty-second and smaller.
+                undilated = stride * max(conv.dilation[0] for conv in convolutions)
+                group = min(4, max(1, undilated.bit_length() - 2))
+                named = [replace(place, modules=place.modules.replace("%", body)) for place in MOBILENET]
+                found += in_groups({group: name}, *named)
         return tuple(found)
 
     return places
@@ -170,7 +168,7 @@ def vgg(model: nn.Module) -> tuple[Place, ...]:
 
 
 def features_of(model: nn.Module) -> nn.Module:
-    """Where a family keeps its stages; a wrapper around a backbone holds them itself."""
+    """The module that holds a family's stages: `features`, or a wrapper around a backbone itself."""
     return model.features if hasattr(model, "features") else model  # type: ignore[return-value]
 
 
@@ -180,9 +178,9 @@ class Family:
 
     Args:
         library: module that defines the class.
-        name: of the class.
+        name: name of the class.
         has: a module that it must have.
-        places: or what finds them in a model.
+        places: the places, or a function that finds them in a model.
     """
 
     library: str
@@ -191,7 +189,7 @@ class Family:
     places: tuple[Place, ...] | Callable[[nn.Module], tuple[Place, ...]]
 
     def holds(self, model: nn.Module) -> bool:
-        """Whether the model is one of the family, or torchvision's wrapper around the body of one."""
+        """True if the model is one of the family, or torchvision's wrapper around the body of one."""
         paths = {path for path, _ in model.named_modules()}
         bases = {(base.__module__, base.__name__) for base in type(model).__mro__}
         if GETTER in bases:
@@ -237,14 +235,10 @@ def known_places(model: nn.Module) -> tuple[Place, ...]:
     for path, part in model.named_modules():
         for family in KNOWN:
             if family.holds(part):
-                return tuple(within(path, family.places_in(part)))
+                inside = family.places_in(part)  # by the names in the part; here by those in the whole
+                return tuple(replace(place, modules=f"{path}.{place.modules}".lstrip(".")) for place in inside)
     families = ", ".join(sorted({f"{family.library.split('.')[0]} {family.name}" for family in KNOWN}))
     raise ValueError(
         f"no places known for {type(model).__name__}: give patterns, such as Place('layer4.*.conv3', 'before'); "
         f"known without patterns: {families}"
     )
-
-
-def within(path: str, places: tuple[Place, ...]) -> Iterator[Place]:
-    """The places of a part, by the names they have in the whole."""
-    return (replace(place, modules=f"{path}.{place.modules}".lstrip(".")) for place in places)

@@ -43,12 +43,12 @@ def effective_block(block_size: int, *size: int) -> tuple[int, ...]:
 
 
 def valid_seeds(size: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
-    """Along each axis, at how many positions a block can start and lie inside the map."""
+    """Number of positions along each axis at which a block can start and lie inside the map."""
     return tuple([side - b + 1 for side, b in zip(size, block, strict=True)])
 
 
 class Geometry(NamedTuple):
-    """What follows from the sizes of a block and of a map alone.
+    """Numbers that follow from the sizes of a block and of a map alone.
 
     block: clamped to the map, along each axis.
     valid: the positions where a block can start, along each axis.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dropblock.arguments import as_number, is_number
+from dropblock.functional import as_number, is_number
 from dropblock.layers import OWN, DropLayer, installed_layers
 from dropblock.sites import declared_sites, depths
 
@@ -21,7 +21,7 @@ class Schedule:
 
     Args:
         share: (progress, start, end), each a share of the run in [0, 1], -> share of the drop rate, in [0, 1].
-        reads: which of `start` and `end` it depends on; they must be given.
+        reads: those of `start` and `end` that it depends on; they must be given.
     """
 
     share: Callable[[float, float, float], float]
@@ -179,7 +179,7 @@ class KeepProbSchedule:
         return kept
 
     def kept_by(self, layer: DropLayer, keep_prob: float) -> float:
-        """What a layer keeps when the last group keeps `keep_prob`."""
+        """keep_prob of a layer when the last group keeps `keep_prob`."""
         if layer.group == OWN:
             return keep_prob
         if isinstance(layer.group, str):

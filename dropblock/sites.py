@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from os.path import commonprefix
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class Site(nn.Module):
     Args:
         group: the stage of the network, 1 ... 4 in a ResNet (the paper's word), or "head".
         branch: `conv` (the residual branch) or `skip` (the shortcut).
-        after: what comes before the site, for the reader of the sites table.
+        after: the module before the site, for the reader of the sites table.
         ends_branch: the site sees the output of its branch, just before the branches are joined.
         path_only: a place where whole branches may be dropped, and nothing smaller (the operations of AmoebaNet).
         reachable: False for a place of a foreign network that no layer can get at; it is only listed.
@@ -65,7 +66,7 @@ def install(
     Args:
         model: a network that declares sites.
         layer_factory: makes the layer of a site, a new one for each.
-        sites: says which sites get one.
+        sites: site -> True for those that get one.
 
     Returns:
         the filled sites by module path.
@@ -79,6 +80,7 @@ def install(
         name = type(layer_factory).__name__
         raise TypeError(f"layer_factory must be a function that makes a layer, `lambda site: ...`, not a {name}")
     declared = declared_sites(model)
+    # A place out of reach is marked, so that the sites table can say that a layer was wanted there.
     wanted = {name: site for name, site in declared.items() if sites(site)}
     for site in wanted.values():
         site.missed = not site.reachable
@@ -89,6 +91,7 @@ def install(
             f"no site to install into: {type(model).__name__} declares {len(declared)} sites in groups {groups}"
             + (f", and the {len(wanted)} asked for are out of reach" if wanted else "")
         )
+    # Make all layers before any is put in: a wrong factory leaves the network as it was.
     layers = {name: layer_factory(site) for name, site in chosen.items()}
     at = {site.layer: name for name, site in declared.items() if site.layer is not None and name not in chosen}
     for name, layer in layers.items():
@@ -123,22 +126,12 @@ def depths(model: nn.Module) -> dict[str, float]:
     ends = [path for path, site in body.items() if site.ends_branch and site.branch == "conv"]
     if not ends:
         ends = [path for path, site in body.items() if not site.path_only]
-    parts = [end.split(".") for end in ends]
-
-    def block(path: str) -> int:
-        shared = [_common_parts(path.split("."), end) for end in parts]
-        return shared.index(max(shared)) + 1
-
-    return {path: (ends.index(path) + 1 if path in ends else block(path)) / len(ends) for path in body} if ends else {}
-
-
-def _common_parts(one: list[str], other: list[str]) -> int:
-    number = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        number += 1
-    return number
+    found = {}
+    for path in body if ends else ():
+        # The unit that shares most parts of the path; a site that ends a branch shares all of its own.
+        shared = [len(commonprefix([f"{path}.".split("."), f"{end}.".split(".")])) for end in ends]  # noqa: RUF071
+        found[path] = (shared.index(max(shared)) + 1) / len(ends)
+    return found
 
 
 def map_sizes(
@@ -163,6 +156,7 @@ def map_sizes(
     def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: shapes[name].append(tuple(inputs[0].shape))
 
+    # One forward pass with hooks on the sites; modes are put back whatever happens.
     handles = [site.register_forward_pre_hook(remember(name)) for name, site in sites.items()]
     was_training = {module: module.training for module in model.modules()}
     try:

@@ -17,7 +17,7 @@ PIECE = 1 << 21  # bytes for each thread, about what its second-level cache hold
 
 
 def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
-    """Which of `trials` independent trials succeed: sorted positions, as whole numbers in float64.
+    """Positions of the successes among `trials` independent trials: sorted whole numbers in float64.
 
     The number of trials up to a success is geometric, ceil(log(u) / log(1 - rate)). The draws u have 53 bits and whole
     numbers below 2^53 add exactly in float64, so this is the Bernoulli process itself for any rate in [0, 1].
@@ -31,7 +31,7 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
 
     def steps() -> Tensor:
-        """How far it is to each of the next successes from the one before, summed up."""
+        """Running sums of the gaps to the next successes."""
         return torch.rand(batch, dtype=torch.float64, generator=generator).log_().mul_(per_log).ceil_().cumsum_(0)
 
     position = steps().sub_(1.0)
@@ -125,7 +125,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether the channels of a unit lie side by side; torch knows this layout for two and three axes."""
+    """True if the channels of a unit lie side by side; torch knows this layout for two and three axes."""
     layout = CHANNELS_LAST.get(x.ndim)
     return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
@@ -141,16 +141,18 @@ def windows(buffer: Tensor, of: Geometry, apart: int = 1) -> Tensor:
 
 
 def count_units(map_: Tensor, corner: Tensor, of: Geometry) -> int:
-    """How many units the blocks cover. Blocks overlap only in maps that hold several: those alone are painted.
+    """Number of units that the blocks cover. Blocks overlap only in maps that hold several: those alone are painted.
 
     Args:
-        map_, corner: (K,) float64, which map a block lies in and its offset if maps are stored one after the other.
-        of: of the blocks and maps.
+        map_, corner: (K,) float64, the map that a block lies in and its offset if maps are stored one after the other.
+        of: geometry of the blocks and maps.
     """
     area, units = of.area, of.units
-    second = (map_[1:] == map_[:-1]).nonzero().view(-1) + 1  # blocks whose map is that of the block before
+    # Blocks whose map is that of the block before.
+    second = (map_[1:] == map_[:-1]).nonzero().view(-1) + 1
     if len(second) == 0:
         return len(map_) * area
+    # Only the crowded maps get a canvas, one byte a unit.
     crowded = map_[second]
     maps, canvas_map = torch.unique_consecutive(crowded, return_inverse=True)
     pairs = corner.unfold(0, 2, 1)[second - 1]  # to paint a block twice does no harm

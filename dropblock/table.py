@@ -1,8 +1,9 @@
-"""The sites table: what sits where in a network, and what it drops."""
+"""The sites table: the layers of a network, their places, and the share that each drops."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -16,11 +17,11 @@ OUT_OF_REACH = "out of reach"  # stands for the layer in the row of a place that
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One line of the sites table: what sits where, and what it is expected to do at the target keep_prob.
+    """One line of the sites table: a place, its layer, and the drop expected at the target keep_prob.
 
     Args:
         site: module path.
-        group, branch, after, note: of the `Site`; branch is "-" for a layer at none.
+        group, branch, after, note: as in `Site`; branch is "-" for a layer at none.
         layer: class of the layer.
         map_sizes: (channels, height, width) of every feature map that the site sees in one pass; other numbers of axes
             for 1-D and 3-D layers.
@@ -63,7 +64,7 @@ def layer_at(place: Site | DropLayer) -> DropLayer | None:
 
 
 def site_table(model: nn.Module, example: Tensor | tuple[Tensor, ...], *schedules: KeepProbSchedule) -> list[SiteRow]:
-    """What is installed where, with map sizes found by one forward pass in evaluation mode.
+    """List the installed layers and their places, with map sizes found by one forward pass in evaluation mode.
 
     A layer that a network has as a child of its own has a row of the group "own". A place of a foreign network where a
     layer was wanted but cannot be has a row too, without map sizes and with the layer "out of reach".
@@ -95,12 +96,17 @@ def site_table(model: nn.Module, example: Tensor | tuple[Tensor, ...], *schedule
 def row_of(path: str, place: Site | DropLayer, layer: DropLayer, kept: float, sizes: list[tuple[int, ...]]) -> SiteRow:
     """The row of one place whose layer keeps `kept` of its units."""
     _, *sides = largest(sizes)
-    site = place if isinstance(place, Site) else None
+    if isinstance(place, Site):
+        branch, after, note = place.branch, place.after, place.note
+    else:  # a layer that the network has as a child of its own
+        branch, after, note = "-", path, ""
+        if len({*sizes}) < len(sizes):
+            note = f"{path} is called more than once on maps of one size, with one mask: use a layer for each place"
     return SiteRow(
         site=path,
         group=place.group,
-        branch=site.branch if site else "-",
-        after=site.after if site else path,
+        branch=branch,
+        after=after,
         layer=type(layer).__name__,
         map_sizes=sizes,
         block=layer.block(*sides),
@@ -108,15 +114,8 @@ def row_of(path: str, place: Site | DropLayer, layer: DropLayer, kept: float, si
         keep_prob=kept,
         seed_rate=layer.seed_rate(kept, *sides),
         expected_drop=mean_drop(layer, kept, sizes),
-        note=site.note if site else _note_on_equal_maps(path, sizes),
+        note=note,
     )
-
-
-def _note_on_equal_maps(path: str, sizes: list[tuple[int, ...]]) -> str:
-    """A note for a layer at no site that one pass calls twice on maps of one size, else ""."""
-    if len({*sizes}) == len(sizes):
-        return ""
-    return f"{path} is called more than once on maps of one size, with one mask: use a layer for each place"
 
 
 def largest(sizes: list[tuple[int, ...]]) -> tuple[int, ...]:
@@ -134,41 +133,46 @@ def mean_drop(layer: DropLayer, kept: float, sizes: list[tuple[int, ...]]) -> fl
 
 def table_text(rows: list[SiteRow]) -> str:
     """The sites table for people: sites that are alike share a line, with their number; notes stand below it."""
+
+    def times(sides: tuple[int, ...]) -> str:
+        return "x".join(map(str, sides))
+
     alike: dict[tuple[object, ...], list[SiteRow]] = {}
     for row in rows:
         key = (row.group, row.branch, row.after, row.layer, *row.map_sizes, row.block, row.expected_drop)
         alike.setdefault(key, []).append(row)
-    lines = [("group", "branch", "after", "sites", "layer", "map", "block", "keep_prob", "gamma", "expected drop")]
+    lines = [["group", "branch", "after", "sites", "layer", "map", "block", "keep_prob", "gamma", "expected drop"]]
     for same in alike.values():
         row = same[0]
-        place = (str(row.group), row.branch, row.after, str(len(same)), row.layer)
-        lines.append((*place, *(("-", "-", "-", "-", "0.00%") if row.layer == OUT_OF_REACH else rates_text(row))))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    padded = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        line = [str(row.group), row.branch, row.after, str(len(same)), row.layer]
+        if row.layer == OUT_OF_REACH:
+            line += ["-", "-", "-", "-", "0.00%"]
+        else:
+            size = largest(row.map_sizes)
+            others = [times(other[1:]) for other in row.map_sizes if other[1:] != size[1:]]
+            line += [
+                " ".join([times(size), *others]),
+                (times(row.block) or "-") + (" = whole map" if row.block == size[1:] else ""),
+                f"{row.keep_prob:g}",
+                f"{row.seed_rate:.3g}",
+                f"{100 * row.expected_drop:.2f}%",
+            ]
+        lines.append(line)
+    head, *body = aligned(lines, str.ljust)
+    rule = "  ".join("-" * max(len(line[i]) for line in lines) for i in range(len(lines[0])))
     notes = dict.fromkeys(f"note: {row.note}" for row in rows if row.note)
-    return "\n".join([padded[0], "  ".join("-" * w for w in widths), *padded[1:], *notes])
+    return "\n".join([head, rule, *body, *notes])
 
 
-def rates_text(row: SiteRow) -> tuple[str, str, str, str, str]:
-    """Feature maps, block, keep_prob, gamma and expected drop of a row."""
-    size = largest(row.map_sizes)
-    others = [times(other[1:]) for other in row.map_sizes if other[1:] != size[1:]]
-    return (
-        " ".join([times(size), *others]),
-        (times(row.block) or "-") + (" = whole map" if row.block == size[1:] else ""),
-        f"{row.keep_prob:g}",
-        f"{row.seed_rate:.3g}",
-        f"{100 * row.expected_drop:.2f}%",
-    )
-
-
-def times(sides: tuple[int, ...]) -> str:
-    return "x".join(map(str, sides))
+def aligned(lines: list[list[str]], justify: Callable[[str, int], str]) -> list[str]:
+    """Cells in columns of one width."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(justify, line, widths)).rstrip() for line in lines]
 
 
 @dataclass(frozen=True)
 class DropRow:
-    """What a group should have dropped over some steps, and what it did; shares of its units.
+    """Asked, expected and measured drop of a group over some steps; shares of its units.
 
     Args:
         group: "group3" or "head", after the kind of layer where there are several.
@@ -187,9 +191,8 @@ class DropRow:
 
 def drops_text(rows: list[DropRow]) -> str:
     """Asked, expected and measured drop for people."""
-    lines = [("group", "asked", "expected", "measured", "units")]
+    lines = [["group", "asked", "expected", "measured", "units"]]
     for row in rows:
         measured = "never ran" if row.measured is None else f"{100 * row.measured:.2f}%"
-        lines.append((row.group, f"{100 * row.asked:.2f}%", f"{100 * row.expected:.2f}%", measured, f"{row.units:,}"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+        lines.append([row.group, f"{100 * row.asked:.2f}%", f"{100 * row.expected:.2f}%", measured, f"{row.units:,}"])
+    return "\n".join(aligned(lines, str.rjust))

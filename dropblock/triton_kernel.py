@@ -157,8 +157,7 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     maps = max(1, TILE // (lines * width_in_bytes))
     with _on(x):
         _draw[(math.ceil(n * c / maps), math.ceil(height / lines))](
-            *(bits, kept, keep_prob, seed, n * c, c, height, width, b_h, b_w, pitch),
-            *(last, maps, lines, width_in_bytes),
+            bits, kept, keep_prob, seed, n * c, c, height, width, b_h, b_w, pitch, last, maps, lines, width_in_bytes
         )
     return kept, bits
 
@@ -178,7 +177,7 @@ def apply(x: Tensor, kept: Tensor, bits: Tensor, block_size: int) -> Tensor:
             strips, strips_at_once = n * height * pitch, TILE // (8 * channels)
             grid = (math.ceil(strips / strips_at_once), math.ceil(c / channels))
             _apply_channels_last[grid](
-                *(x, y, bits, kept, x.numel(), strips, c, width, pitch, exact, strips_at_once, channels)
+                x, y, bits, kept, x.numel(), strips, c, width, pitch, exact, strips_at_once, channels
             )
         else:
             programs = math.ceil(x.numel() / TILE)

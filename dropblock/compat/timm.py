@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from dropblock import layers
-from dropblock.arguments import check_maps, scalar, share_to_keep
-from dropblock.compat.shared_mask import drawn_mask, drop_rate, in_place, masked
-from dropblock.functional import drop_block_counted, fresh_seed
+from dropblock.compat import drop_rate, in_place
+from dropblock.functional import check_maps, drop_block_counted, fresh_seed, scalar, share_to_keep
 
 REMOVED = ("batchwise", "fast")  # arguments that timm took before 1.0.23 and still swallows
 
@@ -32,6 +31,7 @@ def drop_block_2d(
     """Drop blocks of (N, C, H, W) maps.
 
     Args:
+        x: (N, C, H, W) floating point.
         drop_prob: share to drop, in [0, 1].
         block_size: side of a block; clamped to the map per axis.
         gamma_scale: factor on the rate of seeds.
@@ -42,10 +42,14 @@ def drop_block_2d(
     """
     check_maps("drop_block_2d", x, 2)
     keep_prob = scalar(share_to_keep("drop_block_2d", None, None, drop_prob), x.device)
-    y, _ = _dropped(
-        x, keep_prob, block_size, fresh_seed(x.device), gamma_scale, with_noise, couple_channels, scale_by_keep
-    )
+    keep_prob = scaled(keep_prob, gamma_scale)
+    y, _ = _dropped(x, keep_prob, block_size, fresh_seed(x.device), with_noise, couple_channels, scale_by_keep)
     return in_place(x, y, inplace)
+
+
+def scaled(keep_prob: Tensor, gamma_scale: float) -> Tensor:
+    """The share to keep at which gamma is `gamma_scale` times as large."""
+    return keep_prob if gamma_scale == 1.0 else (1.0 - gamma_scale * (1.0 - keep_prob)).clamp(0.0, 1.0)
 
 
 def _dropped(
@@ -53,24 +57,23 @@ def _dropped(
     keep_prob: Tensor,
     block_size: int,
     seed: Tensor,
-    gamma_scale: float,
     with_noise: bool,
     couple_channels: bool,
     scale_by_keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    keep_prob = scaled(keep_prob, gamma_scale)
     if not (couple_channels or with_noise) and scale_by_keep:
         return drop_block_counted(x, keep_prob=keep_prob, block_size=block_size, seed=seed)
-    mask, kept = drawn_mask(x, keep_prob, block_size, seed, shared=couple_channels)
+    # The operator on ones is the mask: 0 where a unit is dropped, else the normaliser.
+    ones = torch.ones_like(x[:, :1] if couple_channels else x, dtype=torch.float32)
+    mask, kept = drop_block_counted(ones, keep_prob=keep_prob, block_size=block_size, seed=seed)
+    kept = kept * x.shape[1] if couple_channels else kept
     if with_noise:
         noise = torch.randn_like(mask).to(x.dtype)
         return torch.where(mask == 0, noise, x), kept
-    return masked(x, mask if scale_by_keep else (mask != 0).to(mask.dtype)), kept
-
-
-def scaled(keep_prob: Tensor, gamma_scale: float) -> Tensor:
-    """The share to keep at which gamma is `gamma_scale` times as large."""
-    return keep_prob if gamma_scale == 1.0 else (1.0 - gamma_scale * (1.0 - keep_prob)).clamp(0.0, 1.0)
+    # Formed in float32 at least and rounded once; selected, not multiplied by 0, which would leave a NaN a NaN.
+    exact = torch.promote_types(x.dtype, torch.float32)
+    factor = mask if scale_by_keep else (mask != 0).to(mask.dtype)
+    return (x.to(exact) * factor).to(x.dtype).masked_fill(mask == 0, 0), kept
 
 
 class DropBlock2d(layers.DropBlock2d):
@@ -98,8 +101,9 @@ class DropBlock2d(layers.DropBlock2d):
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         check_maps("DropBlock2d", x, 2)
-        how = (self.gamma_scale, self.with_noise, self.couple_channels, self.scale_by_keep)
-        y, kept = _dropped(x, self.keep_prob, self.block_size, seed, *how)
+        keep_prob = scaled(self.keep_prob, self.gamma_scale)
+        how = {"couple_channels": self.couple_channels, "scale_by_keep": self.scale_by_keep}
+        y, kept = _dropped(x, keep_prob, self.block_size, seed, self.with_noise, **how)
         return in_place(x, y, self.inplace), kept
 
     def seed_rate(self, keep_prob: float, *size: int) -> float:

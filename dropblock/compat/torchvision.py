@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dropblock import functional, layers
-from dropblock.compat.shared_mask import drop_rate, in_place
+from dropblock.compat import drop_rate, in_place
 
 
 def drop_block2d(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dropblock
 from dropblock import expected_drop, installed_layers
-from dropblock.compat import mmdet, older_package, timm, torchvision
+from dropblock.compat import timm, torchvision
 
 ORIGINALS = {"torchvision": "torchvision.ops", "timm": "timm.layers"}
 NAMES = {
@@ -46,8 +46,6 @@ CALLS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "timm": (lambda x: timm.drop_block_2d(x, 0.1, 7), True),
     "timm module": (timm.DropBlock2d(0.1, 7), True),
     "timm, a mask for each channel": (timm.DropBlock2d(0.1, 7, couple_channels=False), False),
-    "mmdet": (mmdet.DropBlock(0.1, 7, warmup_iters=0, in_channels=16), False),
-    "older package": (older_package.DropBlock2D(0.1, 7), True),
 }
 
 
@@ -78,10 +76,6 @@ def test_three_axes() -> None:
     x = torch.rand(8, 8, 6, 7, 8) + 0.5
     for layer in (torchvision.DropBlock3d(0.2, 3), lambda x: torchvision.drop_block3d(x, 0.2, 3)):
         assert 0 < drop(layer(x)) < 0.5
-    y = older_package.DropBlock3D(0.2, 3)(x)
-    assert torch.equal((y == 0).any(1), (y == 0).all(1))
-    with pytest.raises(ValueError, match="D, H, W"):
-        older_package.DropBlock3D(0.2, 3)(x[0])
 
 
 def test_torchvision_in_place_at_rate_zero_and_in_evaluation() -> None:
@@ -124,39 +118,10 @@ def test_timm_noise_gamma_scale_and_scale_by_keep() -> None:
             timm.DropBlock2d(speed=1)
 
 
-def test_mmdet_warms_up_and_a_recomputed_pass_has_the_rate_of_its_first_time() -> None:
-    layer = mmdet.DropBlock(0.5, 3, warmup_iters=4)
-    rates = []
-    for _ in range(6):
-        layer(X)
-        rates.append(layer.rate_now)
-    assert rates == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
-    assert "warmup_iters=4" in repr(layer)
-    layer = mmdet.DropBlock(0.5, 3, warmup_iters=4)
-    x = X.clone().requires_grad_()
-    torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False).sum().backward()
-    assert layer.iter_cnt == 1
-    for wrong in ({"drop_prob": 0.0}, {"drop_prob": 1.5}, {"warmup_iters": -1}):
-        with pytest.raises(ValueError, match="must"):
-            mmdet.DropBlock(**{"drop_prob": 0.1, "block_size": 3, **wrong})
-
-
-def test_the_older_packages_scheduler_steps_through_its_rates() -> None:
-    layer = dropblock.LinearScheduler(dropblock.DropBlock2D(drop_prob=0.0, block_size=5), 0.0, 0.2, nr_steps=3)
-    assert torch.equal(layer(X), X)
-    rates = []
-    for _ in range(4):
-        layer.step()
-        rates.append(layer.dropblock.drop_prob)
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.2])
-    assert drop(layer(X)) > 0.1
-    assert dropblock.DropBlock3D is older_package.DropBlock3D
-
-
 def test_a_warning_where_both_distributions_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        older_package.warn_of_namesake()
+        dropblock._warn_of_namesake()
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.3.0" if name == "dropblock" else "1")
-    with pytest.warns(UserWarning, match=r"dropblock 0.3.0 is installed too"):
-        older_package.warn_of_namesake()
+    with pytest.warns(UserWarning, match=r"dropblock 0\.3\.0"):
+        dropblock._warn_of_namesake()

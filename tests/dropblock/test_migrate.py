@@ -80,6 +80,20 @@ def test_timms_networks(name: str, number: int) -> None:
         assert [old.get_submodule(path).block_size for path in places] == list(blocks.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("mmdet", r"counts in.*?`(KeepProb[^`]*)`"), ("pypi", r"`schedule = ([^`]*)`")]
+)
+def test_layers_that_counted_their_own_steps(name: str, pattern: str) -> None:
+    """The lines of the page after the change; the libraries themselves are not installed."""
+    space: dict[str, Any] = {}
+    exec("\n".join(new for _, new in changes(name)), space)
+    (schedule,) = re.findall(pattern, PAGE, re.DOTALL)
+    schedule = eval(schedule, {**space, "model": torch.nn.Sequential(space["layer"])})
+    for step, share in ((0, 0.1 / 2000 if name == "mmdet" else 0.0), (1_000_000, 0.1)):
+        schedule.set(step)
+        assert space["layer"].keep_prob.item() == pytest.approx(1 - share, abs=1e-6)
+
+
 def test_a_few_shot_resnet12() -> None:
     torch.manual_seed(0)
     before, after = before_and_after("resnet12", (ROOT / "tests/dropblock/resnet12.py").read_text())
@@ -125,4 +139,6 @@ def test_every_diff_of_the_page_is_followed_here() -> None:
         "diff timm",
         "diff timm-paper",
         "diff resnet12",
+        "diff mmdet",
+        "diff pypi",
     }

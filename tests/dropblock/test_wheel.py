@@ -19,7 +19,7 @@ SMOKE = f"""
 import importlib.resources, pathlib, sys
 for name in {OF_THE_FRAMEWORK}:
     sys.modules[name] = None  # importing it raises
-import dropblock, dropblock.compat.torchvision, dropblock.compat.timm, dropblock.compat.mmdet, torch
+import dropblock, dropblock.compat.torchvision, dropblock.compat.timm, torch
 assert pathlib.Path(dropblock.__file__).is_relative_to(sys.prefix), dropblock.__file__
 assert (importlib.resources.files("dropblock") / "py.typed").is_file()
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), dropblock.DropBlock2d(block_size=3, keep_prob=0.5))
