@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -128,18 +129,40 @@ def _dotted(node: Any, prefix: str) -> list[str]:
     return names
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML as OmegaConf reads it, in a tenth of the time: 1e-3 is a number, 2024-01-01 a text, no key stands twice."""
+
+    # A timestamp is the only value of YAML 1.1 that begins with four digits and a dash.
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class declares it
+        first: [entry for entry in resolvers if entry[0] != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: duplicate key {key}")
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The plain values of a YAML file.
+    """Read the plain values of a YAML file.
 
     Raises:
         UserError: if the file is missing or damaged.
     """
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
+        values = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:
         raise UserError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
+    if values is not None and not isinstance(values, dict):
         raise UserError(f"{path}: not a configuration")
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in (values or {}).items()}

@@ -24,6 +24,7 @@ from configs.help import GROUPS
 from configs.plan import CONFIGS, LONGEST_FOLDER, OWN_DATA, choices, own_title, shortened
 from configs.regularizer_keys import check_key
 from configs.schema import LAYER_KNOBS, Config, RunOptions
+from configs.tables import table_of
 
 FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
 SHOWS = ("job", "hydra", "all")  # what --cfg shows
@@ -86,8 +87,7 @@ def _check_sweep(arguments: list[str]) -> None:
         return
     if len(names) > 1 or "," in names[0]:
         raise UserError(f"sweep={','.join(names)}: one sweep at a time, each has a folder of its own")
-    params = load_yaml(CONFIGS / "sweep" / f"{names[0]}.yaml")["hydra"]["sweeper"]["params"]
-    fixed = {"experiment", "regularizer", "paper", "label_smoothing", *LAYER_KNOBS} - (params.keys() - {"experiment"})
+    fixed = {"experiment", "regularizer", "paper", "label_smoothing", *LAYER_KNOBS} - table_of(names[0]).vary.keys()
     for key, _, value in given:
         if key.split(".")[0] in fixed:
             raise UserError(f"{key}={value}: +sweep={names[0]} sets this itself, run by run; leave it out")
@@ -229,9 +229,9 @@ def _titles(names: str, given: dict[str, str]) -> str:
 
 def _data_of(sweep: str | None) -> str:
     """The data set of a command that names none: that of the sweep, where it has one of its own, or the default."""
-    files = [CONFIGS / "config.yaml", *([CONFIGS / "sweep" / f"{sweep}.yaml"] if sweep else [])]
-    entries = [entry for file in files for entry in load_yaml(file).get("defaults", []) if isinstance(entry, dict)]
-    return str([value for entry in entries for key, value in entry.items() if key in ("data", "override /data")][-1])
+    own = table_of(sweep).setting.get("data") if sweep else None
+    defaults = load_yaml(CONFIGS / "config.yaml")["defaults"]
+    return str(own or next(entry["data"] for entry in defaults if isinstance(entry, dict) and "data" in entry))
 
 
 T = TypeVar("T")

@@ -18,11 +18,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from configs import tables
 from configs.checking import UserError
 from configs.command_line import LAUNCHER, check_arguments, quoted, split_flags
 from configs.plan import CONFIGS, Plan
 from configs.registered import NODES
-from configs.regularizer_keys import with_plus
+from configs.regularizer_keys import with_plus, without_plus
 from configs.regularizers import not_chosen
 from configs.resolve import resolve_composed
 from configs.schema import Config
@@ -54,7 +55,7 @@ def config_of(*overrides: str) -> DictConfig:
     import hydra
     from hydra.errors import HydraException
 
-    store_defaults()
+    store_defaults(overrides)
     try:
         with hydra.initialize_config_dir(str(CONFIGS), **_before_1_4(version_base="1.3")):
             return hydra.compose("config", with_plus(overrides))
@@ -81,9 +82,9 @@ def compose_jobs(
 
     def one(config: DictConfig) -> None:
         state = HydraConfig.get()
-        each(config, list(state.overrides.task), state.job.num if sweep is not None else 0)
+        each(config, without_plus(state.overrides.task), state.job.num if sweep is not None else 0)
 
-    store_defaults()
+    store_defaults(arguments)
     # launcher/ray.yaml stands before the plugin's own configuration of that name, and is meant to be checked by it.
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema", UserWarning)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
@@ -108,14 +109,16 @@ def compose_without_trace(
         compose_jobs(here, Path(folder) if grid else None, each)
 
 
-def store_defaults() -> None:
-    """Give Hydra what stands in no YAML file: the schema's defaults, as plain values, and what a script registered."""
+def store_defaults(overrides: Sequence[str]) -> None:
+    """Give Hydra what has no file of its own: the schema's defaults, rows and tables, what a script registered."""
     from hydra.core.config_store import ConfigStore
 
     # Before each command of this process.
     again: dict[str, Any] = {} if _before_1_4(old=True) else {"replace": True}
     store = ConfigStore.instance()
     store.store("schema", _schema(), **again)
+    for group, name, node in tables.nodes(overrides):
+        store.store(name, node, group=group, package="_global_", **again)
     for name, values in NODES["model"].items():
         store.store(name, values, group="model", **again)
     for name, values in NODES["regularizer"].items():

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from configs import tables
 from configs.checking import UserError, check, load_yaml
 from configs.paper import PaperConfig, paper_from
 from configs.registered import names_of
@@ -155,7 +156,9 @@ def plan_from(values: dict[str, Any]) -> Plan:
 
 
 def choices(group: str) -> list[str]:
-    """The names of a configuration group: its YAML files, sub-directories included, and what a script added."""
+    """The names of a configuration group: its YAML files, the rows of tables, and what a script added."""
+    if group in ("experiment", "sweep"):
+        return sorted(tables.rows()) if group == "experiment" else tables.sweeps()
     folder = CONFIGS / group
     files = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
     return sorted(files.union(names_of(group)))

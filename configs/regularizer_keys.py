@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -41,8 +42,17 @@ def check_key(key: str) -> None:
 
 
 def with_plus(overrides: Sequence[str]) -> list[str]:
-    """Overrides as Hydra takes them: with ++ (set or add) where it is not known whether a regularizer has the key."""
-    return [f"++{override}" if _of_every_layer(override) else override for override in overrides]
+    """Overrides as Hydra takes them: with ++ (set or add) where it is not known whether a regularizer has the key.
+
+    `+sweep=NAME` becomes `+table=NAME`, see `configs.tables.nodes`.
+    """
+    named = [re.sub(r"^\+\+?sweep=", "+table=", override) for override in overrides]
+    return [f"++{override}" if _of_every_layer(override) else override for override in named]
+
+
+def without_plus(overrides: Sequence[str]) -> list[str]:
+    """The inverse of `with_plus` for the name of a sweep."""
+    return [re.sub(r"^\+table=", "+sweep=", override) for override in overrides]
 
 
 def _of_every_layer(override: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
+from configs import tables
 from configs.checking import UserError, check, load_yaml, one_of
 from configs.plan import CONFIGS, choices
 from configs.registered import NODES
@@ -122,7 +123,7 @@ def of_experiment(config: Config, knob: str) -> bool:
     """Whether a knob has its value from the experiment's file."""
     if config.experiment is None:
         return False
-    return bool(load_yaml(CONFIGS / "experiment" / f"{config.experiment}.yaml").get(knob) == getattr(config, knob))
+    return bool(tables.rows()[config.experiment].get(knob) == getattr(config, knob))
 
 
 def without(knob: str, layers: Mapping[str, LayerConfig], names: Iterable[str]) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from configs.checking import UserError, check, load_yaml
+from configs import tables
+from configs.checking import UserError, check
 from configs.paper import PaperConfig
-from configs.plan import CONFIGS, LONGEST_FOLDER, OWN_DATA, Plan, Runtime, own_title, shortened, written
+from configs.plan import LONGEST_FOLDER, OWN_DATA, Plan, Runtime, own_title, shortened, written
 from configs.ranges import check_fields, check_values
 from configs.regularizers import as_written, check_chosen, layers_of, merged, refuse_unchosen
 from configs.schema import (
@@ -174,8 +175,8 @@ def idle(recipe: RecipeConfig, own: RecipeConfig) -> list[str]:
 
 def _require_weights(config: Config) -> None:
     """Refuse an experiment that starts from trained weights (`model.pretrained: ???`) and is given none."""
-    own = load_yaml(CONFIGS / "experiment" / f"{config.experiment}.yaml") if config.experiment else {}
-    if own.get("model", {}).get("pretrained") == "???" and config.model.pretrained is None:
+    own = tables.rows()[config.experiment] if config.experiment else {}
+    if own.get("model.pretrained") == "???" and config.model.pretrained is None:
         raise UserError(f"experiment={config.experiment} starts from ImageNet weights: give model.pretrained=FILE")
 
 
@@ -184,9 +185,9 @@ def _paper(config: Config, tried: dict[str, Any], notes: list[str]) -> PaperConf
     paper = config.paper
     if not config.experiment or not (paper.metrics or paper.curve):
         return paper
-    own = load_yaml(CONFIGS / "experiment" / f"{config.experiment}.yaml")
-    chosen = [entry["override /regularizer"] for entry in own.get("defaults", []) if "override /regularizer" in entry]
-    names = list(config.regularizer) if not chosen else chosen[0] if isinstance(chosen[0], list) else chosen
+    own = tables.rows()[config.experiment]
+    chosen = own.get("regularizer", list(config.regularizer))
+    names = chosen if isinstance(chosen, list) else [chosen]
     changed = [f"regularizer={','.join(config.regularizer)}"] if list(config.regularizer) != names else []
     if not changed:
         knobs: dict[str, Any] = {

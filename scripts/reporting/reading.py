@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs import tables
 from configs.checking import UserError, check, load_yaml
 from configs.command_line import values_given
 from configs.paper import StudyConfig
-from configs.plan import CONFIGS, choices
 from engine.records import DONE, RunFolder, same_data
 from scripts.reporting.sweep import Row, Run, Sweep, layer_values
 
@@ -159,9 +159,7 @@ def pilots_beside(folder: Path, study: StudyConfig) -> list[Run]:
 
 def study_of(sweep: str | None) -> StudyConfig:
     """What a sweep's file declares for its report; the defaults for another folder."""
-    if sweep is None or sweep not in choices("sweep"):
-        return StudyConfig()
-    return check(load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml").get("study") or {}, StudyConfig)
+    return check(tables.study_of(sweep), StudyConfig)
 
 
 def place_of(sweep: Path, run: Path) -> Path:
@@ -222,7 +220,7 @@ def asked_for(folder: Path) -> Asked:
     asked = str(given.get("seed", params.get("seed", "")))
     seeds = tuple(int(seed) for seed in asked.split(",") if seed.strip().isdigit())
     values = numbers_in(str(given.get(knob, params[knob]))) if knob else ()
-    return Asked(given.get("sweep"), experiments, knob, values, seeds)
+    return Asked(given.get("table", given.get("sweep")), experiments, knob, values, seeds)
 
 
 def numbers_in(text: str) -> tuple[float, ...]:

@@ -15,9 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from configs.checking import UserError, check, load_yaml
 from configs.command_line import check_arguments, is_sweep, sweep_folder, sweep_name
 from configs.compose import compose_jobs, config_of, plan_of
+from configs.paper import PaperConfig
 from configs.plan import CONFIGS, Plan, choices
 from configs.resolve import resolve
 from configs.schema import Config
+from configs.tables import table_of
 from scripts import inference_drop, report
 
 SMALL, WHOLE = ("data=fake", "model=resnet18"), ("data=imagenet", "recipe=imagenet_270")
@@ -30,7 +32,7 @@ def plans(sweep: str, scale: tuple[str, ...]) -> list[Plan]:
 
     Hydra composes once an experiment, as it takes a fifth of a second; the sweep's other keys are set after that.
     """
-    params = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["hydra"]["sweeper"]["params"]
+    params = table_of(sweep).axes()
     axes = {key: [value.strip() for value in str(values).split(",")] for key, values in params.items()}
     if "seed" in axes:
         del axes["seed"][1:]
@@ -103,7 +105,7 @@ def test_a_study_is_one_command(sweep: str) -> None:
     assert len({plan.run_dir() for plan in found}) == STUDIES[sweep]
     assert {plan.data.name for plan in found} == {"folder"}
     assert len({repr((plan.recipe, plan.model, plan.data)) for plan in found}) == 1
-    values = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["study"]
+    values = table_of(sweep).study
     if "pilot_seed" in values:  # the seed that chooses is none of those reported
         assert (values["pilot_seed"] in {plan.seed for plan in found}) == ("pilot_sweep" not in values)
 
@@ -169,20 +171,19 @@ def test_one_run_serves_several_tables() -> None:
     assert len(dropblock) == 9 + 1  # only block 1 is new
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in choices("experiment") if name.startswith(("table1/", "fig", "coco/"))]
-)
-def test_an_experiment_says_what_it_claims(name: str) -> None:
-    path = CONFIGS / "experiment" / f"{name}.yaml"
-    lines, values = path.read_text().splitlines(), OmegaConf.load(path)
-    assert lines[0] == "# @package _global_"
-    assert lines[1].startswith(("# Table ", "# Figure ", "# Beside Figure ", "# COCO, row "))
-    assert any(line.startswith("# Cost: ") for line in lines)
-    assert values.experiment == name
-    if name != "coco/finetune":  # which says what it starts from
-        assert not {"data", "recipe", "model", "epochs", "seed"} & set(values)  # it runs at any scale
-    for number, *_ in values.paper.get("metrics", {}).values():
-        assert f"{number:.{1 if name.startswith('coco/') else 2}f}" in path.read_text().split("defaults:")[0]
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_table_says_what_it_claims(path: Path) -> None:
+    head = [line for line in path.read_text().splitlines() if line.startswith("# ")]
+    assert any(line.startswith(("#   python train.py", "#   python scripts/")) for line in head)
+    assert any(line.startswith("# Cost: ") for line in head)
+    table = table_of(path.stem)
+    assert not table.rows.keys() & {name.partition("/")[2] for name in table.runs or []} or table.prefix
+    for name, row in table.rows.items():
+        assert row["regularizer"], name
+        paper = check(OmegaConf.create(row.get("paper", {})), PaperConfig)
+        assert bool(paper.metrics or paper.curve) <= bool(paper.certainty), name
+        if path.stem in RUNS and name != "finetune":  # it runs at any scale
+            assert not {key.partition(".")[0] for key in row} & {"data", "recipe", "model", "epochs", "seed"}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from configs import compose
-from configs.checking import load_yaml
-from configs.plan import CONFIGS, Plan
+from configs.plan import Plan
+from configs.tables import table_of
 
 ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "processor": "AVX2", "threads": 1}
 
@@ -26,7 +26,7 @@ def plan_of(*words: str) -> Plan:
 
 def jobs(sweep: str) -> list[list[str]]:
     """The words of every job of a sweep's file, a seed aside."""
-    params = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["hydra"]["sweeper"]["params"]
+    params = table_of(sweep).axes()
     found: list[list[str]] = [[]]
     for key, values in params.items():
         found = [[*words, f"{key}={value.strip()}"] for words in found for value in str(values).split(",")]
@@ -95,6 +95,6 @@ def made_up(root: Path, sweep: str, seeds: int = 3, spread: float = 0.3) -> Path
             gain = (((plan.paper.metrics.get("top1") or [None])[0] or curve or 76.0) - 76.51) / 2
             top1 = 84.0 + gain + float(np.random.default_rng([seed, i]).normal(0, spread))
             folder = note(root, plan, write_run(root, plan, top1))
-    params = load_yaml(CONFIGS / "sweep" / f"{sweep}.yaml")["hydra"]["sweeper"]["params"]
+    params = table_of(sweep).axes()
     OmegaConf.save(OmegaConf.create({"hydra": {"sweeper": {"params": params}}}), folder / "multirun.yaml")
     return folder

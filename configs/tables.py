@@ -1,0 +1,143 @@
+"""Tables of experiments: every configs/sweep/NAME.yaml, read once.
+
+A table holds its rows, each a set of KEY: VALUE as on the command line. `experiment=PREFIX/ROW` is one of them;
+`+sweep=NAME` trains all of them, or those that the table lists under `runs`, in its setting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from configs.checking import UserError, load_yaml, nearest
+
+FOLDER = Path(__file__).parent / "sweep"
+CHOICES = ("data", "model", "recipe", "regularizer")  # keys of a row or setting that choose a file of a group
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The content of one configs/sweep/NAME.yaml.
+
+    Args:
+        rows: by name; what each sets, as on the command line, and `paper`: its numbers, see `PaperConfig`.
+        prefix: of the rows in `experiment=PREFIX/ROW`; the name of the file where it says none.
+        runs: the experiments that the sweep trains, of this table or others; None: all rows.
+        setting: what the sweep sets for all its runs.
+        seed: the seeds of the sweep, unless the command line has others.
+        vary: further keys with the values that each experiment is trained with.
+        certainty: where the numbers of the rows were read that do not say it themselves.
+        study: what the sweep declares for its report, see `StudyConfig`.
+    """
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    prefix: str = ""
+    runs: list[str] | None = None
+    setting: Row = field(default_factory=dict)
+    seed: list[int] = field(default_factory=list)
+    vary: dict[str, list[Any]] = field(default_factory=dict)
+    certainty: str = ""
+    study: dict[str, Any] = field(default_factory=dict)
+
+    def axes(self) -> dict[str, str]:
+        """What a sweep varies, as on the command line of a grid; the first key changes slowest."""
+        axes: dict[str, list[Any]] = {"seed": self.seed, "experiment": [*self.experiments()], **self.vary}
+        return {key: ",".join(map(str, values)) for key, values in axes.items() if values}
+
+    def experiments(self) -> list[str]:
+        """The experiments that the sweep trains, in its order."""
+        return [f"{self.prefix}/{name}" for name in self.rows] if self.runs is None else self.runs
+
+
+@cache
+def table_of(name: str) -> Table:
+    """The table of a sweep.
+
+    Raises:
+        UserError: for a file that is no table, in one line.
+    """
+    path = FOLDER / f"{name}.yaml"
+    values = load_yaml(path)
+    known = [f.name for f in fields(Table)]
+    for key in values:
+        if key in ("defaults", "hydra"):
+            raise UserError(f"{path}: a table lists its rows under rows:, see 'A table of your own' in docs/EXTEND.md")
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}'{nearest(key, known)}")
+    table = Table(**{"prefix": name, **values})
+    for row in table.rows.values():
+        paper = row.get("paper", {})
+        if "metrics" in paper or "curve" in paper:
+            paper.setdefault("certainty", table.certainty)
+    return table
+
+
+@cache
+def rows() -> dict[str, Row]:
+    """The rows of all tables by the name of their experiment.
+
+    Raises:
+        UserError: for a file of the form that experiments had before tables, in one line.
+    """
+    older = sorted((FOLDER.parent / "experiment").rglob("*.yaml"))
+    if older:
+        raise UserError(
+            f"{older[0]}: an experiment is a row of a table: write its keys under rows: of configs/sweep/NAME.yaml, "
+            "as 'A table of your own' in docs/EXTEND.md has it"
+        )
+    found: dict[str, Row] = {}
+    for path in sorted(FOLDER.glob("*.yaml")):
+        table = table_of(path.stem)
+        found |= {f"{table.prefix}/{name}": row for name, row in table.rows.items()}
+    return found
+
+
+def sweeps() -> list[str]:
+    """The names of the tables that can be trained as a whole."""
+    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return [name for name in names if table_of(name).experiments()]
+
+
+def study_of(sweep: str | None) -> dict[str, Any]:
+    """What a sweep declares for its report; empty for one that is no table of this project."""
+    return dict(table_of(sweep).study) if sweep is not None and sweep in sweeps() else {}
+
+
+def nodes(overrides: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(group, name, node) of the rows and tables that overrides name, as Hydra would read them from files.
+
+    A table's node is in the group `table`, since Hydra would take configs/sweep/NAME.yaml itself for the group `sweep`.
+    """
+    pairs = [override.lstrip("+").partition("=") for override in overrides]
+    given = " ".join(value for key, _, value in pairs if key in ("experiment", "sweep", "table"))
+    words = set(re.split(r"[^\w/-]+", given))
+    named = [sweep for sweep in sweeps() if sweep in words] if given else []
+    wanted = words.union(*(table_of(sweep).experiments() for sweep in named))
+    found = []
+    for experiment, row in rows().items() if given else ():
+        if experiment in wanted or "glob(" in given:
+            prefix, _, name = experiment.rpartition("/")
+            found.append((f"experiment/{prefix}", name, {**_node(row), "experiment": experiment}))
+    for sweep in named:
+        table = table_of(sweep)
+        multirun = {"mode": "MULTIRUN", "sweeper": {"params": table.axes()}}
+        found.append(("table", sweep, {**_node(table.setting), "hydra": multirun, "study": table.study}))
+    return found
+
+
+def _node(values: Row) -> dict[str, Any]:
+    """KEY: VALUE as on the command line in the form of Hydra's files: choices apart, dotted keys nested."""
+    node: dict[str, Any] = {"defaults": [{f"override /{key}": values[key]} for key in CHOICES if key in values]}
+    for key, value in values.items():
+        if key not in CHOICES:
+            inner = node
+            *parents, last = key.split(".")
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = value
+    return node
