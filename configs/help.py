@@ -38,7 +38,7 @@ class Key(NamedTuple):
 
     Args:
         name: without the prefix of its section.
-        default: as it would be written on the command line.
+        default: its spelling on the command line.
         choices: the valid names, if it takes names.
         limits: the valid range of a number, or "".
         meaning: one phrase, with the unit.

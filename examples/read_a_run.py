@@ -1,4 +1,4 @@
-"""What a run leaves, read by plain Python: python examples/read_a_run.py outputs/.../seed-1"""
+"""Read the record of a run with plain Python: python examples/read_a_run.py outputs/.../seed-1"""
 
 from __future__ import annotations
 

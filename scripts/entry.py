@@ -1,4 +1,4 @@
-"""What the programs of this folder share: how a run is named on the command line, and how a mistake is reported."""
+"""Parts shared by the programs of this folder: the name of a run on the command line, and one line for a mistake."""
 
 from __future__ import annotations
 

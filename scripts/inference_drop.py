@@ -22,7 +22,7 @@ KEEP_PROBS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 @dataclass
 class Place:
-    """Where runs are evaluated, and where their data are; as evaluate.py takes it."""
+    """Device and data of the evaluations, as evaluate.py takes them."""
 
     device: str = "auto"
     workers: int | None = None

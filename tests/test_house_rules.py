@@ -6,6 +6,8 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("configs", "dropblock", "models", "data", "engine", "experiment", "scripts")
 ENTRY_SCRIPTS = ("train.py", "evaluate.py")
 
+# DESIGN, "Packages": a package may import these packages, or of a package this module alone.
 MAY_IMPORT = {
     "configs": set[str](),
     "dropblock": set[str](),
     "models": {"dropblock"},
-    "data": set[str](),
-    "engine": {"configs"},  # its dataclasses alone, see below
+    "data": {"configs.schema"},
+    "engine": {"configs.schema"},
     "experiment": {"configs", "engine", "models", "data", "dropblock"},
     "scripts": {"experiment", "engine", "models", "data", "dropblock", "configs"},
     "train.py": {"configs", "experiment", "engine"},
@@ -33,25 +36,46 @@ def sources(place: str) -> list[Path]:
     return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for place in (*PACKAGES, *ENTRY_SCRIPTS)
+    for path in sources(place)
+}
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Everything in a file, parsed once."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path: Path) -> Iterator[str]:
-    """Every module that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Every module that a file imports: at its top, inside a function, or for type checking only."""
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in MODULES else node.module
 
 
 @pytest.mark.parametrize("place", [*PACKAGES, *ENTRY_SCRIPTS])
 def test_imports_go_one_way(place: str) -> None:
     for path in sources(place):
-        packages = {name.split(".")[0] for name in imported(path)} & OURS - {place}
-        assert packages <= MAY_IMPORT[place], f"{path.relative_to(ROOT)} imports {packages - MAY_IMPORT[place]}"
+        for name in imported(path):
+            package = name.partition(".")[0]
+            allowed = package not in OURS - {place} or {package, name} & MAY_IMPORT[place]
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_the_engine_takes_of_the_configuration_only_its_dataclasses() -> None:
-    for path in sources("engine"):
-        assert {name for name in imported(path) if name.startswith("configs")} <= {"configs.schema"}, path
+@pytest.mark.xfail(reason="experiment.jobs and experiment.display", strict=False)
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    arrows = {name: set(imported(path)) & MODULES.keys() - {name} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_models_know_of_the_layers_only_their_sites() -> None:
@@ -83,15 +107,18 @@ def test_one_file_imports_hydra() -> None:
 
 def test_the_entry_scripts_use_of_the_engine_only_what_needs_no_torch() -> None:
     for path in map(ROOT.joinpath, ENTRY_SCRIPTS):
-        assert {name for name in imported(path) if name.startswith("engine")} <= {"engine", "engine.console"}
-        names = (alias.name for node in ast.walk(ast.parse(path.read_text())) for alias in getattr(node, "names", []))
+        assert {name for name in imported(path) if name.startswith("engine")} <= {
+            "engine.console",
+            "engine.cpu",
+        }
+        names = (alias.name for node in nodes(path) for alias in getattr(node, "names", []))
         assert not {"loop", "state", "tasks"} & set(names)
 
 
 def test_the_engine_knows_no_plan() -> None:
     for path in sources("engine"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.Lambda):
+        for node in nodes(path):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 assert "plan" not in {argument.arg for argument in arguments}, f"{path.name}:{node.lineno}"
 
