@@ -1,57 +1,112 @@
-"""ImageNet and Imagenette: official class folders of photographs, or what was prepared from them."""
+"""Openers of class folders: `imagenet` and `imagenette`, whose two parts are official, and one's own in `folder`.
+
+One's own: `root/train/<class>/<image>`, and `val/` and `test/` of the same form where they exist. Small images (up to
+`IN_MEMORY` pixels a side) are decoded once and kept as uint8; larger ones are read per batch.
+"""
 
 from __future__ import annotations
 
+import filecmp
+import io
+import os
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from data.augment import Normalize
-from data.fingerprint import fingerprint
-from data.folders import Files, Folders, open_folders
-from data.images import ImageLoader
-from data.interface import Data
-from data.options import Augment, Cut, Loading, Reading, Source
-from data.pictures import Picture
+import numpy as np
+
+from configs.schema import AugmentConfig, DataConfig
+from data.decode import FORMATS, GRAY, Decode, pick_decoder, whole
+from data.folders import (
+    ENDINGS,
+    Folders,
+    class_names,
+    few,
+    image_folders,
+    list_files,
+    open_folders,
+    require_same,
+    size_on_disk,
+)
+from data.interface import ClassificationBatch, Data, Loading, assemble
+from data.loader import FileLoader, Statistics, channel_statistics
+from data.photographs import center, resized
+from data.pipelines import photograph
+from data.samples import Row, Sample, Samples, cut, cut_notes, decoded, fingerprint, positions, read_file, with_test
 from data.shards import is_prepared, open_prepared
 from data.splits import Batches
+from data.tensors import TensorLoader
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IN_MEMORY = 64  # side of the largest images that are kept in memory
+SPLITS = ("train", "val", "test")
+MOST_COUNTED = 1000  # images of a held-out split that are in train as well; more are not looked for
+OWN_LAYOUT = f"needs train/<class>/<image>, and if you have them val/ and test/ of the same form ({', '.join(ENDINGS)})"
 
 
-def open_class_folders(
-    name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading
-) -> Data:
-    """Open `imagenet` or `imagenette`; see `data.build.build_data`."""
-    require_photograph_augmentation(name, augment)
-    source.require_known(name)
-    size = reading.size(224 if name == "imagenet" else 160)
-    found = _open(name, source.folder, source.download, reading)
-    train, val = cut(found.train.labels)
-    picture = Picture(size, reading.decoder, augment, found.decode)
-    normalize = Normalize(*IMAGENET_STATISTICS, size, loading.device)
-
-    def loader(files: Files, batches: Batches) -> ImageLoader:
-        return ImageLoader(files, picture, batches, normalize, augment, reading, loading)
-
-    return Data(
-        name=name,
-        task="classification",
-        train=loader(found.train.part(train), loading.training(len(train))),
-        val=loader(found.train.part(val), loading.evaluation(len(val))) if len(val) else None,
-        test=loader(found.test, loading.evaluation(len(found.test))),
+def open_class_folders(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Data:
+    """Open `imagenet` or `imagenette`, the original files or what was prepared from them."""
+    refuse_padding(data.name, augment)
+    found = _official(data)
+    splits = {"train": found.train, "test": found.test}
+    parts = cut(splits, data)
+    return assemble(
+        data,
+        parts,
+        photograph_loader(data, augment, loading, IMAGENET_STATISTICS, found.decode),
+        loading,
         classes=found.classes,
-        image_shape=(3, size, size),
+        image_shape=(3, data.image_size, data.image_size),
         fingerprint=fingerprint(
-            *(name, found.classes, train, val),
-            *(found.train.names, found.train.labels, found.test.names, found.test.labels),
+            *(data.name, found.classes, *positions(splits, data)),
+            *(found.train["name"], found.train["labels"], found.test["name"], found.test["labels"]),
             *([found.version] if found.version else []),
         ),
-        notes=found.notes + cut.notes,
+        notes=[*found.notes, *cut_notes(data, splits, parts)],
     )
 
 
-def require_photograph_augmentation(name: str, augment: Augment) -> None:
-    """Raise ValueError for an augmentation that photographs do not have."""
-    augment.refuse(f"is for segmentation and detection, not for {name}", "scale_min", "scale_max", "photometric")
+def _official(data: DataConfig) -> Folders:
+    """Class folders, or what was prepared from them; the two give different runs, so neither is guessed."""
+    root = None if data.root is None else Path(data.root)
+    if is_prepared(root) and not data.prepared:
+        raise ValueError(
+            f"{data.name}: {root} holds prepared photographs, which are not the original ones: data.prepared=true"
+        )
+    if not data.prepared:
+        return open_folders(data.name, root, data.download)
+    if root is None or not is_prepared(root):
+        raise FileNotFoundError(
+            f"{data.name}: no prepared photographs in data.root={root}, or not all; see scripts/prepare_shards.py"
+        )
+    found = open_prepared(data.name, root)
+    if found.decode is not None and data.decoder == "pil":
+        raise ValueError(f"{data.name}: decoder pil reads image files, and {root} holds raw pixels; use decoder=auto")
+    return found
+
+
+def photograph_loader(
+    data: DataConfig,
+    augment: AugmentConfig,
+    loading: Loading,
+    statistics: Statistics,
+    decode: Decode | None = None,
+) -> Callable[[Samples, Batches], FileLoader]:
+    """Makes the loader of a split of photographs. decode: of content that is no image file."""
+    if decode is None and data.decoder != "pil":
+        decode = pick_decoder(data.decoder)
+
+    def loader(samples: Samples, batches: Batches) -> FileLoader:
+        steps = photograph(data.image_size, decode, augment, loading.regularizers, batches.shuffled)
+        return FileLoader(samples, batches, steps, ClassificationBatch, statistics, data, loading)
+
+    return loader
+
+
+def refuse_padding(name: str, augment: AugmentConfig) -> None:
+    """Raise ValueError for the padding of small images."""
     if augment.crop_padding:
         raise ValueError(
             f"recipe.augment.crop_padding is for small images; {name} is cropped by random boxes: set it to 0, or "
@@ -59,19 +114,183 @@ def require_photograph_augmentation(name: str, augment: Augment) -> None:
         )
 
 
-def _open(name: str, root: Path | None, download: bool, reading: Reading) -> Folders:
-    """Class folders, or what was prepared from them; runs on the two are not the same, so neither is guessed."""
-    if is_prepared(root) and not reading.prepared:
-        raise ValueError(
-            f"{name}: {root} holds prepared photographs, which are not the original ones: data.prepared=true"
-        )
-    if not reading.prepared:
-        return open_folders(name, root, download)
-    if root is None or not is_prepared(root):
-        raise FileNotFoundError(
-            f"{name}: no prepared photographs in data.root={root}, or not all; scripts/prepare_shards.py writes them"
-        )
-    found = open_prepared(name, root)
-    if found.decode is not None and reading.decoder == "pil":
-        raise ValueError(f"{name}: decoder pil reads image files, and {root} holds raw pixels; use decoder=auto")
-    return found
+def open_own_folders(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Data:
+    """Open `folder`. Without `test/` a fifth of the training images is cut off, the same in every run, stratified.
+
+    Raises:
+        FileNotFoundError: if there are no class folders; says which layout is expected.
+        ValueError: for splits with different classes, or a class folder without an image; names it.
+    """
+    given = statistics_given(data)
+    splits, classes, notes = find_splits(data.name, data.root)
+    splits, of_test = with_test(data.name, splits, "training images")
+    parts = cut(splits, data)
+    notes = [*notes, *of_test, *cut_notes(data, splits, parts)]
+    if data.image_size > IN_MEMORY:
+        return _per_batch(data, augment, loading, parts, classes, given, notes)
+    return _in_memory(data, augment, loading, parts, classes, given, notes)
+
+
+def find_splits(name: str, place: str | None) -> tuple[dict[str, Samples], tuple[str, ...], list[str]]:
+    """The splits that a folder has, its classes, and notes on it; see `open_own_folders`."""
+    if place is None:
+        raise FileNotFoundError(f"{name}: name the folder of your images by data.root; it {OWN_LAYOUT}")
+    root = Path(place)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{name}: no folder {root}; data.root {OWN_LAYOUT}")
+    held = 0 if (root / "train").exists() else len(image_folders(root))
+    if held:
+        of = "1 folder" if held == 1 else f"{held} folders"
+        moved = f"it holds {of} of images: move {'it' if held == 1 else 'them'} into train/"
+        raise FileNotFoundError(f"{name}: no folder {root / 'train'}; data.root {OWN_LAYOUT}; {moved}")
+    classes = class_names(name, root / "train", OWN_LAYOUT)
+    if len(classes) < 2:
+        raise ValueError(f"{name}: {root / 'train'} holds the one class folder {classes[0]}; two or more are needed")
+    splits: dict[str, Samples] = {}
+    for split in SPLITS:
+        if (root / split).is_dir():
+            require_same(name, classes, root, split, OWN_LAYOUT)
+            splits[split] = list_files(name, root / split, classes)
+    notes = []
+    others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in SPLITS)
+    if others:
+        notes.append(f"{name}: folders that are none of train, val, test are not used: {few(others)}")
+    for split in ("val", "test"):
+        if split in splits:
+            notes += also_in_training(name, splits["train"], split, splits[split])
+    return splits, tuple(classes), notes
+
+
+def also_in_training(name: str, train: Samples, split: str, held: Samples) -> list[str]:
+    """A note where a held-out split holds training images: files of the same class, name and content."""
+    _, ours, theirs = np.intersect1d(train["name"], held["name"], return_indices=True)
+    pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
+    same = list(islice((held.name(j) for i, j in pairs if equal_files(train.name(i), held.name(j))), MOST_COUNTED))
+    if not same:
+        return []
+    count = f"{'at least ' if len(same) == MOST_COUNTED else ''}{len(same):,} of {len(held):,}"
+    return [f"{name}: of the {split} images {count} are in train as well, one is {same[0]}"]
+
+
+def equal_files(one: str, other: str) -> bool:
+    """True if both files are readable, not empty and byte-identical."""
+    try:
+        return os.path.getsize(one) > 0 and filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+def _per_batch(
+    data: DataConfig,
+    augment: AugmentConfig,
+    loading: Loading,
+    parts: dict[str, Samples],
+    classes: tuple[str, ...],
+    given: Statistics | None,
+    notes: list[str],
+) -> Data:
+    """Large images, decoded anew for each batch as photographs are."""
+    refuse_padding(data.name, augment)
+    mean, std = given or IMAGENET_STATISTICS
+    if len(mean) != 3:
+        raise ValueError(f"data.mean and data.std name {len(mean)} channels; above {IN_MEMORY} pixels there are 3")
+    if not given:
+        notes = [*notes, f"{data.name}: normalized with ImageNet's mean and std; data.mean and data.std set others"]
+    identity: list[Any] = []
+    for split, files in parts.items():
+        sizes = np.array([size_on_disk(files.name(i)) for i in range(len(files))], np.int64)
+        identity += [split, files["name"], files["labels"], sizes]
+    return assemble(
+        data,
+        parts,
+        photograph_loader(data, augment, loading, (mean, std)),
+        loading,
+        classes=classes,
+        image_shape=(3, data.image_size, data.image_size),
+        fingerprint=fingerprint(data.name, classes, *identity),
+        notes=notes,
+    )
+
+
+def _in_memory(
+    data: DataConfig,
+    augment: AugmentConfig,
+    loading: Loading,
+    parts: dict[str, Samples],
+    classes: tuple[str, ...],
+    given: Statistics | None,
+    notes: list[str],
+) -> Data:
+    """Small images, decoded once: another size has its short side resized and its centre cropped."""
+    name, size, skip = data.name, data.image_size, data.on_bad_image == "skip"
+    found: dict[str, Samples] = {}
+    for split, files in parts.items():
+        read = partial(_square, Path(files.folder), size, pick_decoder(data.decoder))
+        found[split] = decoded(files, read, loading.workers, skip, "usable image") if len(files) else files
+    full = [samples for samples in found.values() if len(samples)]
+    # Where no image of any split has a colour, one channel says all.
+    channels = 1 if all(samples["gray"].all() for samples in full) else 3
+    statistics = given or channel_statistics(found["train"]["images"][:, :channels])
+    if len(statistics[0]) != channels:
+        raise ValueError(f"data.mean and data.std name {len(statistics[0])} channels, the images have {channels}")
+    changed, total = sum(int(samples["resized"].sum()) for samples in full), sum(map(len, full))
+    left_out = sum(len(samples.left_out) for samples in full)
+    if changed:
+        sizes = f"short side to {size}, centre cropped"
+        notes = [*notes, f"{name}: {changed:,} of {total:,} images came in another size; {sizes}"]
+    if left_out:
+        notes = [*notes, f"{name}: {left_out:,} unreadable file{'s are' if left_out > 1 else ' is'} left out"]
+    identity: list[Any] = []
+    for split, samples in found.items():
+        if len(samples):
+            identity += [split, samples["name"], samples["labels"], samples["images"]]
+
+    def loader(samples: Samples, batches: Batches) -> TensorLoader:
+        images = samples["images"][:, :channels]
+        return TensorLoader(images, samples["labels"], batches, statistics, augment, loading)
+
+    return assemble(
+        data,
+        found,
+        loader,
+        loading,
+        classes=classes,
+        image_shape=(channels, size, size),
+        fingerprint=fingerprint(name, classes, *identity),
+        notes=notes,
+    )
+
+
+def _square(folder: Path, size: int, decode: Decode, row: Row) -> Sample:
+    """Pixels (3, size, size) of a file; whether it is gray, and came in another size."""
+    from PIL import Image
+
+    content = read_file(folder, row)["images"]
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        gray = image.mode in GRAY
+    pixels = decode(content, whole)
+    height, width = pixels.shape[:2]
+    other_size = (height, width) != (size, size)
+    if other_size:
+        scale = size / min(height, width)
+        height, width = max(size, round(height * scale)), max(size, round(width * scale))
+        top, left = center(height, width, size)
+        pixels = resized(pixels, height, width)[top : top + size, left : left + size]
+    images = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return {"images": images, "labels": row["labels"], "gray": gray, "resized": other_size}
+
+
+def statistics_given(data: DataConfig) -> Statistics | None:
+    """`data.mean` and `data.std`, or None without them.
+
+    Raises:
+        ValueError: for one without the other, or values outside [0, 1].
+    """
+    mean, std = data.mean, data.std
+    if (mean is None) != (std is None):
+        raise ValueError("data.mean and data.std belong together: give both or none")
+    if mean is None or std is None:
+        return None
+    if len(mean) != len(std) or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+        raise ValueError(f"data.mean={list(mean)} data.std={list(std)}: one number in [0, 1] for each channel")
+    return tuple(mean), tuple(std)

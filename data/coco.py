@@ -1,29 +1,33 @@
 """COCO's detection files: `annotations/instances_<split>.json` beside the images in `<split>/`.
 
-The JSON is read once, into the arrays of `data.annotated`. Category ids have gaps (80 ids in 1 ... 90): labels number
+The JSON is read once, into the arrays of `data.boxes`. Category ids have gaps (80 ids in 1 ... 90): labels number
 them in ascending order, and the evaluation maps them back.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.annotated import Annotated, Categories, Objects, gathered
+from data.boxes import Annotated, Categories, Objects, annotated
+from data.decode import Decode, with_pillow
 
 LAYOUT = "needs annotations/instances_<split>.json and a folder <split> of images for each split"
 
 
-def read_coco(root: Path, split: str) -> Annotated:
+def read_coco(root: Path, split: str, decode: Decode = with_pillow) -> Annotated:
     """The images and boxes of one split.
 
     Args:
         root: holds `annotations/` and the folders of images.
         split: such as `train2017`.
+        decode: image file to pixels.
 
     Raises:
         FileNotFoundError: if a file or folder is not there, images that the JSON lists included.
@@ -34,7 +38,7 @@ def read_coco(root: Path, split: str) -> Annotated:
         raise FileNotFoundError(f"coco: no file {path}; data.root {LAYOUT}")
     content = _parsed(path)
     try:
-        return _arrays(path, folder, content)
+        return _arrays(path, folder, content, decode)
     except (KeyError, TypeError) as error:
         what = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: not an instances file of COCO ({what})") from error
@@ -55,73 +59,96 @@ def _parsed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _arrays(path: Path, folder: Path, content: dict[str, Any]) -> Annotated:
-    categories = sorted((_whole(path, "category", entry, "id"), str(entry["name"])) for entry in content["categories"])
-    images, annotations = content["images"], content["annotations"]
-    if not images or not categories:
-        raise ValueError(f"{path}: lists {len(images)} images and {len(categories)} categories")
-    known = Categories(tuple(number for number, _ in categories), tuple(name for _, name in categories))
-    image_ids = [_whole(path, "image", image, "id") for image in images]
-    _unique(path, "image", image_ids)
-    _unique(path, "category", list(known.ids))
-    _present(path, folder, [str(image["file_name"]) for image in images])
-    owners = _positions(path, "image_id", image_ids, annotations)
-    boxes = np.array([box_of(path, entry) for entry in annotations], np.float64).reshape(-1, 4)
+def _arrays(path: Path, folder: Path, content: dict[str, Any], decode: Decode) -> Annotated:
+    images, annotations, listed = content["images"], content["annotations"], content["categories"]
+    if not images or not listed:
+        raise ValueError(f"{path}: lists {len(images)} images and {len(listed)} categories")
+
+    def column(what: str, entries: list[dict[str, Any]], key: str, convert: Callable[[Any], Any]) -> list[Any]:
+        """One value of each entry; an entry that has no such value is named."""
+        values = []
+        for entry in entries:
+            try:
+                values.append(convert(entry[key]))
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise ValueError(
+                    f"{path}: {key} of {what} {entry.get('id')} must be {MEANT[convert]}, not {entry.get(key)!r}"
+                ) from error
+        return values
+
+    # Labels number the categories in the order of their ids, which have gaps.
+    categories = sorted(
+        zip(column("category", listed, "id", whole), column("category", listed, "name", str), strict=True)
+    )
+    category_ids, names = zip(*categories, strict=True)
+    image_ids = column("image", images, "id", whole)
+    files = column("image", images, "file_name", str)
+    sizes = list(zip(column("image", images, "height", side), column("image", images, "width", side), strict=True))
+    places: dict[str, Sequence[int]] = {"image": image_ids, "category": category_ids}
+    for what, ids in places.items():
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"{path}: {what} id {next(i for i in ids if ids.count(i) > 1)} occurs twice")
+    _present(path, folder, files)
+
+    found = {}
+    for what, ids in places.items():
+        key, place = f"{what}_id", {number: position for position, number in enumerate(ids)}
+        for entry in annotations:
+            if entry[key] not in place:
+                raise ValueError(
+                    f"{path}: annotation {entry.get('id')} has the {key} {entry[key]}, which is not listed"
+                )
+        found[key] = np.array([place[entry[key]] for entry in annotations], np.int64)
+    boxes = np.array(column("annotation", annotations, "bbox", box), np.float64).reshape(-1, 4)
+    # An object without an area of its own has that of its box.
+    sides = [(float(width * height), entry) for entry, (_, _, width, height) in zip(annotations, boxes, strict=True)]
+    given = [entry if entry.get("area") is not None else {**entry, "area": area} for area, entry in sides]
     objects = Objects(
         boxes,
-        _positions(path, "category_id", list(known.ids), annotations),
-        np.array([area_of(path, entry, box) for entry, box in zip(annotations, boxes, strict=True)], float),
+        found["category_id"],
+        np.array(column("annotation", given, "area", finite), np.float64),
         np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], bool),
     )
-    names = [str(image["file_name"]) for image in images]
-    sizes = [(_whole(path, "image", image, "height"), _whole(path, "image", image, "width")) for image in images]
-    for name, (height, width) in zip(names, sizes, strict=True):
-        if min(height, width) < 1:
-            raise ValueError(f"{path}: says that {name} has {width}x{height} pixels")
-    return gathered(folder, names, image_ids, sizes, owners, objects, known)
+    known = Categories(category_ids, names)
+    return annotated(folder, files, image_ids, sizes, found["image_id"], objects, known, decode)
 
 
-def box_of(path: Path, entry: dict[str, Any]) -> list[float]:
-    """Left, top, width, height of an annotation.
-
-    Raises:
-        ValueError: if these are not four finite numbers.
-    """
-    box = entry["bbox"]
-    if len(box) != 4 or not all(isinstance(side, int | float) and abs(side) < float("inf") for side in box):
-        raise ValueError(f"{path}: the bbox of annotation {entry.get('id')} is not four numbers: {box}")
-    return [float(side) for side in box]
+def whole(value: Any) -> int:
+    """An id; it becomes a number of 64 bits."""
+    return int(np.int64(value))
 
 
-def area_of(path: Path, entry: dict[str, Any], box: np.ndarray) -> float:
-    """Pixels of an object; those of its box where the file does not say.
-
-    Raises:
-        ValueError: if the area is not a finite number.
-    """
-    area = entry.get("area")
-    if area is None:
-        return float(box[2] * box[3])
-    if not isinstance(area, int | float) or not abs(area) < float("inf"):
-        raise ValueError(f"{path}: the area of annotation {entry.get('id')} is not a number: {area}")
-    return float(area)
+def side(value: Any) -> int:
+    """The height or width of an image."""
+    if whole(value) < 1:
+        raise ValueError
+    return whole(value)
 
 
-def _whole(path: Path, what: str, entry: dict[str, Any], key: str) -> int:
-    try:
-        return int(np.int64(entry[key]))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {what} {key} is not a whole number of 64 bits: {entry[key]!r}") from error
+def finite(value: Any) -> float:
+    """A finite number."""
+    if not math.isfinite(value):
+        raise ValueError
+    return float(value)
 
 
-def _unique(path: Path, what: str, ids: list[int]) -> None:
-    if len(set(ids)) < len(ids):
-        numbers, counts = np.unique(ids, return_counts=True)
-        raise ValueError(f"{path}: {what} id {numbers[counts > 1][0]} occurs twice")
+def box(value: Any) -> list[float]:
+    """Left, top, width and height."""
+    left, top, width, height = map(finite, value)
+    return [left, top, width, height]
+
+
+MEANT: dict[Callable[[Any], Any], str] = {
+    str: "a text",
+    whole: "a whole number of 64 bits",
+    side: "a whole number above 0",
+    finite: "a finite number",
+    box: "four finite numbers",
+}
 
 
 def _present(path: Path, folder: Path, names: list[str]) -> None:
-    """One listing of the folder: asking for each of 118,287 files would take minutes on a network drive."""
+    """List the folder once: asking for each of 118,287 files would take minutes on a network drive."""
     try:
         found = {entry.name for entry in os.scandir(folder)}
     except FileNotFoundError as error:
@@ -135,14 +162,3 @@ def _present(path: Path, folder: Path, names: list[str]) -> None:
     if missing:
         more = f" and {len(missing) - 1:,} more images" if len(missing) > 1 else ""
         raise FileNotFoundError(f"coco: no file {folder / missing[0]}{more}, listed by {path}")
-
-
-def _positions(path: Path, key: str, ids: list[int], annotations: list[dict[str, Any]]) -> np.ndarray:
-    place = {number: position for position, number in enumerate(ids)}
-    found = np.empty(len(annotations), np.int64)
-    for row, entry in enumerate(annotations):
-        position = place.get(entry[key])
-        if position is None:
-            raise ValueError(f"{path}: annotation {entry.get('id')} has the {key} {entry[key]}, which is not listed")
-        found[row] = position
-    return found

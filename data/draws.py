@@ -6,17 +6,31 @@ arithmetic: the same numbers on every platform, in every worker process, in any 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-# What a draw is for: the first part of its key, so that no two uses share their numbers.
+# The purpose of a draw: the first part of its key, so that no two uses share their numbers.
 ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE = range(6)
 # The draws of a training image, each always in its place, so that no augmentation moves the draws of another. From BOX
-# on: the trials of a random box of a photograph.
+# on: the ten trials of a random box of a photograph, four draws each.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)
 # Of an image with a mask or boxes, which has no random box.
 SCALE, BRIGHTNESS, CONTRAST, SATURATION = range(BOX, BOX + 4)
-JOINT_DRAWS = SATURATION + 1
+BOX_DRAWS = 40
+MOST = BOX + BOX_DRAWS  # draws of an image
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random about one training image: its uniforms, at the places above, and the key of further draws."""
+
+    uniforms: NDArray[np.float64]
+    seed: int
+    epoch: int
+    index: int
+
 
 Words = NDArray[np.uint64]
 _WORD = 2**64 - 1
@@ -38,6 +52,11 @@ def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], first: int, coun
     """Draws number `first` ... `first + count - 1` of each sample of an epoch: (len(indices), count) in [0, 1)."""
     words = hashed(AUGMENT, seed, epoch, np.asarray(indices)[:, None], np.arange(first, first + count)[None, :])
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def pick(draws: NDArray[np.float64], choices: int) -> NDArray[np.int64]:
+    """Uniforms in [0, 1) to integers 0 ... choices - 1."""
+    return (draws * choices).astype(np.int64)
 
 
 def fixed_uniforms(*key: int | NDArray[np.integer]) -> NDArray[np.float64]:

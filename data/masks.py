@@ -1,48 +1,36 @@
-"""Images with a mask: where they come from, and how a mask file is read."""
+"""Images with a mask: how a pair of files is read, and the data set made of such pairs."""
 
 from __future__ import annotations
 
 import io
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import FORMATS, Content, Decode, Pixels, check_size, pick_decoder, unreadable, whole, why
-from data.folders import size_on_disk
-from data.interface import IGNORE
-from data.joint import Mask
-from data.name_lists import hint_on_name
-from data.splits import Indices
+from configs.schema import AugmentConfig, DataConfig
+from data.class_folders import IMAGENET_STATISTICS
+from data.decode import FORMATS, Content, Decode, check_size, pick_decoder, whole
+from data.folders import hint_on_name, size_on_disk
+from data.interface import IGNORE, Data, Loading, SegmentationBatch, assemble
+from data.loader import FileLoader, Statistics, channel_statistics
+from data.pipelines import placed
+from data.placement import Mask
+from data.samples import Row, Sample, Samples, cut, cut_notes, decoded, fingerprint
+from data.splits import Batches
 
 MAX_IN_MEMORY = 2**27  # pixels of all splits together, 4 bytes each: full-size CamVid just fits
-
-
-class Pairs(Protocol):
-    """Images with masks of one split."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """The path of an image, for messages."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[Pixels, Mask]:
-        """(H, W, 3) uint8 pixels and (H, W) uint8 classes; raises whatever the decoder raises on a damaged file."""
-        ...
-
-    def part(self, indices: Indices) -> Self:
-        """Some of the pairs, in the order given."""
-        ...
+ENLARGED = 0.8  # of the size in training: test images below are another problem than the one trained on
 
 
 @dataclass(frozen=True)
 class Labels:
-    """How the pixels of a mask are to be read.
+    """The reading of a mask's pixels.
 
     Args:
         classes: their names; a pixel is the index of one of them or 255, which is ignored.
@@ -69,76 +57,45 @@ class Labels:
         return mask
 
 
-@dataclass(frozen=True)
-class MaskFiles:
-    """Image files and mask files.
+def pair_up(
+    name: str, images: dict[str, Path], masks: dict[str, Path], wanted: list[str], labels: Labels, decoder: str
+) -> Samples:
+    """The pairs of these names, as files.
 
     Args:
-        images, masks: (N,) their paths as bytes; arrays, since a million small objects would be copied into workers.
-        labels: how the masks are read.
-        decode: image file to pixels.
+        name: of the data set, for messages.
+        images, masks: the files that are there, by name.
+        wanted: the names of the split.
+
+    Raises:
+        FileNotFoundError: for a name without an image or without a mask; names it.
     """
-
-    images: NDArray[np.bytes_]
-    masks: NDArray[np.bytes_]
-    labels: Labels
-    decode: Decode
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        """The path of an image."""
-        return os.fsdecode(self.images[index])
-
-    def __getitem__(self, index: int) -> tuple[Pixels, Mask]:
-        """See `Pairs`; ValueError with the path of the mask for one that does not fit the image or the classes."""
-        with open(self.name(index), "rb") as file:
-            pixels = self.decode(file.read(), whole)
-        path = os.fsdecode(self.masks[index])
-        try:
-            with open(path, "rb") as file:
-                mask = self.labels.checked(read_mask(file.read()))
-            if mask.shape != pixels.shape[:2]:
-                (height, width), (rows, columns) = mask.shape, pixels.shape[:2]
-                raise ValueError(f"{width}x{height} pixels, its image has {columns}x{rows}")
-        except Exception as error:  # decoders raise nearly anything on damaged files
-            raise ValueError(f"its mask {path}: {' '.join(str(error).split())}") from error
-        return pixels, mask
-
-    def part(self, indices: Indices) -> MaskFiles:
-        """Some of the pairs, in the order given."""
-        return MaskFiles(self.images[indices], self.masks[indices], self.labels, self.decode)
-
-    def sizes(self) -> Indices:
-        """(N, 2) sizes of image and mask files in bytes."""
-        paths = ((os.fsdecode(image), os.fsdecode(mask)) for image, mask in zip(self.images, self.masks, strict=True))
-        return np.array([[size_on_disk(path) for path in pair] for pair in paths], np.int64)
+    for kind, there in (("image", images), ("mask", masks)):
+        missing = [known for known in wanted if known not in there]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise FileNotFoundError(f"{name}: '{missing[0]}' has no {kind}{more}{hint_on_name(missing[0])}")
+    columns = {
+        "name": np.array([os.fsencode(images[known]) for known in wanted], np.bytes_),
+        "mask": np.array([os.fsencode(masks[known]) for known in wanted], np.bytes_),
+    }
+    return Samples(columns, partial(read_pair, labels, pick_decoder(decoder)))
 
 
-@dataclass(frozen=True)
-class MaskArrays:
-    """Images and masks in memory. images: (H, W, 3) uint8 each; masks: (H, W) uint8 each."""
-
-    images: list[Pixels] | Pixels
-    masks: list[Mask] | NDArray[np.uint8]
-    names: tuple[str, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        """The path of an image, or its number."""
-        return str(index) if self.names is None else self.names[index]
-
-    def __getitem__(self, index: int) -> tuple[Pixels, Mask]:
-        """See `Pairs`."""
-        return self.images[index], self.masks[index]
-
-    def part(self, indices: Indices) -> MaskArrays:
-        """Some of the pairs, in the order given."""
-        names = None if self.names is None else tuple(self.names[i] for i in indices)
-        return MaskArrays([self.images[i] for i in indices], [self.masks[i] for i in indices], names)
+def read_pair(labels: Labels, decode: Decode, row: Row) -> Sample:
+    """(H, W, 3) pixels and (H, W) classes; ValueError with the path of the mask for one that does not fit."""
+    with open(os.fsdecode(row["name"]), "rb") as file:
+        pixels = decode(file.read(), whole)
+    path = os.fsdecode(row["mask"])
+    try:
+        with open(path, "rb") as file:
+            mask = labels.checked(read_mask(file.read()))
+        if mask.shape != pixels.shape[:2]:
+            (height, width), (rows, columns) = mask.shape, pixels.shape[:2]
+            raise ValueError(f"{width}x{height} pixels, its image has {columns}x{rows}")
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise ValueError(f"its mask {path}: {' '.join(str(error).split())}") from error
+    return {"images": pixels, "masks": mask}
 
 
 def read_mask(content: Content) -> Mask:
@@ -156,7 +113,7 @@ def read_mask(content: Content) -> Mask:
         return np.array(image)
 
 
-def pixels_of(files: MaskFiles) -> int:
+def pixels_of(files: Samples) -> int:
     """Number of pixels of all images, from their headers; a damaged one counts nothing here."""
     from PIL import Image
 
@@ -170,55 +127,99 @@ def pixels_of(files: MaskFiles) -> int:
     return total
 
 
-def in_memory(files: MaskFiles, workers: int, skip: bool) -> tuple[MaskArrays, dict[str, str]]:
-    """Decode every pair; also the reasons of those left out, by path.
+def open_segmentation(
+    data: DataConfig,
+    augment: AugmentConfig,
+    loading: Loading,
+    splits: Mapping[str, Samples],
+    classes: tuple[str, ...],
+    statistics: Statistics | None,
+    notes: Sequence[str],
+) -> Data:
+    """The data set of these splits.
 
     Args:
-        files: of the split.
-        workers: threads.
-        skip: leave out pairs that cannot be read, instead of raising.
+        splits: `train`, `test`, and `val` where the data set has one; else it is cut from `train`.
+        classes: in the order of the labels.
+        statistics: mean and standard deviation of each channel, of values in [0, 1]; None = of the images trained on
+            where they are in memory, else of ImageNet.
+        notes: those of the opener; notes on the cut and on what was found are added.
 
     Raises:
-        ValueError: without `skip` for pairs that cannot be read, or if there are no others; names three files.
+        ValueError: for a pair in memory that cannot be used; names the file.
     """
+    name, size, skip = data.name, data.image_size, data.on_bad_image == "skip"
+    parts = cut(splits, data)
+    # A small data set is decoded once.
+    if not parts["train"].in_memory and sum(map(pixels_of, parts.values())) <= MAX_IN_MEMORY:
+        for split, files in parts.items():
+            if len(files):
+                parts[split] = decoded(files, files.read, loading.workers, skip, "usable pair")
+    for split, pairs in parts.items():
+        if pairs.in_memory and len(pairs) and all((mask == IGNORE).all() for mask in pairs["masks"]):
+            raise ValueError(f"{name}: no mask of {split} has a labelled pixel (a class; {IGNORE} is ignored)")
+    train = parts["train"]
+    if statistics is None and train.in_memory:
+        statistics = channel_statistics(np.concatenate([image.reshape(-1, 3) for image in train["images"]]))
+    found = statistics or IMAGENET_STATISTICS
+    left_out = sum(len(pairs.left_out) for pairs in parts.values())
+    skipped = [f"{name}: {left_out:,} images that cannot be used are left out"] if left_out else []
+    # Images of several sizes are hashed one after the other, so that the digest alone does not say where a split ends.
+    digest = fingerprint(name, classes, *(array for pairs in parts.values() for array in _identity(pairs)))
 
-    def one(index: int) -> tuple[Pixels, Mask] | str:
-        try:
-            return files[index]
-        except Exception as error:
-            return why(error)
+    def loader(samples: Samples, batches: Batches) -> FileLoader:
+        steps = placed(size, augment, loading.regularizers, batches.shuffled, enlarge=False)
+        return FileLoader(samples, batches, steps, segmentation_batch, found, data, loading)
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = list(pool.map(one, range(len(files))))
-    bad = {files.name(i): reason for i, reason in enumerate(found) if isinstance(reason, str)}
-    good = [(i, pair) for i, pair in enumerate(found) if not isinstance(pair, str)]
-    if bad and (not skip or not good):
-        raise ValueError(unreadable(list(bad.items()), "usable pair"))
-    names = tuple(files.name(i) for i, _ in good)
-    return MaskArrays([pair[0] for _, pair in good], [pair[1] for _, pair in good], names), bad
-
-
-def pair_up(
-    name: str, images: dict[str, Path], masks: dict[str, Path], wanted: list[str], labels: Labels, decoder: str
-) -> MaskFiles:
-    """The files of these names.
-
-    Args:
-        name: of the data set, for messages.
-        images, masks: the files that are there, by name.
-        wanted: the names of the split.
-
-    Raises:
-        FileNotFoundError: for a name without an image or without a mask; names it.
-    """
-    for kind, there in (("image", images), ("mask", masks)):
-        missing = [known for known in wanted if known not in there]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise FileNotFoundError(f"{name}: '{missing[0]}' has no {kind}{more}{hint_on_name(missing[0])}")
-    return MaskFiles(
-        np.array([os.fsencode(images[known]) for known in wanted], np.bytes_),
-        np.array([os.fsencode(masks[known]) for known in wanted], np.bytes_),
-        labels,
-        pick_decoder(decoder),
+    return assemble(
+        data,
+        parts,
+        loader,
+        loading,
+        classes=classes,
+        image_shape=(3, size, size),
+        fingerprint="-".join([digest, *(str(len(pairs)) for pairs in parts.values())]),
+        notes=[
+            *notes,
+            *cut_notes(data, splits, parts),
+            *skipped,
+            *_size_notes(name, parts["test"], size, augment),
+        ],
     )
+
+
+def segmentation_batch(**fields: Any) -> SegmentationBatch:
+    """Masks travel to the device as bytes and become labels there."""
+    return SegmentationBatch(**{**fields, "masks": fields["masks"].long()})
+
+
+def _identity(pairs: Samples) -> list[NDArray[Any]]:
+    """The arrays that tell these pairs from others: their content, or their names and sizes on disk."""
+    if pairs.in_memory:
+        return [pairs[column][i] for i in range(len(pairs)) for column in ("images", "masks")]
+    paths = [[os.fsdecode(path) for path in pairs[column]] for column in ("name", "mask")]
+    names = [np.array([os.fsencode(os.path.basename(path)) for path in column], np.bytes_) for column in paths]
+    sizes = [[size_on_disk(path) for path in pair] for pair in zip(*paths, strict=True)]
+    return [*names, np.array(sizes, np.int64)]
+
+
+def _size_notes(name: str, test: Samples, size: int, augment: AugmentConfig) -> list[str]:
+    """Notes on test images whose size the evaluation changes, or that training shows at other sizes.
+
+    Evaluating below the native size inflates mIoU, since small mistakes disappear; evaluating far below the sizes of
+    training deflates it: training enlarges images, evaluation does not.
+    """
+    if not test.in_memory or not len(test):
+        return []
+    sides = [max(image.shape[:2]) for image in test["images"]]
+    low, high = int(augment.scale_min * size), int(augment.scale_max * size)
+    if max(sides) < ENLARGED * min(size, (low + high) / 2):
+        drawn = f"{low}" if low == high else f"{low}-{high}"
+        return [
+            f"{name}: test images are at most {max(sides)} pixels, training draws them at {drawn}: "
+            f"set data.image_size={max(sides)}"
+        ]
+    reduced = sum(side > size for side in sides)
+    if not reduced:
+        return []
+    return [f"{name}: {reduced:,} test images are evaluated at {size} pixels, below their own size, labels by nearest"]

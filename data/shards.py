@@ -9,23 +9,32 @@ What the network sees is not what it sees of the original files: `Data.notes` sa
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import json
 import mmap
+import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data.decode import Content, Part, Pixels, whole
-from data.folders import Files, Folders
+from data.decode import Content, Part, Pixels, pick_decoder, whole, why
+from data.folders import Folders
+from data.photographs import resized
+from data.samples import Row, Sample, Samples
 
 MANIFEST, VERSION = "prepared.json", 1
 KINDS = ("jpeg", "raw")
 SPLITS = ("train", "val")
+Tell = Callable[[int], object]  # so many images more are done
 HEADER = struct.Struct("<HH")  # height, width of a raw image
 
 
@@ -34,32 +43,24 @@ def is_prepared(root: Path | None) -> bool:
     return root is not None and (root / MANIFEST).is_file()
 
 
-@dataclass(frozen=True)
-class ShardedFiles(Files):
+@dataclass(frozen=True, kw_only=True)
+class Shards(Samples):
     """The images of a split, in shards.
 
-    Args:
-        shards: the paths of the shards.
-        shard, begins, ends: (N,) which of them holds an image, and the bytes where it lies.
+    The columns are `name` (that of the image file), `labels`, `shard` (which file holds an image), and `begins` and
+    `ends`, the bytes where it lies.
     """
 
-    shards: tuple[Path, ...]
-    shard: NDArray[np.int32]
-    begins: NDArray[np.int64]
-    ends: NDArray[np.int64]
+    paths: tuple[Path, ...]
 
     def name(self, index: int) -> str:
         """The name that the image file had, and its shard."""
-        return f"{self.names[index].decode(errors='replace')} in {self.shards[self.shard[index]]}"
+        return f"{self['name'][index].decode(errors='replace')} in {self.paths[self['shard'][index]]}"
 
-    def read(self, index: int) -> Content:
-        """The content of an image; nothing is copied before it is used."""
-        return _mapped(self.shards[self.shard[index]])[self.begins[index] : self.ends[index]]
 
-    def part(self, indices: NDArray[np.int64]) -> ShardedFiles:
-        """Some of the images, in the order given."""
-        arrays = (self.shard[indices], self.begins[indices], self.ends[indices])
-        return ShardedFiles(self.folder, self.names[indices], self.labels[indices], self.shards, *arrays)
+def read_shard(paths: tuple[Path, ...], row: Row) -> Sample:
+    """The content of an image, nothing of which is copied before it is used, and its label."""
+    return {"images": _mapped(paths[row["shard"]])[row["begins"] : row["ends"]], "labels": row["labels"]}
 
 
 @functools.cache
@@ -123,7 +124,7 @@ def open_prepared(name: str, root: Path) -> Folders:
     )
 
 
-def _open_split(root: Path, manifest: dict[str, Any], split: str) -> ShardedFiles:
+def _open_split(root: Path, manifest: dict[str, Any], split: str) -> Shards:
     path = root / f"{split}.npz"
     try:
         with np.load(path) as arrays:
@@ -136,6 +137,170 @@ def _open_split(root: Path, manifest: dict[str, Any], split: str) -> ShardedFile
         raise ValueError(f"{path}: does not belong to {root / MANIFEST}; run scripts/prepare_shards.py again")
     ends = np.concatenate([np.cumsum(part) for part in np.split(lengths, np.cumsum(counts)[:-1])])
     shard = np.repeat(np.arange(len(entries), dtype=np.int32), counts)
-    return ShardedFiles(
-        root, names, labels, tuple(root / entry["file"] for entry in entries), shard, ends - lengths, ends
-    )
+    paths = tuple(root / entry["file"] for entry in entries)
+    columns = {"name": names, "labels": labels, "shard": shard, "begins": ends - lengths, "ends": ends}
+    return Shards(columns=columns, read=partial(read_shard, paths), folder=root, paths=paths)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How photographs are prepared.
+
+    Args:
+        short_side: a longer one is reduced to it, with the kernel of training; a shorter one stays.
+        kind: `jpeg`, or `raw` for pixels that need no decoding.
+        quality: of the JPEG files.
+        per_shard: images of a shard.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    short_side: int = 256
+    kind: str = "jpeg"
+    quality: int = 90
+    per_shard: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind '{self.kind}', choose one of {', '.join(KINDS)}")
+        for name, low, high in (("short_side", 8, 4096), ("quality", 1, 95), ("per_shard", 1, 1 << 20)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie in {low} ... {high}, not {getattr(self, name)}")
+
+    def __call__(self, content: bytes) -> bytes:
+        """An image file as it stands in a shard."""
+        pixels = self._reduced(pick_decoder("auto")(content, whole))
+        if self.kind == "raw":
+            return HEADER.pack(*pixels.shape[:2]) + pixels.tobytes()
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
+        return file.getvalue()
+
+    def _reduced(self, pixels: Pixels) -> Pixels:
+        height, width = pixels.shape[:2]
+        short = min(height, width)
+        if short <= self.short_side:
+            return np.ascontiguousarray(pixels)
+        scale = self.short_side / short
+        return np.ascontiguousarray(resized(pixels, max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def prepare(name: str, found: Folders, target: Path, how: Preparation, workers: int, tell: Tell) -> None:
+    """Write the shards of a data set; what an earlier call has written whole is kept.
+
+    Args:
+        name: of the data set.
+        found: its class folders.
+        target: made if it is not there.
+        how: the same as in an earlier call on this folder.
+        workers: processes; 0 works in this one.
+        tell: called with the number of images that were done.
+
+    Raises:
+        ValueError: for an image that cannot be read, or a folder with other shards; names it.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    manifest: dict[str, Any] = {"version": VERSION, "name": name, **asdict(how), "classes": list(found.classes)}
+    if is_prepared(target):
+        earlier = read_manifest(target)
+        different = [key for key in manifest if manifest[key] != earlier.get(key)]
+        if different:
+            raise ValueError(f"{target}: holds photographs prepared otherwise ({', '.join(different)}); choose another")
+    shards: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(workers, initializer=_one_thread) if workers else nullcontext() as pool:
+        for split, files in zip(SPLITS, (found.train, found.test), strict=True):
+            lengths: list[int] = []
+            for first in range(0, len(files), how.per_shard):
+                part = files.part(np.arange(first, min(first + how.per_shard, len(files))))
+                path = target / f"{split}-{first // how.per_shard:05d}.bin"
+                entry = _shard(part, path, how, pool, tell)
+                lengths += entry.pop("lengths")
+                shards.append({"split": split, "file": path.name, **entry})
+            buffer = io.BytesIO()
+            np.savez(buffer, names=files["name"], labels=files["labels"], lengths=np.array(lengths, np.int64))
+            _write(target / f"{split}.npz", iter([buffer.getvalue()]))
+    _write_json(target / MANIFEST, {**manifest, "notes": list(found.notes), "shards": shards})
+
+
+def check(target: Path, tell: Tell) -> None:
+    """Read every shard and compare its sum.
+
+    Raises:
+        ValueError: names the first that is damaged.
+    """
+    for entry in read_manifest(target)["shards"]:
+        path, digest = target / entry["file"], hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        if digest.hexdigest() != entry["sha256"]:
+            raise ValueError(f"{path}: damaged; remove it and run this again without --check, it is made anew")
+        tell(entry["images"])
+
+
+def _shard(files: Samples, path: Path, how: Preparation, pool: Any, tell: Tell) -> dict[str, Any]:
+    """What is known of a shard: of an earlier call if it is there and whole, else of one written now."""
+    # The names of the files that it is made of: another source is noticed without reading it. A file that was replaced
+    # under its name is not.
+    source = hashlib.sha256(json.dumps([asdict(how), len(files)]).encode())
+    source.update(np.ascontiguousarray(files["name"]).data)
+    aside = path.with_suffix(".json")
+    try:
+        known = json.loads(aside.read_text())
+        if known.pop("source") == source.hexdigest() and path.stat().st_size == known["bytes"]:
+            tell(len(files))
+            return known
+    except (OSError, ValueError, KeyError):
+        pass  # not there, or not whole
+    lengths: list[int] = []
+    digest = hashlib.sha256()
+
+    def contents() -> Iterator[bytes]:
+        jobs = ((how, files.name(index)) for index in range(len(files)))
+        for content in pool.map(_prepared, jobs, chunksize=32) if pool else map(_prepared, jobs):
+            lengths.append(len(content))
+            digest.update(content)
+            tell(1)
+            yield content
+
+    _write(path, contents())
+    known = {"images": len(files), "bytes": sum(lengths), "sha256": digest.hexdigest(), "lengths": lengths}
+    _write_json(aside, {"source": source.hexdigest(), **known})
+    return known
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _prepared(job: tuple[Preparation, str]) -> bytes:
+    how, path = job
+    try:
+        return how(Path(path).read_bytes())
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        reason = why(error)
+        raise ValueError(f"{path}: not a readable image ({reason}); repair or remove it") from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _write(path, iter([(json.dumps(value) + "\n").encode()]))
+
+
+def _write(path: Path, parts: Iterator[bytes]) -> None:
+    """Write aside, flush, rename: under its name a file is whole."""
+    aside = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

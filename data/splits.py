@@ -1,4 +1,4 @@
-"""Which samples belong to which split, to which batch, and to which rank."""
+"""The division of a data set: into splits, of a split into batches, and of a batch among the ranks."""
 
 from __future__ import annotations
 

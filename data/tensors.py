@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment import Normalize, Policy, cutout, for_network, mirror, pick, windows
-from data.draws import BOX, CUTOUT_COLUMN, CUTOUT_ROW, FLIP, LEFT, TOP, uniforms
-from data.interface import ClassificationBatch
-from data.options import Augment
+from configs.schema import AugmentConfig
+from data.draws import FLIP, LEFT, MOST, TOP, Draws, pick, uniforms
+from data.interface import ClassificationBatch, Loading
+from data.loader import Statistics, ToNetwork
 from data.splits import Batches
 
 
@@ -23,29 +24,31 @@ class TensorLoader:
         images: (N, C, H, W) uint8; kept as (N, H, W, C) with the padding of the crop around them.
         labels: (N,) int64.
         batches: which samples make up which batch; a shuffled split is augmented.
-        normalize: uint8 batch to float32 batch.
-        augment: applied to a shuffled split only.
-        device: where the images are kept and the batches are made.
-        channels_last: memory format of the batches.
+        statistics: mean and standard deviation of each channel, of values in [0, 1].
+        augment: of a shuffled split: zeros around an image before the random crop back to its size, flip.
+        loading: the device where the images are kept and the batches are made; their memory format; regularizers.
     """
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
         batches: Batches,
-        normalize: Normalize,
-        augment: Augment,
-        device: torch.device,
-        channels_last: bool,
+        statistics: Statistics,
+        augment: AugmentConfig,
+        loading: Loading,
     ) -> None:
         self.num_samples = len(images)
         self.bad_images: dict[str, str] = {}
-        self.batches, self.normalize, self.channels_last = batches, normalize, channels_last
-        self.augment = augment if batches.shuffled else Augment()
-        self.labels = labels.to(device)
-        self.windows = windows(images.to(device).permute(0, 2, 3, 1), self.augment.crop_padding)
-        self.policy = Policy(self.augment.autoaugment) if self.augment.autoaugment else None
+        self.batches = batches
+        self.padding, self.flip, regularizers = augment.crop_padding, augment.flip, loading.regularizers
+        if not batches.shuffled:
+            self.padding, self.flip, regularizers = 0, False, ()
+        device = loading.device
+        self.labels = torch.from_numpy(labels).to(device)
+        self.windows = windows(torch.from_numpy(images).to(device).permute(0, 2, 3, 1), self.padding)
+        self.on_image = [change.on_image for change in regularizers if hasattr(change, "on_image")]
+        self.to_network = ToNetwork(statistics, images.shape[3], loading, training=batches.shuffled)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -57,42 +60,54 @@ class TensorLoader:
             return
         order = np.concatenate(shares)
         indices, device = torch.from_numpy(order), self.labels.device
-        where = indices.to(device)
-        picked = self._picked(epoch, order).to(device)
+        where, picked = indices.to(device), self._picked(epoch, order).to(device)
         begin = 0
         for share in shares:
             part = slice(begin, begin + len(share))
             begin = part.stop
-            images = self._images(where[part], indices[part], picked[part], epoch)
+            # Crops by one fancy index into the windows of the padded images; flips; what works on single images.
+            images = self.windows[where[part], picked[part, 0], picked[part, 1]]
+            if self.flip:
+                images = mirror(images, picked[part, 2] == 0)
+            if self.on_image:
+                images = self._each(images, epoch, share)
+            images = self.to_network(images, epoch, share)
             yield ClassificationBatch(images, self.labels[where[part]], indices[part])
 
     def _picked(self, epoch: int, order: NDArray[np.int64]) -> Tensor:
-        """What is drawn for each image, (N, 5): its window's row and column, 0 = flip, Cutout's row and column."""
-        if self.augment == Augment():
-            return torch.empty(len(order), 0, dtype=torch.int64)
-        draws = uniforms(self.batches.seed, epoch, order, 0, BOX)
-        crops, (height, width) = 2 * self.augment.crop_padding + 1, self.windows.shape[3:5]
-        choices = {TOP: crops, LEFT: crops, FLIP: 2, CUTOUT_ROW: height, CUTOUT_COLUMN: width}
-        return torch.stack([pick(draws[:, place], choices[place]) for place in range(BOX)], 1)
+        """Row and column of each image's window, 0 = flip: (N, 3)."""
+        if not self.padding and not self.flip:
+            return torch.zeros(len(order), 3, dtype=torch.int64)
+        draws, crops = uniforms(self.batches.seed, epoch, order, 0, FLIP + 1), 2 * self.padding + 1
+        choices = {TOP: crops, LEFT: crops, FLIP: 2}
+        return torch.from_numpy(np.stack([pick(draws[:, place], choices[place]) for place in choices], 1))
 
-    def _images(self, where: Tensor, indices: Tensor, picked: Tensor, epoch: int) -> Tensor:
-        augment = self.augment
-        if augment.crop_padding:
-            images = self.windows[where, picked[:, TOP], picked[:, LEFT]]
-        else:
-            images = self.windows[where, 0, 0]
-        if augment.flip:
-            images = mirror(images, picked[:, FLIP] == 0)
-        if self.policy is not None:
-            images = self._policy(images, indices, epoch)
-        images = self.normalize(images)
-        if augment.cutout:
-            images = cutout(images, augment.cutout, picked[:, CUTOUT_ROW : CUTOUT_COLUMN + 1])
-        return for_network(images, self.channels_last)
-
-    def _policy(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        """AutoAugment works on one image at a time on the CPU: the slow path, for the experiments that ask for it."""
-        assert self.policy is not None
-        arrays, seed = images.cpu().numpy(), self.batches.seed
-        changed = [self.policy(array, seed, epoch, int(i)) for array, i in zip(arrays, indices, strict=True)]
+    def _each(self, images: Tensor, epoch: int, share: NDArray[np.int64]) -> Tensor:
+        """AutoAugment and its like, image by image on the CPU: the slow path, for experiments that ask for it."""
+        seed, changed = self.batches.seed, []
+        drawn = uniforms(seed, epoch, share, 0, MOST)
+        for pixels, numbers, index in zip(images.cpu().numpy(), drawn, share.tolist(), strict=True):
+            for change in self.on_image:
+                pixels = change(pixels, Draws(numbers, seed, epoch, index))
+            changed.append(pixels)
         return torch.from_numpy(np.stack(changed)).to(images.device)
+
+
+def windows(images: Tensor, padding: int) -> Tensor:
+    """Every crop of the zero-padded images, as a view.
+
+    Args:
+        images: (N, H, W, C).
+        padding: zeros on each side.
+
+    Returns:
+        (N, 2 padding + 1, 2 padding + 1, H, W, C): entry [n, i, j] is image n cropped at row i and column j.
+    """
+    height, width = images.shape[1:3]
+    padded = F.pad(images, [0, 0, *[padding] * 4])
+    return padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
+
+
+def mirror(images: Tensor, which: Tensor) -> Tensor:
+    """Flip some images left and right. images: (B, H, W, C), which: (B,) bool."""
+    return torch.where(which[:, None, None, None], images.flip(2), images)

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from data.annotated import Annotated, Categories, Objects, gathered
-from data.folders import ENDINGS
-from data.name_lists import hint_on_name, read_names
+from data.boxes import Annotated, Categories, Objects, annotated
+from data.decode import Decode, with_pillow
+from data.folders import ENDINGS, hint_on_name, read_names
 
 LAYOUT = "needs ImageSets/Main/<list>.txt, Annotations/<name>.xml and JPEGImages/<name>.jpg"
 
@@ -93,13 +93,16 @@ def _number(entry: ElementTree.Element, where: str) -> float:
     return number
 
 
-def read_voc(root: Path, names: Sequence[str], classes: Sequence[str] | None) -> Annotated:
+def read_voc(
+    root: Path, names: Sequence[str], classes: Sequence[str] | None, decode: Decode = with_pillow
+) -> Annotated:
     """The images and boxes of the named images.
 
     Args:
         root: holds `Annotations/` and `JPEGImages/`.
         names: of the images, without their endings.
         classes: in the order of the labels; None: all that occur, sorted.
+        decode: image file to pixels.
 
     Raises:
         FileNotFoundError: if an image or annotation is not there.
@@ -127,7 +130,7 @@ def read_voc(root: Path, names: Sequence[str], classes: Sequence[str] | None) ->
         boxes[:, 2] * boxes[:, 3],
         np.array([hard for scene in scenes for hard in scene.difficult], bool),
     )
-    return gathered(
+    return annotated(
         root / "JPEGImages",
         [files[name] for name in names],
         np.arange(len(names)),
@@ -135,6 +138,7 @@ def read_voc(root: Path, names: Sequence[str], classes: Sequence[str] | None) ->
         np.repeat(np.arange(len(names)), [len(scene.boxes) for scene in scenes]),
         objects,
         Categories(tuple(range(1, len(classes) + 1)), tuple(classes)),
+        decode,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import nn
 from configs.checking import UserError
 from configs.plan import Plan
 from configs.schema import LayerConfig
-from data import Augment, Cut, Data, Loading, Reading, Source, build_data
+from data import Data, Loading, build_data
+from data.image_regularizers import AutoAugment, Cutout
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
 from engine.distributed import Ranks, synchronized, wrap
@@ -26,18 +27,25 @@ from models import build_model
 
 def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
     """The data set of a plan."""
-    data, recipe, runtime = plan.data, plan.recipe, plan.runtime
-    workers = cpu.cores_of_a_rank() if runtime.workers is None else runtime.workers
+    runtime = plan.runtime
+    regularizers: list[Any] = []
+    if plan.autoaugment:
+        regularizers.append(AutoAugment(plan.autoaugment))
+    if plan.cutout:
+        regularizers.append(Cutout(plan.cutout))
     return build_data(
-        data.name,
-        Source(runtime.data_root, runtime.download, data.options()),
-        Cut(data.val_fraction, data.train_subset),
-        Augment(cutout=plan.cutout, autoaugment=plan.autoaugment, **vars(recipe.augment)),
-        Reading(data.image_size, data.decoder, workers, data.on_bad_image, data.prepared),
+        replace(plan.data, root=runtime.data_root, download=runtime.download),
+        plan.recipe.augment,
         Loading(
-            *(recipe.batch_size, recipe.eval_batch_size, plan.seed),
-            *(ranks.rank, ranks.world_size, device),
+            batch_size=plan.recipe.batch_size,
+            eval_batch_size=plan.recipe.eval_batch_size,
+            seed=plan.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            device=device,
             channels_last=True,
+            workers=cpu.cores_of_a_rank() if runtime.workers is None else runtime.workers,
+            regularizers=regularizers,
         ),
     )
 

@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from data.folders import OFFICIAL, open_folders
-from data.prepare import Preparation, check, prepare
-from data.shards import KINDS, open_prepared
+from data.shards import KINDS, Preparation, check, open_prepared, prepare
 from scripts.entry import guarded, parser_of
 
 

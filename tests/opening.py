@@ -1,4 +1,4 @@
-"""`build_data` with its option groups flat, so that a test names only what it is about."""
+"""`build_data` with its configuration flat, so that a test names only what it is about."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from typing import Any
 
 import torch
 
-from data import Augment, Cut, Data, Loading, Reading, Source
-from data import build_data as build_from_groups
+from configs.schema import AugmentConfig, DataConfig
+from data import Data, Loading
+from data import build_data as build_from_configuration
+from data.image_regularizers import AutoAugment, Cutout
 
 
-def build_data(name: str, *, augment: Augment | Mapping[str, Any] = Augment(), **options: Any) -> Data:  # noqa: B008
-    """Options that no group has go to `Source.options`."""
-    given = dict(options)
-
-    def group(cls: type) -> Any:
-        return cls(**{field.name: given.pop(field.name) for field in fields(cls) if field.name in given})
-
-    if "device" in given:
-        given["device"] = torch.device(given["device"])
-    cut, reading, loading = group(Cut), group(Reading), group(Loading)
-    place = {key: given.pop(key) for key in ("root", "download") if key in given}
-    augment = augment if isinstance(augment, Augment) else Augment(**augment)
-    return build_from_groups(name, Source(**place, options=given), cut, augment, reading, loading)
+def build_data(name: str, *, augment: Mapping[str, Any] | None = None, **options: Any) -> Data:
+    """Options are keys of `DataConfig` and `Loading`; augment: of `AugmentConfig`, and `autoaugment` and `cutout`."""
+    options = {**options, "name": name, "root": None if options.get("root") is None else str(options["root"])}
+    if "device" in options:
+        options["device"] = torch.device(options["device"])
+    changes, regularizers = dict(augment or {}), list[Any]()
+    for key, regularizer in (("autoaugment", AutoAugment), ("cutout", Cutout)):
+        if value := changes.pop(key, None):
+            regularizers.append(regularizer(value))
+    data, loading = (
+        {f.name: options.pop(f.name) for f in fields(part) if f.name in options} for part in (DataConfig, Loading)
+    )
+    assert not options, options
+    return build_from_configuration(
+        DataConfig(**data), AugmentConfig(**changes), Loading(**loading, regularizers=regularizers)
+    )

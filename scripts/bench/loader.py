@@ -18,12 +18,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from configs.checking import UserError
-from data import Augment, Batch, Cut, Loading, Reading, Source, build_data
-from data.augment import Normalize
+from configs.schema import AugmentConfig, DataConfig
+from data import Batch, Loading, build_data
 from data.class_folders import IMAGENET_STATISTICS
 from data.folders import open_folders
-from data.prepare import Preparation, prepare
-from data.splits import Batches
+from data.shards import Preparation, prepare
 from data.tensors import TensorLoader
 from scripts.bench.harness import Row, Times, add_options, in_turn, quartiles, ratios, spread, table
 
@@ -103,12 +102,14 @@ def photograph_loaders(place: Path, arguments: argparse.Namespace) -> dict[str, 
 
     def ours(root: str, decoder: str, prepared: bool = False) -> Epoch:
         data = build_data(
-            "imagenet",
-            Source(place / root),
-            Cut(val_fraction=0.0),
-            Augment(flip=True),
-            Reading(None, decoder, arguments.workers, prepared=prepared),
-            Loading(arguments.batch, device=torch.device(arguments.device), channels_last=True),
+            DataConfig("imagenet", str(place / root), SIDE, val_fraction=0.0, decoder=decoder, prepared=prepared),
+            AugmentConfig(flip=True),
+            Loading(
+                arguments.batch,
+                device=torch.device(arguments.device),
+                channels_last=True,
+                workers=arguments.workers,
+            ),
         )
         return data.train.epoch
 
@@ -159,14 +160,14 @@ def small_loaders(arguments: argparse.Namespace) -> dict[str, Epoch]:
     recipe = transforms.Compose([*steps, transforms.Normalize(*SMALL_STATISTICS)])
     files = ImagesOfArray(images, labels.tolist(), recipe)
     device = torch.device(arguments.device)
+    loading = Loading(SMALL_BATCH, device=device, channels_last=True)
     ours = TensorLoader(
-        torch.from_numpy(images).permute(0, 3, 1, 2),
-        torch.from_numpy(labels),
-        Batches(SMALL_IMAGES, SMALL_BATCH, shuffled=True),
-        Normalize(*SMALL_STATISTICS, 32, device),
-        Augment(crop_padding=4, flip=True),
-        device,
-        channels_last=True,
+        images.transpose(0, 3, 1, 2),
+        labels,
+        loading.batches(SMALL_IMAGES, training=True),
+        SMALL_STATISTICS,
+        AugmentConfig(crop_padding=4, flip=True),
+        loading,
     )
     alone = argparse.Namespace(**{**vars(arguments), "workers": 0})
     return {

@@ -62,7 +62,7 @@ def test_every_key_says_what_it_means() -> None:
 
 def test_names_are_those_of_the_packages_that_mean_them() -> None:
     import dropblock
-    from data import decode, options
+    from data import decode
     from engine import optim
     from engine.precision import PRECISIONS
     from engine.tasks import TASKS
@@ -75,9 +75,7 @@ def test_names_are_those_of_the_packages_that_mean_them() -> None:
     assert set(schema.OPTIMIZERS) == set(optim.OPTIMIZERS)
     assert set(schema.PRECISIONS) == set(PRECISIONS)
     assert set(schema.TASKS) >= set(TASKS)
-    assert schema.POLICIES == options.POLICIES
     assert schema.DECODERS == decode.DECODERS
-    assert schema.ON_BAD_IMAGE == options.ON_BAD_IMAGE
 
 
 @pytest.mark.parametrize("knob", [*schema.LAYER_KNOBS, *schema.RECIPE_KNOBS, "label_smoothing"])

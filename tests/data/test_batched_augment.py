@@ -8,23 +8,21 @@ import torch
 import torch.nn.functional as F
 from torchvision import transforms
 
-from data import Augment, augment, draws, splits
+from configs.schema import AugmentConfig
+from data import Loading, draws, splits
+from data.image_regularizers import AutoAugment, Cutout
 from data.tensors import TensorLoader
-
-CPU = torch.device("cpu")
-
-
-def loader(images: torch.Tensor, chosen: Augment, normalize: augment.Normalize, seed: int = 0) -> TensorLoader:
-    batches = splits.Batches(len(images), 10, shuffled=True, seed=seed)
-    return TensorLoader(images, torch.arange(len(images)), batches, normalize, chosen, CPU, channels_last=False)
 
 
 def test_crop_flip_and_cutout_are_those_of_each_image_by_itself() -> None:
     images = torch.randint(0, 256, (50, 3, 12, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    normalize = augment.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 9, CPU)
-    plain = transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    statistics = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    loading = Loading(10, seed=3, regularizers=[Cutout(5)])
+    augment = AugmentConfig(crop_padding=2, flip=True)
+    loader = TensorLoader(images.numpy(), np.arange(50), loading.batches(50, True), statistics, augment, loading)
+    plain = transforms.Normalize(*statistics)
     seen = set()
-    for batch in loader(images, Augment(crop_padding=2, flip=True, cutout=5), normalize, seed=3).epoch(7):
+    for batch in loader.epoch(7):
         for picture, index in zip(batch.images, batch.indices.tolist(), strict=True):
             top, left, flip, row, column = draws.uniforms(3, 7, np.array([index]), 0, 5)[0]
             t, x = int(top * 5), int(left * 5)
@@ -40,7 +38,7 @@ def test_crop_flip_and_cutout_are_those_of_each_image_by_itself() -> None:
 @pytest.mark.parametrize("side", [1, 8, 16, 33])
 def test_cutout_is_centred_anywhere_and_cut_at_the_border(side: int) -> None:
     ends = torch.tensor([[0, 0], [31, 31], [16, 16]])
-    holes = augment.cutout(torch.ones(3, 32, 32, 2), side, ends) == 0
+    holes = Cutout(side).at(torch.ones(3, 32, 32, 2), ends) == 0
     first, last = side // 2, side - side // 2  # pixels of the square before its centre pixel, and from it on
     expected = [2 * min(last, 32) ** 2, 2 * min(first + 1, 32) ** 2, 2 * min(side, 32) ** 2]
     assert holes.sum((1, 2, 3)).tolist() == expected
@@ -49,7 +47,7 @@ def test_cutout_is_centred_anywhere_and_cut_at_the_border(side: int) -> None:
 def test_a_pick_reaches_every_choice_and_none_beyond() -> None:
     edge = np.array([0.0, 0.5, 1.0 - 2.0**-53])
     for choices in (1, 2, 5, 9, 224, 1000):
-        assert augment.pick(edge, choices).tolist() == [0, choices // 2, choices - 1]
+        assert draws.pick(edge, choices).tolist() == [0, choices // 2, choices - 1]
 
 
 def test_draws_do_not_depend_on_company_and_fill_the_unit_interval_evenly() -> None:
@@ -101,13 +99,14 @@ def test_every_evaluation_sample_goes_to_one_rank(samples: int, batch: int, worl
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("policy", ["imagenet", "cifar10", "svhn"])
 def test_autoaugment_is_a_function_of_its_key_and_leaves_the_global_generator_alone(policy: str, channels: int) -> None:
-    apply = augment.Policy(policy)
+    apply = AutoAugment(policy).on_image
     image = np.random.default_rng(0).integers(0, 256, (32, 32, channels), np.uint8)
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    outcomes = [apply(image, 1, 2, index) for index in range(20)]
+    keys = [draws.Draws(np.zeros(0), 1, 2, index) for index in range(20)]
+    outcomes = [apply(image, key) for key in keys]
     assert torch.equal(torch.rand(3), expected)
     assert all(outcome.shape == image.shape and outcome.dtype == np.uint8 for outcome in outcomes)
-    assert all(np.array_equal(apply(image, 1, 2, index), outcome) for index, outcome in enumerate(outcomes))
+    assert all(np.array_equal(apply(image, key), outcome) for key, outcome in zip(keys, outcomes, strict=True))
     assert len({outcome.tobytes() for outcome in outcomes}) > 5

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data import Augment, ClassificationBatch, Data
+from data import ClassificationBatch, Data
 from tests.opening import build_data
 
-ALL = Augment(crop_padding=4, flip=True, cutout=8)
+ALL = {"crop_padding": 4, "flip": True, "cutout": 8}
 
 
 def digits(**options: object) -> Data:
@@ -42,7 +42,7 @@ def test_batches_are_what_the_network_expects() -> None:
 @pytest.mark.parametrize("val_fraction", [0.0, 0.5])
 def test_the_images_trained_on_have_mean_0_and_deviation_1(val_fraction: float) -> None:
     count = digits(val_fraction=val_fraction).train.num_samples
-    train = digits(val_fraction=val_fraction, augment=Augment(), batch_size=count).train
+    train = digits(val_fraction=val_fraction, augment={}, batch_size=count).train
     images = next(train.epoch(0)).images.double()
     assert abs(images.mean()) < 1e-5
     assert abs(images.std(correction=0) - 1) < 1e-5
@@ -66,7 +66,7 @@ def test_evaluation_takes_each_sample_once_in_order() -> None:
 @pytest.mark.parametrize("policy", [None, "svhn"])
 @pytest.mark.parametrize("start", [0, 1, 25, 40])
 def test_an_epoch_can_be_entered_anywhere(policy: str | None, start: int) -> None:
-    augment = Augment(crop_padding=4, flip=True, cutout=8, autoaugment=policy)
+    augment = {"crop_padding": 4, "flip": True, "cutout": 8, "autoaugment": policy}
     train = digits(augment=augment, train_subset=1280).train
     whole, rest = list(train.epoch(3)), list(train.epoch(3, start))
     assert len(rest) == len(whole) - start
@@ -116,8 +116,7 @@ def test_a_subset_is_stratified_and_leaves_val_and_test_alone() -> None:
         ({"batch_size": 33, "world_size": 2}, "batch_size"),
         ({"val_fraction": 1.5}, "val_fraction"),
         ({"train_subset": 5000}, "train_subset"),
-        ({"image_size": 4}, "image_size"),
-        ({"num_classes": 5}, "num_classes"),
+        ({"classes": ["0"]}, "classes"),
         ({"rank": 2, "world_size": 2}, "rank"),
     ],
 )
@@ -132,7 +131,10 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         build_data("digit", batch_size=1)
 
 
-@pytest.mark.parametrize("wrong", [{"autoaugment": "mnist"}, {"cutout": -1}, {"crop_padding": -1}])
-def test_augment_refuses_what_it_cannot_do(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Augment(**wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "wrong",
+    [{"autoaugment": "mnist"}, {"crop_padding": -1}, {"scale_min": 0.01}, {"scale_max": 2}, {"photometric": 0.1}],
+)
+def test_an_augmentation_that_images_in_memory_do_not_have_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong.values())) if "autoaugment" in wrong else next(iter(wrong))):
+        digits(augment=wrong)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from data import Augment, Cut, Loading, Reading
-from data.augment import Policy
-from data.masks import MaskArrays
-from data.segmentation import open_segmentation
+from configs.schema import AugmentConfig, DataConfig
+from data import Loading
+from data.draws import Draws
+from data.image_regularizers import AutoAugment
+from data.masks import open_segmentation
+from data.samples import Samples, as_it_is
 from tests.data import test_digits, test_photographs
 from tests.data.test_photographs import photos, tree
 
@@ -21,29 +23,30 @@ __all__ = ["tree"]  # a fixture
 def test_small_images_are_evaluated_without_augmentation() -> None:
     for split in ("val", "test"):
         plain, augmented = (
-            getattr(test_digits.digits(augment=augment), split).epoch(0) for augment in (Augment(), test_digits.ALL)
+            getattr(test_digits.digits(augment=augment), split).epoch(0) for augment in ({}, test_digits.ALL)
         )
         assert all(test_digits.equal(a, b) for a, b in zip(plain, augmented, strict=True))
 
 
 def test_photographs_are_evaluated_without_augmentation(tree: Path) -> None:
-    plain, augmented = (photos(tree, augment=augment).test.epoch(0) for augment in (Augment(), test_photographs.ALL))
+    plain, augmented = (photos(tree, augment=augment).test.epoch(0) for augment in ({}, test_photographs.ALL))
     assert all(torch.equal(a.images, b.images) for a, b in zip(plain, augmented, strict=True))
 
 
 def test_images_with_masks_are_normalized_by_those_trained_on() -> None:
-    def part(level: int) -> MaskArrays:
-        images = [np.full((16, 16, 3), level + 20 * (i % 2), np.uint8) for i in range(4)]
-        return MaskArrays(images, [np.zeros((16, 16), np.uint8)] * 4)
+    def part(level: int) -> Samples:
+        images = np.stack([np.full((16, 16, 3), level + 20 * (i % 2), np.uint8) for i in range(4)])
+        return Samples({"images": images, "masks": np.zeros((4, 16, 16), np.uint8)}, as_it_is, in_memory=True)
 
     splits = {"train": part(100), "test": part(200)}  # 110 and 210 on average, the deviation is 10
-    data = open_segmentation("made_up", splits, ("a", "b"), 16, None, (), Cut(0.0), Augment(), Reading(), Loading(4))
+    made_up = DataConfig("made_up", image_size=16, val_fraction=0.0, task="segmentation")
+    data = open_segmentation(made_up, AugmentConfig(), Loading(4), splits, ("a", "b"), None, ())
     assert next(data.train.epoch(0)).images.mean().item() == pytest.approx(0.0, abs=1e-5)
     assert next(data.test.epoch(0)).images.mean().item() == pytest.approx((210 - 110) / 10, rel=1e-4)
 
 
 def test_autoaugment_draws_anew_in_every_epoch() -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    policy = Policy("cifar10")
-    assert len({policy(image, 0, epoch, 5).tobytes() for epoch in range(20)}) > 5
-    assert len({policy(image, seed, 0, 5).tobytes() for seed in range(20)}) > 5
+    change = AutoAugment("cifar10").on_image
+    assert len({change(image, Draws(np.zeros(0), 0, epoch, 5)).tobytes() for epoch in range(20)}) > 5
+    assert len({change(image, Draws(np.zeros(0), seed, 0, 5)).tobytes() for seed in range(20)}) > 5

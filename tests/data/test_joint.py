@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.draws import FLIP, LEFT, SCALE, TOP, uniforms
-from data.joint import Placement, drawn, fitted
+from data.placement import Placement, drawn, fitted
 
 
 def scene(height: int, width: int, box: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:

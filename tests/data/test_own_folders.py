@@ -157,7 +157,7 @@ def test_the_unreadable_images_of_a_batch_are_named_together(tmp_path: Path) -> 
         (lambda root: None, {"std": [2.0], "mean": [0.5]}, ["in [0, 1]"]),
         (lambda root: None, {"prepared": True}, ["prepared"]),
         (lambda root: None, {"root": None}, ["data.root"]),
-        (lambda root: None, {"meen": [0.1]}, ["data.meen does not apply", "mean, std"]),
+        (lambda root: None, {"list": "train"}, ["data.list does not apply", "mean, std"]),
     ],
 )
 def test_mistakes_are_one_line(

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.draws import BRIGHTNESS, JOINT_DRAWS, SATURATION
-from data.photometric import recoloured
+from data.draws import BRIGHTNESS, MOST, SATURATION
+from data.placement import recoloured
 
 PIXELS = np.random.default_rng(0).integers(40, 160, (6, 7, 3)).astype(np.uint8)
 
 
 def middle(**places: float) -> np.ndarray:
     """Draws that change nothing but what is given."""
-    draws = np.full(JOINT_DRAWS, 0.5)
+    draws = np.full(MOST, 0.5)
     for name, value in places.items():
         draws[{"brightness": BRIGHTNESS, "saturation": SATURATION}[name]] = value
     return draws
 
 
 def test_no_strength_and_middle_draws_change_nothing() -> None:
-    assert (recoloured(PIXELS, 0.0, np.zeros(JOINT_DRAWS)) == PIXELS).all()
+    assert (recoloured(PIXELS, 0.0, np.zeros(MOST)) == PIXELS).all()
     assert np.abs(recoloured(PIXELS, 0.5, middle()).astype(int) - PIXELS).max() <= 1
 
 

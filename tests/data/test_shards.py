@@ -17,9 +17,10 @@ from sklearn.datasets import load_sample_images
 import scripts.prepare_shards as command
 from configs.plan import Plan
 from configs.schema import DataConfig, ModelConfig, RecipeConfig
-from data import Augment, Data, prepare, shards
+from data import Data, shards
 from data.folders import open_folders
-from data.prepare import Preparation
+from data.samples import Samples, image_files
+from data.shards import Preparation
 from tests.opening import build_data
 
 PHOTOS = load_sample_images().images
@@ -43,12 +44,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(source: Path, target: Path, kind: str = "jpeg", **more: int) -> list[int]:
     counted: list[int] = []
     how = Preparation(SIDE, kind, per_shard=4, **more)
-    prepare.prepare("imagenet", open_folders("imagenet", source, False), target, how, 0, counted.append)
+    shards.prepare("imagenet", open_folders("imagenet", source, False), target, how, 0, counted.append)
     return counted
 
 
+def content(samples: Samples, index: int) -> bytes | memoryview:
+    return samples.read(samples.row(index))["images"]
+
+
 def open_data(root: Path, **more: object) -> Data:
-    options: dict[str, object] = {"batch_size": 4, "val_fraction": 0.0, "image_size": 32, "augment": Augment(flip=True)}
+    options: dict[str, object] = {"batch_size": 4, "val_fraction": 0.0, "image_size": 32, "augment": {"flip": True}}
     return build_data("imagenet", root=root, **{**options, **more})  # type: ignore[arg-type]
 
 
@@ -59,14 +64,14 @@ def test_what_is_written_is_what_is_read(source: Path, tmp_path: Path, kind: str
     original, found = open_folders("imagenet", source, False), shards.open_prepared("imagenet", tmp_path)
     assert found.classes == original.classes
     for there, here in ((original.train, found.train), (original.test, found.test)):
-        assert np.array_equal(there.names, here.names)
-        assert np.array_equal(there.labels, here.labels)
+        assert np.array_equal(there["name"], here["name"])
+        assert np.array_equal(there["labels"], here["labels"])
         for index in range(len(there)):
-            expected = Preparation(SIDE, kind)(there.read(index))
-            assert bytes(here.read(index)) == expected
-            assert bytes(here.part(np.array([index, 0])).read(0)) == expected
-        assert there.names[1].decode() in here.name(1)
-    sizes = [Image.open(io.BytesIO(bytes(found.train.read(i)))).size for i in range(11)] if kind == "jpeg" else []
+            expected = Preparation(SIDE, kind)(content(there, index))
+            assert bytes(content(here, index)) == expected
+            assert bytes(content(here.part(np.array([index, 0])), 0)) == expected
+        assert there["name"][1].decode() in here.name(1)
+    sizes = [Image.open(io.BytesIO(bytes(content(found.train, i)))).size for i in range(11)] if kind == "jpeg" else []
     assert all(min(size) == SIDE for size in sizes if size != (90, 40))
     assert kind == "raw" or (90, 40) in sizes  # a smaller one is not enlarged
 
@@ -74,11 +79,11 @@ def test_what_is_written_is_what_is_read(source: Path, tmp_path: Path, kind: str
 def test_raw_pixels_are_the_reduced_image(source: Path, tmp_path: Path) -> None:
     write(source, tmp_path, "raw")
     file = shards.open_prepared("imagenet", tmp_path).train
-    pixels = shards.raw_pixels(file.read(0))
-    original = Image.open(source / "train" / file.names[0].decode())
+    pixels = shards.raw_pixels(content(file, 0))
+    original = Image.open(source / "train" / file["name"][0].decode())
     expected = np.asarray(original.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC))
     assert np.abs(pixels.astype(int) - expected).max() <= 2  # the two kernels round differently
-    assert np.array_equal(shards.raw_pixels(file.read(0), lambda h, w: (3, 5, 10, 20)), pixels[3:13, 5:25])
+    assert np.array_equal(shards.raw_pixels(content(file, 0), lambda h, w: (3, 5, 10, 20)), pixels[3:13, 5:25])
 
 
 @pytest.mark.parametrize("kind", shards.KINDS)
@@ -158,13 +163,13 @@ def test_damage_is_noticed_and_mended(source: Path, tmp_path: Path) -> None:
         open_data(tmp_path, prepared=True)
     shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     with pytest.raises(ValueError, match=r"train-00001.bin: damaged"):
-        prepare.check(tmp_path, lambda _: None)
+        shards.check(tmp_path, lambda _: None)
     shard.unlink()
     with pytest.raises(ValueError, match=r"train-00001.bin: missing"):
         open_data(tmp_path, prepared=True)
     write(source, tmp_path)
     assert shard.read_bytes() == whole
-    prepare.check(tmp_path, lambda _: None)
+    shards.check(tmp_path, lambda _: None)
     listing = (tmp_path / "train.npz").read_bytes()
     for content in (b"", listing[:50], b"x"):
         (tmp_path / "train.npz").write_bytes(content)
@@ -217,7 +222,7 @@ def test_the_command(
 def broken(source: Path, place: Path) -> SimpleNamespace:
     (place / "bad.JPEG").write_bytes(b"no image")
     found = open_folders("imagenet", source, False)
-    bad = type(found.train)(place, np.array([b"bad.JPEG"]), np.array([0]))
+    bad = image_files(place, [b"bad.JPEG"], np.array([0]))
     return SimpleNamespace(train=bad, test=bad, classes=found.classes, notes=())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import pickle
 import time
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision.datasets
 
-from data import download, fashion
-from data.in_memory import channel_statistics
+from data import downloads, in_memory
+from data.loader import channel_statistics
 from tests.data.small_sets import CIFAR, FASHION, idx, official_cifar, write_cifar, write_fashion
 from tests.opening import build_data
 
@@ -28,7 +26,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FASHION_MNIST", raising=False)
-    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(in_memory, "DEBIAN", tmp_path / "debian")
     with official_cifar():
         yield
 
@@ -133,7 +131,7 @@ def test_missing_data_is_answered_at_once_with_what_to_do(
 
 
 def test_a_host_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(downloads, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: time.sleep(3))
     with pytest.raises(FileNotFoundError, match="no answer"):
         build_data("cifar10", root=tmp_path, batch_size=1)
@@ -171,8 +169,7 @@ def test_a_hostile_cifar_batch_runs_nothing(tmp_path: Path, monkeypatch: pytest.
     folder = write_cifar(tmp_path, "cifar10") / CIFAR["cifar10"].base_folder
     data = pickle.dumps({"data": Payload(), "labels": []}, protocol=2)
     (folder / "test_batch").write_bytes(data)
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", hashlib.md5(data).hexdigest()]])
-    with pytest.raises(ValueError, match="test_batch: not a CIFAR batch"):
+    with pytest.raises(ValueError, match="test_batch"):
         build_data("cifar10", root=tmp_path, batch_size=1)
     assert not (tmp_path / "ran").exists()
 
@@ -189,15 +186,15 @@ def test_a_download_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise RuntimeError("File not found or corrupted.")
 
     with pytest.raises(FileNotFoundError, match="corrupted"):
-        download.fetch("set", "http://x", tmp_path, "set", broken, "do it")
+        downloads.fetch("set", "http://x", tmp_path, "set", broken, "do it")
     assert not (tmp_path / "set").exists()
     calls = []
 
     def whole(folder: Path) -> None:
         calls.append((folder / "set").mkdir())
 
-    download.fetch("set", "http://x", tmp_path, "set", whole, "do it")
-    download.fetch("set", "http://x", tmp_path, "set", whole, "do it")  # as the second of two ranks would
+    downloads.fetch("set", "http://x", tmp_path, "set", whole, "do it")
+    downloads.fetch("set", "http://x", tmp_path, "set", whole, "do it")  # as the second of two ranks would
     assert (tmp_path / "set").is_dir()
     assert len(calls) == 1
     assert not list(tmp_path.glob(".download-*"))
@@ -214,7 +211,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 
 def test_a_channel_without_variation_has_a_deviation_to_divide_by() -> None:
     images = torch.stack([torch.zeros(4, 8, 8), torch.full((4, 8, 8), 255.0)], dim=1).byte()
-    assert channel_statistics(images) == ((0.0, 1.0), (1 / 255, 1 / 255))
+    assert channel_statistics(images.numpy()) == ((0.0, 1.0), (1 / 255, 1 / 255))
 
 
 def test_fake_has_the_asked_size_and_a_signal() -> None:

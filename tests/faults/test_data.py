@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import Decoded, DecodedBatches
+from data.loader import BatchReader, Made
 from data.splits import Indices
 from engine.loop import Fit
 from engine.records import RunFolder
@@ -200,15 +200,15 @@ def test_a_run_whose_loader_was_killed_goes_on(
     train: Train, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (*PHOTOS, f"data.root={photos}", "workers=1", "epochs=3")
-    decoded = DecodedBatches.__getitem__
+    decoded = BatchReader.__getitem__
 
-    def killed(self: DecodedBatches, key: tuple[int, Indices]) -> Decoded:
+    def killed(self: BatchReader, key: tuple[int, Indices]) -> Made:
         if self.training and key[0] == 1:  # the second epoch, so that there is something to go on from
             os.kill(os.getpid(), signal.SIGKILL)
         return decoded(self, key)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DecodedBatches, "__getitem__", killed)
+        patch.setattr(BatchReader, "__getitem__", killed)
         assert train(*words) == 1
     assert "worker" in capsys.readouterr().err
     assert train(*words) == 0

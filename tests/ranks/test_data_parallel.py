@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from configs.schema import RecipeConfig, RunOptions
-from data import Augment
 from dropblock import DropBlock2d, install_into
 from engine.distributed import Ranks, join, synchronized, with_hooks, wrap
 from engine.loop import Fit
@@ -74,7 +73,7 @@ def fit(
     data = build_data(
         "fake",
         batch_size=BATCH,
-        augment=Augment(crop_padding=2, flip=True),
+        augment={"crop_padding": 2, "flip": True},
         seed=3,
         rank=ranks.rank,
         world_size=ranks.world_size,

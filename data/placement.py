@@ -1,4 +1,4 @@
-"""Resize, crop, flip and pad of an image together with its mask or boxes.
+"""An image with a mask or boxes, placed in the square that the network sees.
 
 The longer side of the image is brought to a size (random in training: scale jitter), what is larger than the square
 is cropped at random, and what is smaller is padded on the right and at the bottom, so that positions keep one origin
@@ -13,10 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torchvision.transforms.v2 import functional as colours
 
 from data.decode import Pixels, check_size
-from data.draws import FLIP, LEFT, SCALE, TOP
+from data.draws import BRIGHTNESS, CONTRAST, FLIP, LEFT, SATURATION, SCALE, TOP, Draws
+from data.interface import IGNORE, MAX_BOXES
+from data.samples import Sample
 
 Mask = NDArray[np.uint8]
 MIN_SIDE = 1.0  # pixels of the square; of a box that the crop leaves less of, nothing can be learned
@@ -131,15 +133,108 @@ def drawn(
     )
 
 
-def zero_padding(images: Tensor, seen: Tensor) -> Tensor:
-    """Set what lies right of or below the image to 0, the mean colour, in place.
+@dataclass(frozen=True)
+class Jitter:
+    """The placement of training, drawn.
 
     Args:
-        images: (B, H, W, C), normalized.
-        seen: (B, 2) int64, rows and columns that show the image.
+        size: side of the square.
+        scale: the longer side becomes int(U(low, high) * size).
+        flip: mirror with probability 1/2.
     """
-    _, height, width, channels = images.shape
-    rows = torch.arange(height, device=images.device) >= seen[:, :1]
-    columns = torch.arange(width * channels, device=images.device) // channels >= seen[:, 1:]
-    images.flatten(2).masked_fill_(rows[:, :, None] | columns[:, None, :], 0.0)
-    return images
+
+    size: int
+    scale: tuple[float, float]
+    flip: bool
+
+    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
+        assert draws is not None
+        height, width = sample["images"].shape[:2]
+        return placed(sample, drawn(height, width, self.size, self.scale, self.flip, draws.uniforms), MIN_SIDE)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The placement of evaluation: nothing is cut, no box with an area left out.
+
+    Args:
+        size: side of the square.
+        enlarge: the longer side becomes that of the square where it is shorter.
+    """
+
+    size: int
+    enlarge: bool
+
+    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
+        height, width = sample["images"].shape[:2]
+        longer = self.size if self.enlarge else min(self.size, max(height, width))
+        return placed(sample, fitted(height, width, self.size, longer), 0.0)
+
+
+def placed(sample: Sample, place: Placement, smallest: float) -> Sample:
+    """Image, mask and boxes alike, as far as the square shows them; `seen` are the rows and columns that it shows."""
+    sample = {**sample, "images": place.image(sample["images"]), "seen": np.array(place.seen)}
+    if "masks" in sample:
+        sample["masks"] = place.mask(sample["masks"])
+    if "boxes" in sample:
+        boxes, kept = place.boxes(sample["boxes"], smallest)
+        sample |= {"boxes": boxes, "labels": sample["labels"][kept], "scales": np.float64(place.scale)}
+    return sample
+
+
+@dataclass(frozen=True)
+class Recolour:
+    """Multiply brightness, then contrast, then saturation by U(1 - strength, 1 + strength) each; 0 changes nothing."""
+
+    strength: float
+
+    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
+        assert draws is not None
+        return {**sample, "images": recoloured(sample["images"], self.strength, draws.uniforms)}
+
+
+def recoloured(pixels: Pixels, strength: float, draws: NDArray[np.float64]) -> Pixels:
+    """Change the colours of (H, W, 3) uint8 pixels; see `Recolour`.
+
+    Args:
+        draws: uniforms in [0, 1) of this image, at the places of `data.draws`.
+    """
+    if strength == 0:
+        return pixels
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    for place, change in (
+        (BRIGHTNESS, colours.adjust_brightness),
+        (CONTRAST, colours.adjust_contrast),
+        (SATURATION, colours.adjust_saturation),
+    ):
+        image = change(image, 1 + strength * (2 * float(draws[place]) - 1))
+    return image.permute(1, 2, 0).numpy()
+
+
+@dataclass(frozen=True)
+class Pad:
+    """The fixed shapes of a batch: an image and its mask to (size, size), padded right and below; boxes to 100."""
+
+    size: int
+
+    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
+        rows, columns = sample["seen"]
+        images = np.zeros((self.size, self.size, 3), np.uint8)
+        images[:rows, :columns] = sample["images"]
+        sample = {**sample, "images": images}
+        if "masks" in sample:
+            masks = np.full((self.size, self.size), IGNORE, np.uint8)
+            masks[:rows, :columns] = sample["masks"]
+            sample["masks"] = masks
+        if "boxes" in sample:
+            sample["boxes"], sample["labels"] = largest(sample["boxes"], sample["labels"])
+        return sample
+
+
+def largest(corners: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(100, 4) boxes and (100,) labels, padded with -1; of more than 100 the largest, in their order."""
+    areas = (corners[:, 2:] - corners[:, :2]).prod(1)
+    chosen = np.sort(np.argsort(-areas, kind="stable")[:MAX_BOXES])
+    boxes, classes = np.full((MAX_BOXES, 4), -1, np.float32), np.full(MAX_BOXES, -1, np.int64)
+    boxes[: len(chosen)], classes[: len(chosen)] = corners[chosen], labels[chosen]
+    return boxes, classes
