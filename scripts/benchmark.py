@@ -1,4 +1,4 @@
-"""Measure: python scripts/benchmark.py SUBJECT [--json FILE] [--markdown FILE] [--help]
+"""Measure: python -m scripts.benchmark SUBJECT [--json FILE] [--markdown FILE] [--help]
 
 op: the operator beside torchvision, timm, nn.Dropout and the memory-bandwidth bound. step: a ResNet-50 training step.
 loop: the training loop beside the barest one. loader: input pipelines beside torchvision's. startup: the command line.
@@ -14,8 +14,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench import loader, loop, op, program, step
 from scripts.bench.harness import MALLOC, surroundings

@@ -1,6 +1,6 @@
 """What each library's DropBlock really drops, by its own sampling rule: asked for 10 % of the units.
 
-    python scripts/drop_rates.py [--out docs/results]
+    python -m scripts.drop_rates [--out docs/results]
 
 For each rule the closed form, a simulation that confirms it, and the library itself where it is installed, at six sizes
 of feature map and block. Writes drop_rates.json, drop_rates.md and drop_rates.png. No timing: any machine gives the
@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.bench.drop_rules import RULES
 from scripts.bench.op import contestants
@@ -103,7 +101,7 @@ def page(result: dict[str, Any]) -> str:
             "Where each rule was read:\n",
             *sources,
             "\n![The same as a picture](drop_rates.png)\n",
-            "Made by `python scripts/drop_rates.py`.\n",
+            "Made by `python -m scripts.drop_rates`.\n",
         ]
     )
 

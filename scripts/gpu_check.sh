@@ -44,7 +44,7 @@ step() {
 bench() {
     local name=$1 limit=$2
     shift 2
-    step "$name" "$limit" "$python" scripts/benchmark.py "$@" --json "$out/$name.json" --markdown "$out/$name.md"
+    step "$name" "$limit" "$python" -m scripts.benchmark "$@" --json "$out/$name.json" --markdown "$out/$name.md"
 }
 
 rows=table1/baseline,table1/dropout,table1/spatial_dropout,table1/dropblock

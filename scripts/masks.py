@@ -1,4 +1,4 @@
-"""A picture of what each layer drops: python scripts/masks.py [--out docs/results/masks.png]
+"""A picture of what each layer drops: python -m scripts.masks [--out docs/results/masks.png]
 
 A photograph goes through a ResNet-50 as it is initialised; its maps at the end of group 3 are what the layers get.
 """
@@ -18,8 +18,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dropblock import DropBlock2d, DropLayer, Dropout, DropPath, SpatialDropout
 from models import build_model

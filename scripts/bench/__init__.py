@@ -1,1 +1,1 @@
-"""Benchmarks: `harness` times contestants, every other file is a subject of `scripts/benchmark.py`."""
+"""Benchmarks: `harness` times contestants, every other file is a subject of `scripts.benchmark`."""

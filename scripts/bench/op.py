@@ -150,7 +150,7 @@ def markdown(result: dict[str, Any]) -> str:
     disturbed = max(row["share_of_others"] for row in rows)
     return f"""# Speed of the operator
 
-Forward and backward of one call on each shape, type and layout (`python scripts/benchmark.py op`).
+Forward and backward of one call on each shape, type and layout (`python -m scripts.benchmark op`).
 
 {short(result)}
 
