@@ -1,4 +1,4 @@
-"""What a user types is answered in his terms: help, one line for each slip, names that say what differs."""
+"""Answers to the command line in the user's terms: help, one line for each slip, names that say what differs."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,26 +17,10 @@ from typing import Any
 import pytest
 
 import dropblock
-import models
-from configs import registered
 from configs.checking import UserError, load_yaml
-from configs.regularizers import as_written
 from experiment import plan_of, register_layer, register_model, register_schedule, run_plan, run_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _forgotten_afterwards() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    kept: list[Any] = [dropblock.LAYERS, dropblock.SCHEDULES, models.MODELS, *registered.NODES.values()]
-    before = [dict(names) for names in kept]
-    yield
-    for names, old in zip(kept, before, strict=True):
-        names.clear()
-        names.update(old)
-    registered.SCHEDULES.clear()
-    as_written.cache_clear()
 
 
 SITES_OF_OWN_LOOP = (

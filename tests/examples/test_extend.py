@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,8 +10,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+import experiment
 from configs.compose import plan_of
+from tests.examples.test_examples import example
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "EXTEND.md").read_text()
@@ -22,7 +28,7 @@ sys.path.insert(0, ".")
 from train import main
 for line in sys.stdin:
     words = shlex.split(line)
-    code = main([*words, "epochs=1", "device=cpu", "progress=false", "workers=0"])
+    code = main([*words, "epochs=1", "device=cpu", "progress=false", "workers=0", "data.train_subset=64"])
     assert code == 0, (code, line)
 """
 
@@ -55,8 +61,8 @@ def test_every_addition_works(tmp_path: Path) -> None:
         (tmp_path / path).write_text(text)
     for path, diff in blocks("diff"):
         (tmp_path / path).write_text(changed((tmp_path / path).read_text(), diff))
-    commands = re.findall(r"^python train\.py (data=\S+ .*|.* plan=true)$", PAGE, re.MULTILINE)
-    assert len(commands) == 8
+    # Every command but whole sweeps, of which the plan is shown.
+    commands = re.findall(r"^python train\.py ((?!-m )(?!.*jobs=).*)$", PAGE, re.MULTILINE)
     ran = subprocess.run(
         [sys.executable, "-c", COMMANDS],
         cwd=tmp_path,
@@ -69,7 +75,28 @@ def test_every_addition_works(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, f"{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
     assert "DropLines" in ran.stdout
-    assert "within_one" in ran.stdout
+    assert "last test/near" in ran.stdout
+    files = tmp_path.glob("outputs/fake-resnet18/none-*/seed-1/summary.json")
+    summaries = [json.loads(file.read_text()) for file in files]
+    assert {summary["plan"]["recipe"]["optimizer"] for summary in summaries} == {"sgd", "nadam"}
+    assert all(0 <= summary["last"]["test/balanced"] <= 100 for summary in summaries)
+
+
+def test_every_block_names_its_file_or_is_run_here() -> None:
+    named = len(re.findall(r"^`[\w/.]+`, (?:new|changed):$", PAGE, re.MULTILINE))
+    assert named == sum(len(blocks(kind)) for kind in ("python", "yaml", "diff"))
+    assert len(re.findall(r"^```\w+$", PAGE, re.MULTILINE)) == named + 2  # the two below
+
+
+def test_parts_from_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(from experiment import plan_of.*?)```", PAGE, re.DOTALL)
+    ran: list[Any] = []
+    monkeypatch.setattr(experiment, "run_plan", lambda plan, model=None: ran.append(plan))
+    monkeypatch.setattr(experiment, "run_sweep", lambda plans, name: ran.extend(plans))
+    parts = example("own_parts.py")
+    exec(compile(code, "EXTEND.md", "exec"), {"MyNet": parts["SmallNet"], "MyLayer": parts["SharedDropBlock"]})
+    assert (ran[0].model.name, ran[0].regularizer, ran[0].layer.schedule) == ("my_net", ["my_layer"], "half")
+    assert [plan.seed for plan in ran] == [1, 1, 2, 3, 1]
 
 
 def test_places_by_pattern() -> None:

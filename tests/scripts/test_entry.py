@@ -1,4 +1,4 @@
-"""What the programs of scripts/ share."""
+"""Parts shared by the programs of scripts/."""
 
 from __future__ import annotations
 
