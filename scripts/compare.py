@@ -29,15 +29,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", type=folder, nargs="+", metavar="RUN", help="a run, or a folder of its seeds")
     parser.add_argument("--out", type=Path, help="write a whole report here")
     given = parser.parse_args(arguments)
-    from scripts.report import write_report
-    from scripts.reporting.comparison import Report, lines_of
-    from scripts.reporting.markdown import report_text
-    from scripts.reporting.reading import read_runs
+    from scripts.reporting.report import content_of, rendered, write_report
+    from scripts.reporting.runs import read_runs
 
     sweep = read_runs([run for place in given.runs for run in runs_in(place)])
     if given.out is not None:
         write_report(sweep, given.out)
-    print(report_text(Report(sweep, lines_of(sweep), [])))
+    print(rendered("report.md.j2", content_of(sweep)))
     return 0
 
 

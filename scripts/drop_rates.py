@@ -108,7 +108,7 @@ def page(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], out: Path) -> None:
     """One panel for each size; a bar for each rule, a line at what was asked."""
-    from scripts.reporting.style import drawing
+    from scripts.reporting.figures import drawing
 
     colours = ("#1f5fb4", "#e08214", "#a0703c", "#c23b3b", "#7a7a7a")
     names = [row["name"] for row in result["rows"]]

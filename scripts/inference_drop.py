@@ -40,16 +40,16 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     place = read_values(given.more, Place)
     cpu.configure_process()
-    from scripts.reporting.reading import read_sweep  # imports torch, as evaluation does: a typo is refused before that
+    from scripts.reporting.runs import read_sweep
 
-    runs = read_sweep(given.sweep).runs
+    runs = [RunFolder(run["path"]) for run in read_sweep(given.sweep).runs]
     failed = 0
     for i, run in enumerate(runs, start=1):
-        done = measured(run.folder) >= {(block, kept) for block in given.block_size for kept in KEEP_PROBS}
-        print(f"=== run {i} of {len(runs)}: {run.folder.path}{', already measured' if done else ''}", flush=True)
+        done = measured(run) >= {(block, kept) for block in given.block_size for kept in KEEP_PROBS}
+        print(f"=== run {i} of {len(runs)}: {run.path}{', already measured' if done else ''}", flush=True)
         if not done:
             try:
-                measure(run.folder, given.block_size, place)
+                measure(run, given.block_size, place)
             except Exception as error:  # the other runs are measured all the same
                 report_error(error)
                 failed += 1

@@ -14,9 +14,9 @@ from configs.checking import UserError
 from engine.records import RunFolder
 from scripts.entry import folder, guarded, parser_of
 from scripts.pages import RESULTS, fill_all
-from scripts.report import write_report
-from scripts.reporting.reading import read_sweep
 from scripts.reporting.regimes import draw_regimes
+from scripts.reporting.report import write_report
+from scripts.reporting.runs import read_sweep
 
 
 @guarded

@@ -14,36 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.entry import folder, guarded, parser_of
-from scripts.reporting.sweep import Sweep
-
-
-def write_report(sweep: Sweep, out: Path, with_page: bool = True) -> Path:
-    """Write everything but the curves for TensorBoard; returns the path of the Markdown.
-
-    Args:
-        sweep: what was run.
-        out: the folder of the files.
-        with_page: the HTML as well, which holds every picture a second time.
-    """
-    from scripts.reporting import csv_files, figures, markdown, page
-    from scripts.reporting.comparison import Report, answers, lines_of
-
-    out.mkdir(parents=True, exist_ok=True)
-    report = Report(sweep, lines_of(sweep), answers(sweep), figures.draw_all(sweep, out))
-    texts = {
-        "report.csv": csv_files.rows_csv(sweep, report.lines),
-        "runs.csv": csv_files.runs_csv(sweep),
-        "claims.csv": csv_files.claims_csv(report.answers),
-        "under_drop.csv": csv_files.under_drop_csv(sweep),
-        "report.md": markdown.report_text(report),
-        "report.html": page.page(report, out) if with_page else "",
-    }
-    for name, text in texts.items():
-        if text:
-            (out / name).write_text(text)
-        else:
-            (out / name).unlink(missing_ok=True)  # of an earlier report, that had something to say there
-    return out / "report.md"
 
 
 @guarded
@@ -53,11 +23,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("sweep", type=folder, help="the folder of a sweep")
     parser.add_argument("--out", type=Path, help="another folder for the report")
     given = parser.parse_args(arguments)
-    from scripts.reporting.mean_curves import write_mean_curves
-    from scripts.reporting.reading import read_sweep
+    # Imported late: --help and a wrong folder are answered without matplotlib.
+    from scripts.reporting.runs import read_sweep
 
     sweep = read_sweep(given.sweep)
     out = given.out or given.sweep
+    from scripts.reporting.figures import write_mean_curves
+    from scripts.reporting.report import write_report
+
     written = write_report(sweep, out)
     curves = write_mean_curves(sweep, out)
     print(

@@ -1,115 +1,154 @@
-"""The pictures of a report: the ranking of a table, training curves, and those of `knob_figures`."""
+"""The pictures of a report: the ranking of a table, training curves, our numbers as the paper's Figures 3, 4 and 5."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from scripts.reporting.comparison import best_on_val, difference
-from scripts.reporting.knob_figures import over_block_size, over_keep_prob, under_drop_lines
-from scripts.reporting.mean_curves import common_curve
-from scripts.reporting.names import metric_label
-from scripts.reporting.sections import under_drop
-from scripts.reporting.setting import RUNS_A_ROW, paper_setting_text, task_of
-from scripts.reporting.statistics import Difference
-from scripts.reporting.style import BASELINE, INK, colour, drawing, legend_below, setting
-from scripts.reporting.sweep import Row, Sweep
+from configs.plan import shortened
+from scripts.reporting.compare import (
+    INK,
+    OTHER,
+    best_on_val,
+    distinct_colour,
+    few_rows,
+    lines,
+    paper_curve,
+    paper_number,
+)
+from scripts.reporting.compare import under_drop as tested_under_drop
+from scripts.reporting.deviations import NAMES_OF, RUNS_A_ROW
+from scripts.reporting.names import colour_of, metric_label
+from scripts.reporting.runs import Row, Sweep, curve, label
+from scripts.reporting.statistics import Difference, Spread
 
+BASELINE = colour_of(["none"]) or "#7a7a7a"
+DASHES = (0, (5, 3))
 FEW_POINTS = 8  # of a line
+STYLE: Any = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#999999",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
+    """Draw what a compared sweep has to show into `out`, and remove what an earlier report had.
+
+    Returns:
+        (caption, file name) of each picture.
+    """
+    of_a_table = any(str(row["paper"].get("place")).startswith("Table") for row in sweep.rows)
+    keep_probs, blocks, tested = lines(sweep, "keep_prob"), lines(sweep, "block_size"), tested_under_drop(sweep)
+    ranked = of_a_table or (not (keep_probs or blocks or tested) and len(sweep.rows) > 1)
+    pictures: tuple[tuple[object, str, str, Callable[[Sweep, Path], None]], ...] = (
+        (ranked, "ranking.png", "The table as a picture.", ranking),
+        (keep_probs, "keep_prob.png", "Over keep_prob (the paper's Figure 3).", over_keep_prob),
+        (blocks, "block_size.png", "Over the block size (the paper's Figure 4).", over_block_size),
+        (tested, "under_drop.png", "Under drop at inference (the paper's Figure 5).", under_drop),
+        (True, "curves.png", "Training curves, mean and one standard deviation over seeds.", curves),
+    )
+    made = []
+    for shown, name, caption, draw in pictures:
+        (out / name).unlink(missing_ok=True)
+        if shown:
+            draw(sweep, out / name)
+            made.append((caption, name))
+    return made
+
+
+# The table as a picture.
 
 
 def ranking(sweep: Sweep, out: Path) -> None:
-    """The table as a picture: ours beside the paper's numbers, or beside our differences where it has none."""
-    rows, y = sweep.rows, np.arange(len(sweep.rows))[::-1]
-    of_paper = not sweep.made_up and any(row.paper_number()[0] is not None for row in rows)
-    paired = not of_paper and any(of.interval for row in rows if (of := difference(sweep, row)))
-    with drawing(out, 1 + (of_paper or paired), 10.0 if of_paper or paired else 7.0, 1.7 + 0.38 * len(rows)) as drawn:
-        figure, panels = drawn
+    """Ours beside the paper's numbers, or beside our differences where it has none."""
+    rows, heights = sweep.rows, np.arange(len(sweep.rows))[::-1]
+    of_paper = not sweep.made_up and any(row["paper_mean"] is not None for row in rows)
+    paired = not of_paper and any(row["difference"] and row["difference"].interval for row in rows)
+    two = of_paper or paired
+    with drawing(out, 1 + two, 10.0 if two else 7.0, 1.7 + 0.38 * len(rows)) as (figure, panels):
+        # Ours: mean and deviation at the last epoch, the peak where it is another, a tick for every run.
         ours = panels[-1] if of_paper else panels[0]
-        our_panel(ours, sweep, y)
+        peaks = False
+        for row, height in zip(rows, heights, strict=True):
+            last, peak, tint = row["last"], row["peak"], row["colour"]
+            if last:
+                ours.errorbar(last.mean, height, xerr=last.std or 0, fmt="o", color=tint, capsize=2.5, ms=6)
+                ticks(ours, last.values, height, tint)
+            if peak and peak != last:
+                ours.plot(peak.mean, height, "o", mfc="white", mec=tint, ms=6, zorder=1.5)
+                peaks = True
+        if sweep.baseline and sweep.baseline["last"]:
+            ours.axvline(sweep.baseline["last"].mean, color=BASELINE, linewidth=1, linestyle=DASHES, zorder=0.5)
+        ours.set_xlabel(f"{sweep.metric}\n{folded(setting(sweep), 50)}")
+        ours.plot([], [], "o", color=INK, label="last epoch")
+        if peaks:
+            ours.plot([], [], "o", mfc="white", mec=INK, label="peak")
+        ours.plot([], [], "|", color=INK, label="single runs")
+
         if of_paper:
-            paper_panel(panels[0], sweep, y)
+            paper_panel(panels[0], sweep, heights)
             ours.set_title("here", loc="left")
-        if paired:
-            difference_panel(panels[1], sweep, y)
+        elif paired:
+            for row, height in zip(rows, heights, strict=True):
+                if row["difference"]:
+                    draw_difference(panels[1], row["difference"], height, row["colour"])
+            difference_axis(panels[1], sweep.study.margin)
+            baseline = "no regularizer" if sweep.compared_to is None else "the baseline"
+            panels[1].set_title("difference, 95 % interval", loc="left")
+            panels[1].set_xlabel(f"from {baseline}, paired by seed\ngrey: within ±{sweep.study.margin:g} points")
             ours.set_title("mean ± standard deviation", loc="left")
+
         for axes in panels:
             axes.set_ylim(-0.7, len(rows) - 0.4)
-            axes.set_yticks(y)
+            axes.set_yticks(heights)
             axes.set_yticklabels([])
             axes.grid(axis="y", visible=False)
-            at_least_a_point(axes)
-        panels[0].set_yticklabels([folded(sweep.label(row), 40) for row in rows])
+            # Runs that are all alike, such as detectors that find nothing, would show rounding as if it were a result.
+            low, high = axes.get_xlim()
+            if high - low < 1.0:
+                axes.set_xlim((low + high - 1.0) / 2, (low + high + 1.0) / 2)
+        panels[0].set_yticklabels([folded(row["label"], 40) for row in rows])
         figure.legend(*ours.get_legend_handles_labels(), loc="outside lower right", ncols=3, handletextpad=0.3)
 
 
-def at_least_a_point(axes: Axes) -> None:
-    """Runs that are all alike, such as detectors that find nothing, would show rounding as if it were a result."""
-    low, high = axes.get_xlim()
-    if high - low < 1.0:
-        axes.set_xlim((low + high - 1.0) / 2, (low + high + 1.0) / 2)
-
-
-def paper_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
+def paper_panel(axes: Axes, sweep: Sweep, heights: Sequence[float] | np.ndarray) -> None:
     """The paper's numbers, and its baseline as a line."""
-    tints = colours(sweep)
-    for row, height in zip(sweep.rows, y, strict=True):
-        value, std = row.paper_number()
-        if value is not None:
-            axes.errorbar(value, height, xerr=std or 0, fmt="o", color=tints[sweep.label(row)], capsize=2.5, ms=6)
-    base = sweep.baseline.paper_number()[0] if sweep.baseline else None
-    if base is not None:
-        axes.axvline(base, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
+    for row, height in zip(sweep.rows, heights, strict=True):
+        if row["paper_mean"] is not None:
+            axes.errorbar(
+                row["paper_mean"], height, xerr=row["paper_std"] or 0, fmt="o", color=row["colour"], capsize=2.5, ms=6
+            )
+    if sweep.baseline and sweep.baseline["paper_mean"] is not None:
+        axes.axvline(sweep.baseline["paper_mean"], color=BASELINE, linewidth=1, linestyle=DASHES, zorder=0.5)
     axes.set_title("paper", loc="left")
-    stated = RUNS_A_ROW.get(task_of(sweep))
+    stated = RUNS_A_ROW.get(sweep.runs[0]["task"])
     axes.set_xlabel(f"{sweep.metric}\n{paper_setting_text(sweep)}{f', n = {stated}' if stated else ''}")
-
-
-def folded(text: str, width: int) -> str:
-    """Parts between commas in lines of at most so many characters, as far as a part is not longer."""
-    lines = [""]
-    for part in text.split(", "):
-        longer = f"{lines[-1]}, {part}" if lines[-1] else part
-        lines = [*lines[:-1], longer] if len(longer) <= width or not lines[-1] else [*lines[:-1], lines[-1] + ",", part]
-    return "\n".join(lines)
-
-
-def our_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
-    """Mean and deviation at the last epoch, the peak where it is another, a tick for every run; the baseline's line."""
-    tints, peaks = colours(sweep), False
-    for row, height in zip(sweep.rows, y, strict=True):
-        tint, last, peak = tints[sweep.label(row)], row.spread("last"), row.spread("peak")
-        if last:
-            axes.errorbar(last.mean, height, xerr=last.std or 0, fmt="o", color=tint, capsize=2.5, ms=6)
-            ticks(axes, last.values, height, tint)
-        if peak and peak != last:
-            axes.plot(peak.mean, height, "o", mfc="white", mec=tint, ms=6, zorder=1.5)
-            peaks = True
-    base = sweep.baseline.spread("last") if sweep.baseline else None
-    if base is not None:
-        axes.axvline(base.mean, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
-    axes.set_xlabel(f"{sweep.metric}\n{folded(setting(sweep), 50)}")
-    axes.plot([], [], "o", color=INK, label="last epoch")
-    if peaks:
-        axes.plot([], [], "o", mfc="white", mec=INK, label="peak")
-    axes.plot([], [], "|", color=INK, label="single runs")
-
-
-def difference_panel(axes: Axes, sweep: Sweep, y: np.ndarray) -> None:
-    """What each row has more than its baseline, paired by seed, with its 95 % interval and a tick for every seed."""
-    tints = colours(sweep)
-    for row, height in zip(sweep.rows, y, strict=True):
-        if of := difference(sweep, row):
-            draw_difference(axes, of, height, tints[sweep.label(row)])
-    margin, baseline = sweep.study.margin, "no regularizer" if sweep.compared_to is None else "the baseline"
-    difference_axis(axes, margin)
-    axes.set_title("difference, 95 % interval", loc="left")
-    axes.set_xlabel(f"from {baseline}, paired by seed\ngrey: within ±{margin:g} points")
 
 
 def draw_difference(axes: Axes, of: Difference, height: float, tint: str) -> None:
@@ -123,7 +162,7 @@ def draw_difference(axes: Axes, of: Difference, height: float, tint: str) -> Non
 def difference_axis(axes: Axes, margin: float) -> None:
     """The line at 0, and the margin of equivalence in grey."""
     axes.axvspan(-margin, margin, color=BASELINE, alpha=0.13, linewidth=0)
-    axes.axvline(0, color=BASELINE, linewidth=1, linestyle=(0, (5, 3)), zorder=0.5)
+    axes.axvline(0, color=BASELINE, linewidth=1, linestyle=DASHES, zorder=0.5)
 
 
 def ticks(axes: Axes, values: Sequence[float], height: float, tint: str) -> None:
@@ -131,29 +170,45 @@ def ticks(axes: Axes, values: Sequence[float], height: float, tint: str) -> None
     axes.plot(values, np.full(len(values), height - 0.24), "|", color=tint, alpha=0.7, ms=5)
 
 
+def folded(text: str, width: int) -> str:
+    """Parts between commas in lines of at most so many characters, as far as a part is not longer."""
+    found = [""]
+    for part in text.split(", "):
+        longer = f"{found[-1]}, {part}" if found[-1] else part
+        found = [*found[:-1], longer] if len(longer) <= width or not found[-1] else [*found[:-1], found[-1] + ",", part]
+    return "\n".join(found)
+
+
+# Training curves.
+
+
 def curves(sweep: Sweep, out: Path) -> None:
     """The headline over the epochs, on test and on the training batches, with a band of one standard deviation."""
-    names = {"test": sweep.rows[0].headline, "train": sweep.trained_metric}
     rows = few_rows(sweep)
-    longest = max(row.plan["recipe"]["epochs"] for row in rows)
     with drawing(out, 2, 10.0, 4.9) as (figure, (test, train)):
-        tints = colours(sweep)
         for row in rows:
-            tint = tints[sweep.label(row)]
-            for axes, name in ((test, "test"), (train, "train")):
-                epochs, values = common_curve(row, f"{name}/{names[name]}", by_epoch=name == "train")
+            of_test = [curve(run, f"test/{sweep.headline}") for run in row["runs"]]
+            of_train = [run["trained"].get(f"train/{sweep.trained_metric}", {}) for run in row["runs"]]
+            for axes, found in ((test, of_test), (train, of_train)):
+                epochs, values = common(found)
                 if len(epochs):
-                    width = 2.2 if row.plan["regularizer"] in (["none"], ["dropblock"]) else 1.4
-                    mean_line(axes, epochs, values, color=tint, linewidth=width, label=sweep.label(row))
+                    width = 2.2 if row["regularizer"] in (["none"], ["dropblock"]) else 1.4
+                    mean_line(axes, epochs, values, color=row["colour"], linewidth=width, label=row["label"])
         test.set_title("on test", loc="left")
         train.set_title("on the training batches, as trained", loc="left")
         for axes in (test, train):
             axes.set_xlabel("epoch")
-            axes.set_xlim(0, 1.03 * longest)
+            axes.set_xlim(0, 1.03 * max(row["epochs"] for row in rows))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         test.set_ylabel(sweep.metric)
-        train.set_ylabel(metric_label(sweep.trained_metric, sweep.runs[0].summary))
-        focus(test)
+        train.set_ylabel(metric_label(sweep.trained_metric, sweep.runs[0]))
+
+        # Cut off the start of a long rise, where all lines are alike, but never the last point of a line.
+        drawn = [np.asarray(line.get_ydata(), dtype=float) for line in test.get_lines()]
+        if min(map(len, drawn), default=0) >= FEW_POINTS:
+            every = np.concatenate(drawn)
+            low, high = min(np.quantile(every, 0.15), *(line[-1] for line in drawn)), every.max()
+            test.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.12 * (high - low) + 0.1)
         legend_below(figure, [test])
 
 
@@ -168,53 +223,207 @@ def mean_line(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) 
         axes.fill_between(epochs, mean - std, mean + std, color=style["color"], alpha=0.13, linewidth=0)
 
 
-def focus(axes: Axes) -> None:
-    """Cut off the first part of the rise, where all lines are alike, but the end of none; few points are no rise."""
-    lines = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
-    if min(map(len, lines), default=0) < FEW_POINTS:
-        return
-    values = np.concatenate(lines)
-    low, high = min(np.quantile(values, 0.15), *(line[-1] for line in lines)), values.max()
-    axes.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.12 * (high - low) + 0.1)
+def common(found: Sequence[dict[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """(places of shape (points,), values of shape (points, curves)) where all curves have a value."""
+    places = sorted(set.intersection(*map(set, found)))
+    return np.array(places), np.array([[of[place] for of in found] for place in places])
 
 
-def few_rows(sweep: Sweep) -> list[Row]:
-    """At most ten rows for the training curves: where a knob is varied and val can choose, the best of each line."""
-    if len(sweep.rows) <= 10:
-        return sweep.rows
-    lines = sweep.lines("keep_prob") or sweep.lines("block_size")
-    chosen = [best for rows in lines if (best := best_on_val(rows))]
-    if not chosen:
-        return sweep.rows[:10]
-    return ([sweep.baseline] if sweep.baseline else []) + chosen[:9]
+def write_mean_curves(sweep: Sweep, out: Path) -> Path:
+    """Write `out`/tensorboard/ROW for every row, the mean over its runs of all metrics that they logged.
+
+    At optimizer steps, as the runs have them, so that both can be laid over each other. What stood there before is
+    removed.
+
+    Returns:
+        the folder `out`/tensorboard.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    place = out / "tensorboard"
+    for earlier in place.glob("*/events.out.tfevents.*"):
+        earlier.unlink()
+    for row in sweep.rows:
+        folder = place / shortened(re.sub(r"[^\w.+=-]+", "_", row["label"]))
+        with SummaryWriter(str(folder)) as writer:
+            for name in sorted(set(row["runs"][0]["trained"]) - {"step", "epoch"}):
+                for step, values in zip(*common([curve(run, name, by="step") for run in row["runs"]]), strict=True):
+                    writer.add_scalar(name, float(np.mean(values)), int(step))
+    return place
 
 
-def colours(sweep: Sweep) -> dict[str, str]:
-    """The colour of each row, by its label: its method's; where a method has several curves, another for each."""
-    found = {sweep.label(row): colour(row) for row in sweep.rows}
+# The headline over a knob.
+
+
+def over_keep_prob(sweep: Sweep, out: Path) -> None:
+    """The headline over keep_prob, in the axes of the paper's Figure 3, with its own curves beside ours if known."""
+    found = lines(sweep, "keep_prob")
+    beside = not sweep.made_up and any(paper_curve(rows[0]) for rows in found)
+    with drawing(out, 1 + beside, 10.0 if beside else 6.5, 4.9) as (figure, panels):
+        ours = panels[-1]
+        for rows, tint in zip(found, colours_of([rows[0] for rows in found]), strict=True):
+            series(ours, points_of(rows, "keep_prob"), tint, label(sweep, rows[0], without="keep_prob"))
+            best = best_on_val(rows)
+            if best is not None and best["last"]:
+                ours.plot(best["keep_prob"], best["last"].mean, "o", ms=12, mfc="none", mec=tint, mew=1.4)
+            if beside:
+                points = [(keep_prob, Spread((value,))) for keep_prob, value in paper_curve(rows[0]).items()]
+                series(panels[0], points, tint)
+        baseline_band(ours, sweep)
+        ours.set_xlabel(f"keep_prob\n{setting(sweep)}, last epoch")
+        if beside:
+            ours.set_title("here", loc="left")
+            panels[0].set_title("paper", loc="left")
+            panels[0].set_xlabel(f"keep_prob\n{paper_setting_text(sweep)}")
+            base = paper_number(sweep.baseline)[0] if sweep.baseline else None
+            if base is not None:
+                panels[0].axhline(base, color=BASELINE, linewidth=1.3, linestyle=DASHES)
+        for axes in panels:
+            axes.set_ylabel(metric_with_whiskers(sweep) if axes is ours else sweep.metric)
+            axes.set_xlim(right=1.0)
+        ours.plot([], [], "o", ms=9, mfc="none", mec=INK, label="best on val")
+        legend_below(figure, [ours])
+
+
+def over_block_size(sweep: Sweep, out: Path) -> None:
+    """The headline over the block size, a line for every choice of groups and branches, as in the paper's Figure 4."""
+    found = lines(sweep, "block_size")
+    sizes = sorted({row["block_size"] for rows in found for row in rows})
+
+    # The parts that all labels begin with are the title; the legend has what is left of each.
+    parts = [label(sweep, rows[0], without="block_size").split(", ") for rows in found]
+    shared = list(takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
+    names = [", ".join(part[len(shared) :]) or part[0] for part in parts]
+
+    def family(row: Row) -> str:
+        """A key of what a line's colour stands for: everything but the branches and the block size."""
+        return repr({key: value for key, value in row["tried"].items() if key not in ("skip", "block_size")})
+
+    families = sorted({family(rows[0]) for rows in found})  # groups 3+4 before group 4
+    tints = (colour_of(["dropblock"]) or INK, *OTHER)
+    with drawing(out, 1, 8.0, 4.8) as (figure, (axes,)):
+        for i, (rows, name) in enumerate(zip(found, names, strict=True)):
+            aside = 0.04 * (i - (len(found) - 1) / 2)  # whiskers of two lines would hide each other
+            points = [(sizes.index(size) + aside, of) for size, of in points_of(rows, "block_size")]
+            tint = tints[families.index(family(rows[0])) % len(tints)]
+            marker, linestyle = ("o", "-") if rows[0]["skip"] else ("s", "--")
+            series(axes, points, tint, name, marker=marker, linestyle=linestyle)
+        baseline_band(axes, sweep)
+        axes.set_xticks(range(len(sizes)), [block_name(sweep, size) for size in sizes])
+        axes.set_xlabel(f"block size\n{setting(sweep)}, last epoch")
+        axes.set_ylabel(metric_with_whiskers(sweep))
+        axes.set_title(", ".join(part[0] for part in shared), loc="left")
+        legend_below(figure, [axes])
+
+
+def block_name(sweep: Sweep, size: int) -> str:
+    """A block size, and the groups whose maps it covers whole, from the sites tables of the runs."""
+    covered: set[Any] = set()
+    for row in sweep.rows:
+        if size in (row["block_size"], *row["same"]):
+            partly, groups = set(), set()
+            for site in row["sites"]:
+                # Every feature map that passes there, none out of a layer's reach; an older record has one.
+                maps = site["map_sizes"] if "map_sizes" in site else [site["map_size"]]
+                groups |= {site["group"]} if maps else set()
+                if not all(list(site["block"]) == list(of_map[-2:]) for of_map in maps):
+                    partly.add(site["group"])
+            covered |= groups - partly
+    whole = "+".join(str(group) for group in sorted(covered, key=str))
+    return f"{size}\nwhole map,\ngroup{'s' if len(covered) > 1 else ''} {whole}" if covered else str(size)
+
+
+def under_drop(sweep: Sweep, out: Path) -> None:
+    """The headline under drop at inference, as in the paper's Figure 5: a panel for each block size tested with."""
+    tested = tested_under_drop(sweep)
+    blocks = sorted({line["block_size"] for line in tested})
+    tints = dict(zip([row["label"] for row in sweep.rows], colours_of(sweep.rows), strict=True))
+    with drawing(out, len(blocks), max(6.5, 4.6 * len(blocks)), 4.7, share=True) as (figure, panels):
+        for line in tested:
+            name = line["row"]["label"]
+            series(panels[blocks.index(line["block_size"])], list(line["values"].items()), tints[name], name)
+        for axes, block in zip(panels, blocks, strict=True):
+            axes.invert_xaxis()
+            axes.set_xlabel("keep_prob at inference")
+            axes.set_title(f"tested with block {block}", loc="left")
+        panels[0].set_ylabel(metric_with_whiskers(sweep))
+        legend_below(figure, panels, "trained with")
+
+
+def points_of(rows: Sequence[Row], knob: str) -> list[tuple[float, Spread]]:
+    """(value of the knob, the headline at the last epoch) of the rows that have both."""
+    return [(row[knob], row["last"]) for row in rows if row["last"]]
+
+
+def series(
+    axes: Axes, points: Sequence[tuple[float, Spread]], tint: str, name: str | None = None, **style: Any
+) -> None:
+    """A line of means with whiskers of one standard deviation, which a single run does not have."""
+    if points:
+        x, spreads = zip(*points, strict=True)
+        means, whiskers = [of.mean for of in spreads], [of.std or 0.0 for of in spreads]
+        shape: dict[str, Any] = {"marker": "o", "linestyle": "-", **style}
+        axes.errorbar(
+            x, means, whiskers, label=name, color=tint, ms=5, linewidth=1.6, capsize=2.5, elinewidth=1.1, **shape
+        )
+
+
+def baseline_band(axes: Axes, sweep: Sweep) -> None:
+    """The level of the row without a regularizer, ± one standard deviation."""
+    of = sweep.baseline["last"] if sweep.baseline else None
+    if of is not None:
+        axes.axhline(of.mean, color=BASELINE, linewidth=1.3, linestyle=DASHES, label="no regularizer")
+        axes.axhspan(of.mean - (of.std or 0), of.mean + (of.std or 0), color=BASELINE, alpha=0.13)
+
+
+def colours_of(rows: Sequence[Row]) -> list[str]:
+    """A colour for each row, of the same method a second time another."""
     used: list[str] = []
-    for row in few_rows(sweep):
-        used.append(colour(row, used))
-        found[sweep.label(row)] = used[-1]
-    return found
+    for row in rows:
+        used.append(distinct_colour(row, used))
+    return used
 
 
-def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
-    """Draw what this sweep has to show, and remove what an earlier report had; (caption, file name) of each."""
-    of_a_table = any(str(row.paper.get("place")).startswith("Table") for row in sweep.rows)
-    kept, blocks, dropped = sweep.lines("keep_prob"), sweep.lines("block_size"), under_drop(sweep)
-    ranked = of_a_table or (not (kept or blocks or dropped) and len(sweep.rows) > 1)
-    pictures: tuple[tuple[object, str, str, Callable[[Sweep, Path], None]], ...] = (
-        (ranked, "ranking.png", "The table as a picture.", ranking),
-        (kept, "keep_prob.png", "Over keep_prob (the paper's Figure 3).", over_keep_prob),
-        (blocks, "block_size.png", "Over the block size (the paper's Figure 4).", over_block_size),
-        (dropped, "under_drop.png", "Under drop at inference (the paper's Figure 5).", under_drop_lines),
-        (few_rows(sweep), "curves.png", "Training curves, mean and one standard deviation over seeds.", curves),
-    )
-    made = []
-    for shown, name, caption, draw in pictures:
-        (out / name).unlink(missing_ok=True)
-        if shown:
-            draw(sweep, out / name)
-            made.append((caption, name))
-    return made
+# Axes and lettering that all pictures share.
+
+
+@contextmanager
+def drawing(
+    out: Path, columns: int, width: float, height: float, share: bool = False
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of some panels side by side, saved at the end."""
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            1, columns, figsize=(width, height), layout="constrained", squeeze=False, sharey=share
+        )
+        yield figure, list(grid[0])
+        figure.savefig(out, dpi=130)
+        plt.close(figure)
+
+
+def legend_below(figure: Figure, panels: Sequence[Axes], title: str | None = None) -> None:
+    """One legend for all panels, each label once, in as many columns as fit."""
+    handles = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    widest = 0.6 + 0.073 * max((len(name) for name in handles), default=0)  # in inches, at 9 points
+    columns = max(1, min(3, int(figure.get_figwidth() / widest)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, title=title)
+
+
+def setting(sweep: Sweep) -> str:
+    """What was trained on what, for an axis."""
+    run = sweep.runs[0]
+    counts = sorted({len(row["runs"]) for row in sweep.rows})
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]}-{counts[-1]}"
+    part = f", {run['train_subset']:,} images" if run["train_subset"] else ""
+    return f"{run['data_title']}{part}, {run['model']}, {n}"
+
+
+def paper_setting_text(sweep: Sweep) -> str:
+    """The paper's data and network, for the axes of its numbers."""
+    return NAMES_OF.get(sweep.runs[0]["task"], "the paper's setting")
+
+
+def metric_with_whiskers(sweep: Sweep) -> str:
+    """The label of an axis on which points have whiskers, where there are several seeds."""
+    several = any(len(row["runs"]) > 1 for row in sweep.rows)
+    return f"{sweep.metric}{', mean ± standard deviation' if several else ''}"

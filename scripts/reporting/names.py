@@ -23,7 +23,7 @@ METRICS = {
 }
 
 
-Styles = Mapping[str, Mapping[str, Any]]  # label and colour by the name of a regularizer, as a run has recorded them
+Styles = Mapping[str, Mapping[str, Any]]  # label and colour by the name of a regularizer, as a run recorded them
 
 
 def _style_of(name: str, recorded: Styles | None) -> tuple[str, str | None]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.reporting.figures import difference_axis, draw_difference
+from scripts.reporting.compare import INK
+from scripts.reporting.figures import difference_axis, draw_difference, drawing
 from scripts.reporting.names import colour_of
-from scripts.reporting.reading import study_of
+from scripts.reporting.runs import study_of
 from scripts.reporting.statistics import Difference
-from scripts.reporting.style import INK, drawing
 from scripts.values import rows_of
 
 REGIMES = {"schedules_overfit": "overfits", "schedules_underfit": "underfits"}

@@ -1,53 +1,288 @@
-"""Cells and tables of a report, as text."""
+"""The tables of a report, each made by one function, as its Markdown and its page show them.
+
+A table is a dict: `title`, `heads`, `rows` of cells, `left` (how many of its first columns are words) and a `note`.
+A cell is a dict as well: its `text`, the `value` that it sorts by, and what only the page shows of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from scripts.reporting.comparison import Line
+from scripts.reporting.compare import answers, best_on_val, lines, paper_curve, under_drop
+from scripts.reporting.deviations import deviations
+from scripts.reporting.names import metric_label
+from scripts.reporting.runs import Row, Sweep, label, spread
 from scripts.reporting.statistics import Difference, Spread
-from scripts.reporting.sweep import Row, Sweep
-from scripts.reporting.text import choice_of_keep_prob
 
-RESULTS = ["", "n", "last epoch", "difference [95 %]", "Holm p", "verdict", "paper (peak)", "its difference"]
-DROPPED = "dropped in the last epoch: measured (expected)"
-OVER_THE_RUN = "dropped over the run"
-DETAILS = [
-    *("", "by seed", "smallest difference", "test loss", "its difference [95 %]", "train - test", "peak"),
-    *(DROPPED, OVER_THE_RUN, "parameters", "time", "keep_prob"),
-]
+MOST_CLASSES = 30  # that a table has room for
+Table = dict[str, Any]
+
+
+def all_tables(sweep: Sweep) -> list[Table]:
+    """Every table after Results and the details that has a row, in the order of a report."""
+    made = [
+        lost(sweep),
+        claims(sweep),
+        chosen_on_val(sweep, "keep_prob"),
+        chosen_on_val(sweep, "block_size"),
+        pilots(sweep),
+        beside_the_paper(sweep),
+        each_class(sweep),
+        at_inference(sweep),
+    ]
+    return [table for table in made if table["rows"]]
+
+
+def table_of(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1, note: str = ""
+) -> Table:
+    """A table of cells, without the columns in which no row has anything."""
+    cells = [[value if isinstance(value, dict) else cell(value) for value in row] for row in rows]
+    shown = [i for i in range(len(heads)) if i == 0 or any(row[i]["text"] for row in cells)]
+    rows_shown = [[row[i] for i in shown] for row in cells]
+    return {
+        "title": title,
+        "heads": [heads[i] for i in shown],
+        "rows": rows_shown,
+        "left": min(left, len(shown)),
+        "note": note,
+    }
+
+
+def cell(value: object, text: str | None = None, **page: object) -> dict[str, Any]:
+    """A cell.
+
+    Args:
+        value: what is shown and sorted by; means by the mean. None: an empty cell.
+        text: what is shown in its place.
+        page: what only the page shows: `colour`, a dot before the text; `dots`, a difference that is drawn under it in
+            this colour; `below`, a smaller line under it; `lines`, the text in lines; `words`, that it may be folded;
+            `verdict`, by which it is coloured.
+    """
+    shown = "" if value is None else str(value) if text is None else text
+    sort = value.mean if isinstance(value, Spread) else value
+    plain: dict[str, Any] = {"colour": "", "dots": None, "below": "", "lines": [], "words": False, "verdict": ""}
+    return {"text": shown, "value": "" if sort is None or not shown else sort, **plain, **page}
+
+
+def as_markdown(table: Table) -> str:
+    return markdown_table(table["heads"], [[cell["text"] for cell in row] for row in table["rows"]], table["left"])
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
     """Columns after the first `left` ones are numbers, set to the right; None is an empty cell."""
     rule = [":--"] * left + ["--:"] * (len(headers) - left)
-    lines = [[_cell(cell) for cell in row] for row in (headers, rule, *rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    texts = [["" if value is None else str(value).replace("|", r"\|") for value in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headers, rule, *texts))
 
 
-def _cell(value: object) -> str:
-    return "" if value is None else str(value).replace("|", r"\|")
+# The two tables that every report has: a line a row.
+
+
+def results(sweep: Sweep) -> Table:
+    """The headline of every row, its difference from the baseline, the verdict, and the paper's number."""
+    heads = ["", "n", "last epoch", "difference [95 %]", "Holm p", "verdict", "paper (peak)", "its difference"]
+    rows = []
+    for row in sweep.rows:
+        n, theirs = len(row["runs"]), row["paper_difference"]
+        cells = [
+            name_cell(row),
+            cell(n, below=seeds_text(row["seeds"])),
+            cell(row["last"]),
+            cell(
+                row["difference"],
+                difference_text(row["difference"], row),
+                dots=row["difference"],
+                colour=row["colour"] if row["difference"] else "",
+            ),
+            cell(row["holm"], p_text(row["holm"])),
+            cell(row["verdict"], verdict=row["verdict"]),
+            # Nothing of the paper stands beside made-up images.
+            cell(None if sweep.made_up else row["paper_mean"], paper_text(row["paper_mean"], row["paper_std"])),
+            cell(None if sweep.made_up or theirs is None else theirs, "" if theirs is None else f"{theirs:+z.2f}"),
+        ]
+        rows.append(cells)
+    return table_of("Results", heads, rows)
+
+
+def details(sweep: Sweep) -> Table:
+    """What else is known of every row."""
+    heads = ["", "by seed", "smallest difference", "test loss", "its difference [95 %]", "train - test", "peak"]
+    heads += [
+        "dropped in the last epoch: measured (expected)",
+        "dropped over the run",
+        "parameters",
+        "time",
+        "keep_prob",
+    ]
+    rows = []
+    for row in sweep.rows:
+        difference, loss, seconds = row["difference"], row["loss"], row["seconds"].mean
+        by_seed = ", ".join(f"{value:+z.2f}" for value in difference.values) if difference else ""
+        smallest = difference.smallest if difference else None
+        # A cross-entropy: its differences are of the order of 0.1, so it has a digit more than percentages.
+        own_loss = cell(loss, loss.text(3) if loss else "")
+        loss_difference = cell(row["loss_difference"], row["loss_difference"].text(3) if row["loss_difference"] else "")
+        in_the_end = last_epoch_drops(row)
+        over_the_run = [f"{group} {100 * share:.2f} %" for group, share in row["dropped"].items()]
+        cells = [
+            name_cell(row),
+            cell(difference, by_seed, words=True),
+            cell(smallest, "" if smallest is None else f"{smallest:.2f}"),
+            own_loss,
+            loss_difference,
+            cell(row["gap"]),
+            cell(row["peak"]),
+            cell(max(in_the_end.values(), default=None), ", ".join(in_the_end), lines=list(in_the_end)),
+            cell(max(row["dropped"].values(), default=None), ", ".join(over_the_run), lines=over_the_run),
+            cell(row["parameters"], count_text(row["parameters"])),
+            cell(seconds, time_text(seconds)),
+            cell(row["keep_prob"], row["choice"], words=True),
+        ]
+        rows.append(cells)
+    return table_of("Each row in detail", heads, rows)
+
+
+def last_epoch_drops(row: Row) -> dict[str, float]:
+    """The drop of each group in the last epoch, mean of what the runs measured, beside the closed form: text, share."""
+    found = {}
+    for group, drop in row["runs"][0]["drop_last_epoch"].items():
+        measured = Spread(tuple(run["drop_last_epoch"][group]["measured"] for run in row["runs"])).mean
+        found[f"{group} {100 * measured:.2f} % ({100 * drop['expected']:.2f})"] = measured
+    return found
+
+
+# Further tables; one without rows is not shown.
+
+
+def lost(sweep: Sweep) -> Table:
+    """Jobs without a result."""
+    return table_of("Not in the numbers", ["job", "status", "reason"], sweep.lost, left=3)
+
+
+def claims(sweep: Sweep) -> Table:
+    """The claims of the sweep's file, and what the rows say of each."""
+    heads = ["claim", "difference [95 %]", "n", "cells", "cells above 0", "Holm p", "verdict"]
+    rows: list[list[object]] = []
+    for answer in answers(sweep):
+        difference, cells = answer["difference"], answer["cells"]
+        n, above = len(difference.values) if difference else 0, sum(value > 0 for value in cells)
+        word = answer["verdict"] or "no such rows"
+        p_value = cell(answer["holm"], p_text(answer["holm"]))
+        rows.append([answer["claim"].says, difference, n, len(cells), above, p_value, cell(word, verdict=word)])
+    note = (
+        "A cell is a pair of rows that are alike but for what the claim is about; the difference is averaged over the "
+        "cells, seed by seed."
+    )
+    return table_of("What was asked", heads, rows, note=note)
+
+
+def chosen_on_val(sweep: Sweep, knob: str) -> Table:
+    """The value of a knob that val chooses, for every line of a figure."""
+    heads = ["", knob, "val", "test, last epoch", "difference [95 %]", "test, peak", f"paper's best {knob}"]
+    rows = []
+    for of_line in lines(sweep, knob):
+        best = best_on_val(of_line)
+        if best is None:
+            continue
+        curve = paper_curve(best) if knob == "keep_prob" and not sweep.made_up else {}
+        paper = max(curve, key=lambda keep_prob: curve[keep_prob], default=None)
+        cells = [
+            label(sweep, best, without=knob),
+            cell(best[knob], f"{best[knob]:g}"),
+            spread(best, f"last/val/{sweep.headline}"),
+            best["last"],
+            cell(best["difference"], difference_text(best["difference"], best)),
+            best["peak"],
+            "" if paper is None else f"{paper:g} ({curve[paper]:.2f})",
+        ]
+        rows.append(cells)
+    return table_of(f"{knob} chosen on the validation split", heads, rows)
+
+
+def pilots(sweep: Sweep) -> Table:
+    """The headline on val of the runs that chose keep_prob, which are no part of the results."""
+    val = f"last/val/{sweep.headline}"
+    rows = [[row["label"], " ".join(map(str, row["seeds"])), spread(row, val)] for row in sweep.pilots]
+    heads = ["", "seed", f"{metric_label(sweep.headline, {})} on val"]
+    return table_of("The runs that chose keep_prob", heads, rows)
+
+
+def beside_the_paper(sweep: Sweep) -> Table:
+    """Every metric that the paper gives of the rows, beside ours; no rows where Results says it all."""
+    metrics = list(dict.fromkeys(name for row in sweep.rows for name in row["paper"].get("metrics") or {}))
+    heads = [""]
+    for name in metrics:
+        heads += [metric_label(name, sweep.runs[0]), "paper"]
+    rows: list[list[object]] = []
+    if not sweep.made_up and set(metrics) - {sweep.headline}:
+        for row in sweep.rows:
+            cells: list[object] = [row["label"]]
+            for name in metrics:
+                numbers = (row["paper"].get("metrics") or {}).get(name) or []
+                cells += [spread(row, f"last/test/{name}"), " ± ".join(f"{number:.2f}" for number in numbers[:2])]
+            rows.append([*cells, row["paper"].get("certainty") or ""])
+    note = "Here: the last epoch on test. The paper's numbers stand for its own setting; the deviations are listed."
+    return table_of("Beside the paper", [*heads, "the paper's numbers"], rows, note=note)
+
+
+def each_class(sweep: Sweep) -> Table:
+    """The first measure of the runs' tables of classes: a line a class, a column a row of the sweep.
+
+    No rows where a run has no such table (an older one), where rows have other classes, or where there are too many.
+    """
+
+    def of_run(run: Mapping[str, Any]) -> tuple[str, dict[str, float | None]]:
+        for table in run["tables"]:
+            if table["name"] == "classes":
+                return str(table["header"][1]), {str(line[0]): line[1] for line in table["rows"]}
+        return "", {}
+
+    tables = [[of_run(run) for run in row["runs"]] for row in sweep.rows]
+    measure, first = tables[0][0]
+    same = all((name, list(values)) == (measure, list(first)) for of_row in tables for name, values in of_row)
+    rows: list[list[object]] = []
+    for name in first if same and len(first) <= MOST_CLASSES else ():
+        found = [tuple(value for _, values in of_row if (value := values[name]) is not None) for of_row in tables]
+        rows.append([name, *(Spread(values) if values else "" for values in found)])
+    return table_of("Each class", [measure, *(row["label"] for row in sweep.rows)], rows)
+
+
+def at_inference(sweep: Sweep) -> Table:
+    """A line for a row of the sweep tested with blocks of one size, a column for a keep_prob."""
+    tested = under_drop(sweep)
+    keep_probs = sorted({keep_prob for line in tested for keep_prob in line["values"]}, reverse=True)
+    rows = [[line["row"]["label"], line["block_size"], *map(line["values"].get, keep_probs)] for line in tested]
+    heads = ["trained with", "tested with block", *(f"keep_prob {keep_prob:g}" for keep_prob in keep_probs)]
+    return table_of("Under drop at inference", heads, rows)
+
+
+def deviations_table(sweep: Sweep) -> Table:
+    """Everything in which the runs differ from the paper's setting."""
+    note = (
+        "Where the paper does not state a value, such as the length of the warm-up, its column has that of the "
+        "authors' released code."
+    )
+    return table_of("Deviations from the paper's setting", ["", "here", "paper"], deviations(sweep), left=3, note=note)
+
+
+# Cells as text.
+
+
+def name_cell(row: Row) -> dict[str, Any]:
+    return cell(row["label"], colour=row["colour"])
 
 
 def difference_text(of: Difference | None, row: Row) -> str:
     """The mean and its interval; with its own n where not every run has its counterpart."""
     if of is None:
         return ""
-    return f"{of}{f' (n = {len(of.values)})' if len(of.values) < len(row.runs) else ''}"
+    return f"{of}{f' (n = {len(of.values)})' if len(of.values) < len(row['runs']) else ''}"
 
 
-def paper_text(row: Row) -> str:
-    mean, std = row.paper_number()
+def paper_text(mean: float | None, std: float | None) -> str:
     return "" if mean is None else f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
-
-
-def by_seed_text(of: Difference | None) -> str:
-    return "" if of is None else ", ".join(f"{value:+z.2f}" for value in of.values)
-
-
-def loss_text(of: Spread | None) -> str:
-    """A cross-entropy: its differences are of the order of 0.1, so it has a digit more than percentages."""
-    return "" if of is None else of.text(3)
 
 
 def p_text(p_value: float | None) -> str:
@@ -68,42 +303,7 @@ def count_text(number: int | None) -> str:
     return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number / 1e3:.0f} k"
 
 
-def results_row(line: Line, made_up: bool) -> list[object]:
-    """The cells of a row under RESULTS; nothing of the paper stands beside made-up images."""
-    theirs = line.paper_difference
-    paper = ["", ""] if made_up else [paper_text(line.row), "" if theirs is None else f"{theirs:+z.2f}"]
-    return [
-        *(line.label, len(line.row.runs), line.last, difference_text(line.difference, line.row)),
-        *(p_text(line.adjusted), line.word, *paper),
-    ]
-
-
-def details_row(sweep: Sweep, line: Line) -> list[object]:
-    """The cells of a row under DETAILS."""
-    smallest = line.difference.smallest if line.difference else None
-    return [
-        *(line.label, by_seed_text(line.difference), "" if smallest is None else f"{smallest:.2f}"),
-        *(loss_text(line.loss), loss_text(line.loss_difference), line.gap, line.peak),
-        *(", ".join(drops_of(line.row)), ", ".join(run_drops_of(line))),
-        *(count_text(line.parameters), time_text(line.seconds.mean), choice_of_keep_prob(sweep, line.row)),
-    ]
-
-
-def without_empty(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
-    """A table without the columns in which no row has anything."""
-    kept = [0, *(i for i in range(1, len(headers)) if any(row[i] not in (None, "") for row in rows))]
-    return [headers[i] for i in kept], [[row[i] for i in kept] for row in rows]
-
-
-def drops_of(row: Row) -> list[str]:
-    """The drop of each group in the last epoch, mean of what the runs measured, beside the closed form."""
-    found = []
-    for group, drop in row.runs[0].summary["drop_last_epoch"].items():
-        measured = Spread(tuple(run.summary["drop_last_epoch"][group]["measured"] for run in row.runs)).mean
-        found.append(f"{group} {100 * measured:.2f} % ({100 * drop['expected']:.2f})")
-    return found
-
-
-def run_drops_of(line: Line) -> list[str]:
-    """The share of each group's units that the whole run dropped, which schedules with one keep_prob differ in."""
-    return [f"{group} {100 * share:.2f} %" for group, share in line.dropped.items()]
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds by number, many in a row as a range."""
+    in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else " ".join(map(str, seeds))

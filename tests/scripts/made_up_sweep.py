@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,12 @@ ENVIRONMENT = {"commit": "0" * 40, "dirty": False, "device": "cpu", "processor":
 
 @cache
 def plan_of(*words: str) -> Plan:
-    """The plan that train.py would make of these words; composing takes a third of a second."""
+    """The plan that train.py would make of these overrides; composing takes a third of a second."""
     return compose.plan_of(*words, grid=True)
 
 
 def jobs(sweep: str) -> list[list[str]]:
-    """The words of every job of a sweep's file, a seed aside."""
+    """The overrides of every job of a sweep's file, a seed aside."""
     params = table_of(sweep).axes()
     found: list[list[str]] = [[]]
     for key, values in params.items():
@@ -65,13 +66,21 @@ def write_run(root: Path, plan: Plan, top1: float, epochs: int = 40) -> Path:
     (path / "summary.json").write_text(json.dumps(summary))
     OmegaConf.save(OmegaConf.create(asdict(plan)), path / "plan.yaml")
     (path / "status.json").write_text(json.dumps({"status": "DONE"}))
-    (path / "sites.json").write_text(json.dumps([asdict_of_site(plan, group) for group in (3, 4)]))
+    sites = []
+    for group, side in ((3, 8), (4, 4)):
+        block = (plan.layer.block_size if plan.layer else None) or 1
+        sites.append({"group": group, "map_size": [16, side, side], "block": [min(block, side)] * 2})
+    (path / "sites.json").write_text(json.dumps(sites))
     return path
 
 
-def asdict_of_site(plan: Plan, group: int) -> dict[str, Any]:
-    side, block = {3: 8, 4: 4}[group], (plan.layer.block_size if plan.layer else None) or 1
-    return {"group": group, "map_size": [16, side, side], "block": [min(block, side)] * 2}
+def recorded(run: Path, change: Callable[[dict[str, Any]], object] | None = None, **values: object) -> Path:
+    """Change the summary of a run; returns the run."""
+    summary = json.loads((run / "summary.json").read_text())
+    if change is not None:
+        change(summary)
+    (run / "summary.json").write_text(json.dumps(summary | values))
+    return run
 
 
 def note(root: Path, plan: Plan, run: Path, status: str = "DONE", reason: str = "") -> Path:
@@ -84,11 +93,27 @@ def note(root: Path, plan: Plan, run: Path, status: str = "DONE", reason: str = 
     return runs.parent
 
 
+def grid(root: Path, rows: Mapping[tuple[str, ...], Sequence[float]], epochs: int = 5) -> Path:
+    """A sweep of these rows: overrides, and the accuracy of each seed from 1 on; returns its folder."""
+    folder = root
+    for words, values in rows.items():
+        for seed, top1 in enumerate(values, start=1):
+            plan = replace(plan_of(*words), seed=seed)
+            folder = note(root, plan, write_run(root, plan, top1, epochs))
+    return folder
+
+
 def made_up(root: Path, sweep: str, seeds: int = 3, spread: float = 0.3) -> Path:
     """A whole sweep, accuracies near 84 plus a tenth of what the paper gains; returns its folder."""
     folder = root
     for i, words in enumerate(jobs(sweep)):
-        first = plan_of(*words, "data=fashion_mnist", "model=resnet18", "data.train_subset=2000")
+        # Composed once an experiment: a knob of its layer is set in the plan.
+        knobs = dict(word.split("=") for word in words if word.startswith(("keep_prob=", "block_size=")))
+        rest = [word for word in words if word.partition("=")[0] not in knobs]
+        first = plan_of(*rest, "data=fashion_mnist", "model=resnet18", "data.train_subset=2000")
+        if first.layer is not None:
+            given = {name: json.loads(value) for name, value in knobs.items() if getattr(first.layer, name) is not None}
+            first = replace(first, layer=replace(first.layer, **given))
         for seed in range(1, seeds + 1):
             plan = replace(first, seed=seed)
             curve = plan.paper.curve.get("top1", {}).get(plan.layer.keep_prob) if plan.layer else None

@@ -1,23 +1,28 @@
-"""The report: its numbers, its order, what it says of what is missing, and that its pictures are drawn."""
+"""The files of a report: numbers of the page, the Markdown and the CSV files, and what each says of unusual sweeps."""
 
 from __future__ import annotations
 
 import csv
 import html
-import json
+import re
 import statistics
-from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from configs.checking import load_yaml
-from scripts.report import main, write_report
-from scripts.reporting.comparison import best_on_val, difference
-from scripts.reporting.reading import read_sweep
-from scripts.reporting.setting import deviations
-from tests.scripts.made_up_sweep import jobs, made_up, note, plan_of, write_run
+from engine.records import RunFolder
+from scripts import compare as compare_script
+from scripts.report import main
+from scripts.reporting.compare import compare
+from scripts.reporting.report import DOTS_WIDTH, content_of, legend, page, rendered, setting_text
+from scripts.reporting.runs import read_runs, read_sweep
+from scripts.reporting.statistics import Difference, Spread
+from scripts.reporting.tables import markdown_table, table_of
+from tests.scripts.made_up_sweep import grid, made_up, note, plan_of, recorded, write_run
+
+NONE, DROPOUT = ("regularizer=none",), ("regularizer=dropout",)
 
 
 def rows_of(folder: Path, name: str = "report.csv") -> list[dict[str, str]]:
@@ -27,16 +32,48 @@ def rows_of(folder: Path, name: str = "report.csv") -> list[dict[str, str]]:
 def titles_of(folder: Path) -> list[str]:
     """The titles of the Markdown's tables, all of which the page has as well."""
     titles = [line[3:] for line in (folder / "report.md").read_text().splitlines() if line.startswith("## ")]
-    page = html.unescape((folder / "report.html").read_text())
-    assert [title for title in titles if f"<h2>{title}</h2>" not in page] == []
+    text = html.unescape((folder / "report.html").read_text())
+    assert [title for title in titles if f"<h2>{title}</h2>" not in text] == []
     return titles
 
 
-@pytest.fixture(scope="module")
-def table1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = made_up(tmp_path_factory.mktemp("table1"), "table1")
-    assert main([str(folder)]) == 0
-    return folder
+class Page(HTMLParser):
+    """A page as its tags and the cells of its tables; fails where a tag is not closed."""
+
+    VOID = ("meta", "br", "img", "rect", "line")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.values: list[str | None] = []  # what the cells sort by
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+        if tag == "td":
+            self.values.append(dict(attrs)["data-value"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & {*self.open} and "svg" not in self.open:
+            self.tables[-1][-1][-1] += data.strip()
+
+
+# Numbers.
 
 
 def test_rows_stand_in_the_papers_order_beside_its_numbers(table1: Path) -> None:
@@ -60,7 +97,7 @@ def test_every_metric_of_the_paper_stands_beside_ours_with_where_it_was_read(tab
     ours = next(row for row in rows_of(table1) if row["experiment"] == "table1/cutout")
     assert cutout[1].startswith(f"{float(ours['last_test_mean']):.2f}")
     assert cutout[2] == "76.52 ± 0.07"
-    assert cutout[4:] == ["93.21 ± 0.04", "read from an image of the table |"]
+    assert cutout[-2:] == ["93.21 ± 0.04", "read from an image of the table |"]
 
 
 def test_means_and_deviations_are_those_of_the_runs(table1: Path) -> None:
@@ -88,271 +125,247 @@ def test_differences_to_the_baseline_are_taken_seed_by_seed(table1: Path) -> Non
     assert [float(pair.split(":")[1]) for pair in kept["by_seed"].split()] == pytest.approx(gains, abs=1e-4)
 
 
-def test_deviations_come_from_the_configuration(table1: Path) -> None:
-    found = {what: (here, paper) for what, here, paper in deviations(read_sweep(table1))}
-    assert found["data"] == ("fashion_mnist", "imagenet")
-    assert found["training images"] == ("2000", "all")
-    assert found["recipe.epochs"] == ("40", "270")
-    assert found["recipe.milestones"] == ("none", "125, 200, 250")
-    assert "recipe.nesterov" not in found  # the same in both
-    assert "runs a row" not in found  # three, as in the paper
+# The page.
 
 
-def test_the_papers_own_setting_deviates_in_nothing(tmp_path: Path) -> None:
-    plan = plan_of("experiment=table1/dropblock", "data=imagenet", "recipe=imagenet_270")
-    folder = note(tmp_path, plan, write_run(tmp_path, plan, 78.0))
-    found = {what: (here, paper) for what, here, paper in deviations(read_sweep(folder))}
-    assert found == {
-        "runs a row": ("1", "3"),
-        "micro-batch of a device, over which BatchNorm and DropBlock normalise": ("1024", "128 (a core)"),
-    }
+def test_the_page_needs_nothing_else(four_seeds: Path) -> None:
+    text = (four_seeds / "report.html").read_text()
+    tags = Page(text).tags
+    assert not re.search(r"(?:src|href)=\"(?!data:)|https?://|@import|url\(", text)
+    pictures = re.findall(r'src="data:image/png;base64,[A-Za-z0-9+/=]{1000,}"', text)
+    assert len(pictures) == len(list(four_seeds.glob("*.png"))) == 2
+    assert [tag for tag, _ in tags].count("circle") == 2 * 4  # a dot a seed of every row that has a difference
 
 
-def test_pictures_are_drawn(table1: Path) -> None:
-    for name in ("ranking.png", "curves.png"):
-        assert f"({name})" in (table1 / "report.md").read_text()
-        with Image.open(table1 / name) as image:
-            assert min(image.size) > 300
-            assert len(image.convert("RGB").resize((80, 60)).getcolors(4800)) > 20
+def test_page_csv_and_markdown_say_the_same(four_seeds: Path) -> None:
+    rows = rows_of(four_seeds)
+    shown = Page((four_seeds / "report.html").read_text()).tables[0]
+    text = (four_seeds / "report.md").read_text()
+    assert [row["verdict"] for row in rows] == ["", "not resolved", "better"]
+    verdicts = shown[0].index("verdict")
+    assert [line[verdicts] for line in shown[1:]] == ["", "not resolved", "better"]
+    assert [line[0] for line in shown[1:]] == [row["label"] for row in rows]
+    for row, line in zip(rows[1:], shown[2:], strict=True):
+        mean, low, high = (float(row[f"difference{end}"]) for end in ("", "_low", "_high"))
+        expected = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        assert expected in line
+        assert expected in text
+    assert float(rows[0]["loss_mean"]) == pytest.approx(0.8)
+    assert float(rows[2]["gap_mean"]) == pytest.approx(100 - 81, abs=4)
+    assert rows[0]["parameters"] == "123456"
 
 
-def test_keep_prob_is_chosen_on_val_alone(tmp_path: Path) -> None:
-    folder = made_up(tmp_path, "fig3_keep_prob", seeds=2)
-    sweep = read_sweep(folder)
-    lines = sweep.lines("keep_prob")
-    assert [rows[0].experiment for rows in lines] == [
-        f"fig3/{name}" for name in ("dropout", "spatial_dropout", "drop_path", "dropblock", "dropblock_constant")
-    ]
-    rows = lines[0]
-    for i, row in enumerate(rows):  # the best on test is the worst on val
-        for run in row.runs:
-            run.summary["last"]["test/top1"], run.summary["last"]["val/top1"] = 80.0 + i, 90.0 - i
-    assert best_on_val(rows) is rows[0]
+def test_both_formats_have_the_same_tables(table1: Path) -> None:
+    """Cell by cell; the page shows seeds below n, and folds lists into lines."""
+    titles_of(table1)
+    tables = [block for block in (table1 / "report.md").read_text().split("\n\n") if block.startswith("|")]
+    shown = Page((table1 / "report.html").read_text()).tables
+    assert len(tables) == len(shown)
+    for block, table in zip(tables, shown, strict=True):
+        lines = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in block.splitlines() if "--" not in line]
+        for line, cells in zip(lines, table, strict=True):
+            for text, cell in zip(line, cells, strict=True):
+                assert cell.removesuffix("seeds 1 2 3") == (text.strip().replace(", group", "group") or cell)
+
+
+def test_the_drop_of_every_group_stands_beside_the_expected_one(four_seeds: Path) -> None:
+    text = (four_seeds / "report.md").read_text()
+    assert "| group3 2.31 % (2.32), group4 9.67 % (9.68) |" in text
+    assert "| group3 1.39 %, group4 5.80 % |" in text  # a drop that rises over five epochs: 0.6 of its end
+    assert "group3 2.31 % (2.32)<br>group4 9.67 % (9.68)" in (four_seeds / "report.html").read_text()
+    assert rows_of(four_seeds)[2]["keep_prob_choice"] == "0.9, not tuned"
+
+
+def test_cells_of_tables_are_sorted_as_numbers_and_escaped(four_seeds: Path) -> None:
+    assert markdown_table(["", "x"], [["a|b", 1]]).splitlines()[2] == r"| a\|b | 1 |"
+    content = content_of(read_sweep(four_seeds))
+    content["tables"] = [table_of("<title>", ["", "x"], [["<b>", Spread((9.4, 9.6))], ["c", Spread((84.0, 85.0))]])]
+    made = Page(page(content, four_seeds))
+    assert made.tables[2][1] == ["<b>", "9.50 ± 0.14"]
+    assert made.values[-3::2] == ["9.5", "84.5"]  # numbers, so that 84.5 stands above 9.5
+
+
+def test_dots_stay_on_their_scale(four_seeds: Path) -> None:
+    """Also of an interval of which one end is far away."""
+    content = content_of(read_sweep(four_seeds))
+    content["results"]["rows"][1][3]["dots"] = Difference((0.1, 5.0), (1, 2))
+    drawn = [attrs for tag, attrs in Page(page(content, four_seeds)).tags if tag in ("circle", "line", "rect")]
+    places = [float(attrs[key] or "") for attrs in drawn for key in ("cx", "x1", "x2", "x") if key in attrs]
+    assert len(places) >= 20
+    assert all(0 <= place <= DOTS_WIDTH for place in places)
+    near, far = [float(attrs["cx"] or "") for attrs in drawn if "cx" in attrs][:2]
+    assert near < far
+
+
+def test_a_value_that_is_missing_is_an_error(four_seeds: Path) -> None:
+    from jinja2 import UndefinedError
+
+    content = content_of(read_sweep(four_seeds))
+    del content["legend"]
+    with pytest.raises(UndefinedError, match="legend"):
+        rendered("report.md.j2", content)
+    with pytest.raises(UndefinedError, match="legend"):
+        page(content, four_seeds)
+
+
+# What is shown, and what is not.
+
+
+def test_deviations_are_listed_beside_rows_of_the_paper_alone(four_seeds: Path, table1: Path) -> None:
+    title = "Deviations from the paper's setting"
+    assert title not in titles_of(four_seeds)
+    assert title in titles_of(table1)
+    assert "None" not in (table1 / "report.md").read_text()  # top-5, which the paper has and these runs do not
+
+
+def test_nothing_is_explained_that_is_not_shown(tmp_path: Path) -> None:
+    def words(folder: Path) -> str:
+        return " ".join(legend(compare(read_sweep(folder))))
+
+    folder = grid(tmp_path / "a", {NONE: [80.0, 80.1, 80.2], DROPOUT: [80.5, 80.6, 80.9]})
+    shown = words(folder)
+    assert all(f"*{column}*" in shown for column in ("Difference", "Holm p", "Smallest difference", "Verdict"))
+    assert "different seeds" not in words(folder)
+    next((folder / "runs").glob("*dropout*seed-3.json")).unlink()
+    assert "different seeds" in words(folder)
+    alone = grid(tmp_path / "b", {("block_size=3",): [80.0], ("block_size=7",): [80.5]})
+    assert "*Difference*" not in words(alone)
+    assert "No row without a regularizer" in words(alone)
+    apart = [write_run(tmp_path / "c", replace(plan_of(*of), seed=i), 80.0, 5) for i, of in enumerate((NONE, DROPOUT))]
+    assert "No seed that two rows have" in " ".join(legend(compare(read_runs(apart))))
+
+
+def test_made_up_images_stand_beside_nothing(tmp_path: Path) -> None:
+    rows = {(f"experiment=table1/{name}", "data=fake"): [80.0] for name in ("baseline", "dropblock")}
+    folder = grid(tmp_path, rows, epochs=1)
     assert main([str(folder)]) == 0
     text = (folder / "report.md").read_text()
-    assert "keep_prob chosen on the validation split" in titles_of(folder)
-    assert "0.9 (78.08)" in text  # DropBlock's best in the paper's figure
-    assert "0.7 (76.80)" in text  # dropout's
-    assert (folder / "keep_prob.png").exists()
-    # The baseline has no keep_prob: its jobs meet in one run a seed.
-    assert [row["n"] for row in rows_of(folder) if row["experiment"] == "fig3/baseline"] == ["2"]
+    assert "Made-up images" in text
+    assert "78.13" not in text + (folder / "report.html").read_text() + (folder / "report.csv").read_text()
 
 
-def test_block_sizes_and_drop_at_inference_have_their_pictures(tmp_path: Path) -> None:
-    folder = made_up(tmp_path / "a", "fig4_block_size_small", seeds=1)
-    assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
-    text = (tmp_path / "out" / "report.md").read_text()
-    assert (tmp_path / "out" / "block_size.png").exists()
-    assert not (folder / "report.md").exists()
-    assert "±" not in text.split("## Results")[1].split("mean ± sample")[0].replace("76.51 ± 0.07", "")  # n = 1
-    assert "groups 3+4, conv+skip" in text
-
-    folder = made_up(tmp_path / "b", "fig5_inference", seeds=2)
+def test_images_that_were_left_out_are_counted_once(tmp_path: Path) -> None:
+    folder = grid(tmp_path, {NONE: [80.0, 80.4]})
+    assert "bad_images" not in setting_text(read_sweep(folder))
     for run in read_sweep(folder).runs:
-        points = [{"keep_prob": kp, "block_size": b, "top1": 80 * kp, "loss": 1.0} for b in (1, 7) for kp in (1.0, 0.5)]
-        run.folder.write("under_drop.json", {"under_drop": points})
-    assert main([str(folder)]) == 0
-    assert (
-        "| DropBlock, keep_prob 0.9, block 7 | 7 | 80.00 ± 0.00 | 40.00 ± 0.00 |" in (folder / "report.md").read_text()
-    )
-    assert len(rows_of(folder, "under_drop.csv")) == 3 * 2 * 4
-    assert "Under drop at inference" in titles_of(folder)
+        recorded(run["path"], bad_images={"cat/03.JPEG": "cannot be read"})
+    assert "1 image " in setting_text(read_sweep(folder))
 
 
-def test_what_is_missing_is_counted_and_named(tmp_path: Path) -> None:
-    for words, seed, status in (
-        (["experiment=table1/baseline"], 1, "DONE"),
-        (["experiment=table1/baseline"], 2, "DONE"),
-        (["experiment=table1/dropout"], 1, "DONE"),
-        (["experiment=table1/dropblock"], 1, "FAILED"),
-    ):
-        plan = plan_of(*words, f"seed={seed}")
-        run = write_run(tmp_path, plan, 80.0)
-        if status == "FAILED":
-            (run / "summary.json").unlink()
-            (run / "status.json").write_text(json.dumps({"status": status}))
-        folder = note(tmp_path, plan, run, status, "" if status == "DONE" else "the loss is not finite | step 3")
-    torn = folder / "runs" / "torn.json"
-    torn.write_text("{")
-    (folder / "multirun.yaml").write_text(
-        "hydra: {sweeper: {params: {experiment: 'table1/baseline,table1/dropout,table1/dropblock,table1/cutout'}}}\n"
-    )
-    sweep = read_sweep(folder)
-    assert [(status, what.split(" ")[0]) for what, status, _ in sweep.lost] == [
-        ("FAILED", "table1/dropblock"),
-        ("UNREADABLE", "torn.json"),
-        ("NOT RUN", "table1/dropout"),  # seed 2, which the baseline has
-        ("NOT RUN", "table1/dropblock"),
-        ("NOT RUN", "table1/cutout"),
-        ("NOT RUN", "table1/cutout"),
-    ]
-    assert main([str(folder)]) == 0
-    text = (folder / "report.md").read_text()
-    assert "3 runs done, 6 not (listed below)." in text
-    assert r"the loss is not finite \| step 3" in text  # in a cell of a Markdown table
-
-
-def test_values_in_another_form_and_directories_of_another_name_are_read(tmp_path: Path) -> None:
-    for name, plan in (("a", plan_of("experiment=table1/baseline")), ("b", plan_of("experiment=table1/dropblock"))):
-        run = write_run(tmp_path, plan, 80.0, epochs=1).rename(tmp_path / f"my run {name}")
+def test_a_report_speaks_of_the_metric_of_its_task(tmp_path: Path) -> None:
+    for name, miou in (("none", 40.0), ("dropblock", 42.0)):
+        plan, metric = plan_of(f"regularizer={name}"), {"test/miou": miou}
+        labels = {"miou": "mean IoU over 11 classes (%)"}
+        run = recorded(
+            write_run(tmp_path, plan, 80.0, 2), headline="miou", metric_labels=labels, last=metric, peak=metric
+        )
         folder = note(tmp_path, plan, run)
-    params = "{experiment: 'table1/baseline,table1/dropblock', keep_prob: 'choice(0.9,0.95)'}"
-    (folder / "multirun.yaml").write_text(f"hydra: {{sweeper: {{params: {params}}}}}\n")
     assert main([str(folder)]) == 0
-    assert "2 runs done." in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    assert "mean IoU over 11 classes (%)" in text
+    assert "top-1" not in text
+    assert "+2.00" in (folder / "report.html").read_text()
 
 
-def test_every_missing_point_of_a_figure_is_counted_once(tmp_path: Path) -> None:
-    folder = made_up(tmp_path, "fig4_block_size_small", seeds=2)
-    assert read_sweep(folder).lost == []
-    runs = {
-        (run.entry["experiment"], row.knob("block_size"), run.seed): run.folder.path
-        for row in read_sweep(folder).rows
-        for run in row.runs
-    }
-    stopped = runs["fig4/group4_conv_skip", 2, 2]
-    (stopped / "summary.json").unlink()
-    (stopped / "status.json").write_text(json.dumps({"status": "STOPPED"}))
-    never = [("fig4/group4_conv_skip", 8, 1), ("fig4/group4_conv_skip", 8, 2), ("fig4/baseline", None, 2)]
-    for point in never:
-        (folder / "runs" / ("_".join(runs[point].parts[-3:]) + ".json")).unlink()
-    assert sorted((status, what) for what, status, _ in read_sweep(folder).lost) == [
-        ("NOT RUN", "fig4/baseline seed 2"),
-        ("NOT RUN", "fig4/group4_conv_skip block_size=8 seed 1"),
-        ("NOT RUN", "fig4/group4_conv_skip block_size=8 seed 2"),
-        ("STOPPED", f"fig4/group4_conv_skip ({stopped.parent.name}/seed-2)"),
-    ]
+def test_each_class_over_the_seeds(tmp_path: Path) -> None:
+    def sweep(**of_rows: list[dict[str, float | None]]) -> Path:
+        for name, runs in of_rows.items():
+            for seed, classes in enumerate(runs, start=1):
+                plan = plan_of(f"regularizer={name}", f"seed={seed}")
+                lines = [[key, value, 10] for key, value in classes.items()]
+                tables = [{"name": "classes", "header": ["class", "IoU (%)", "pixels"], "rows": lines}]
+                folder = note(tmp_path, plan, recorded(write_run(tmp_path, plan, 80.0, 1), tables=tables))
+        return folder
+
+    plain = [{"road": 60.0, "pole": None}, {"road": 62.0, "pole": None}]
+    folder = sweep(none=plain, dropblock=[{"road": 61.0, "pole": 7.0}, {"road": 63.0, "pole": None}])
+    assert main([str(folder)]) == 0
+    assert "Each class" in titles_of(folder)
+    text = (folder / "report.md").read_text()
+    assert "| road | 61.00 ± 1.41 | 62.00 ± 1.41 |" in text
+    assert "| pole |  | 7.00 |" in text
+    sweep(dropout=[{"another": 1.0}])  # rows of other classes have no common table
+    assert main([str(folder)]) == 0
+    assert "Each class" not in titles_of(folder)
 
 
-def test_the_words_of_the_command_replace_what_the_sweeps_file_asks_for(tmp_path: Path) -> None:
-    folder = made_up(tmp_path, "fig3_keep_prob", seeds=1)
+def test_networks_of_a_library_and_maps_out_of_reach(tmp_path: Path) -> None:
+    library = ("model=torchvision", "model.name=efficientnet_b0", "regularizer=dropblock")
+    folder = grid(tmp_path, {(*library, f"block_size={size}"): [80.0] for size in (3, 7)})
     for run in read_sweep(folder).runs:
-        if (run.plan["layer"] or {}).get("keep_prob") not in (None, 0.8, 0.9):
-            (folder / "runs" / ("_".join(run.folder.path.parts[-3:]) + ".json")).unlink()
-    params = load_yaml(folder / "multirun.yaml")["hydra"]["sweeper"]
-    words = ["+sweep=fig3_keep_prob", "keep_prob=0.8,0.9", "seed=1,2"]
-    asked = {"hydra": {"sweeper": params, "overrides": {"task": words}}}
-    (folder / "multirun.yaml").write_text(json.dumps(asked))
-    missing = [what for what, _, _ in read_sweep(folder).lost]
-    assert len(missing) == 1 + 5 * 2
-    assert all(what.endswith("seed 2") for what in missing)
-
-
-def test_the_lines_of_a_figure_differ_in_its_knob_alone(tmp_path: Path) -> None:
-    for model in ("resnet18", "resnet50"):
-        for regularizer in ("none", "dropout", "dropblock"):
-            for block in (3, 7):
-                for keep_prob in (0.8, 0.9):
-                    words = [
-                        f"model={model}",
-                        f"regularizer={regularizer}",
-                        f"block_size={block}",
-                        f"keep_prob={keep_prob}",
-                    ]
-                    plan = plan_of(*words)
-                    folder = note(tmp_path, plan, write_run(tmp_path / model, plan, 80.0))
-    sweep = read_sweep(folder)
-    for knob, count in (("keep_prob", 2 * 3), ("block_size", 2 * 2)):
-        lines = sweep.lines(knob)
-        assert len(lines) == count
-        for rows in lines:
-            assert len(rows) == 2
-            assert len({str({**row.plan["layer"], knob: None}) + row.plan["model"]["name"] for row in rows}) == 1
-        assert len({sweep.label(rows[0], without=knob) for rows in lines}) == count
+        lost = {"group": 3, "map_sizes": [], "block": None, "layer": "out of reach"}
+        RunFolder(run["path"]).write("sites.json", [*run["sites"], lost])
     assert main([str(folder)]) == 0
+    text = (folder / "report.md").read_text()
+    assert "efficientnet_b0 on " in text
+    assert "None" not in text
     assert (folder / "block_size.png").exists()
 
 
-def test_rows_that_differ_have_names_that_differ(tmp_path: Path) -> None:
-    for words in (
-        ["regularizer=cutout", "regularizer.cutout.input.cutout=0.25"],
-        ["regularizer=cutout", "regularizer.cutout.input.cutout=0.5"],
-        ["regularizer=[dropblock,drop_path]", "regularizer.drop_path.layer.keep_prob=0.8"],
-        ["regularizer=[dropblock,drop_path]", "regularizer.drop_path.layer.keep_prob=0.9"],
-    ):
-        plan = plan_of(*words)
-        folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0))
-    sweep = read_sweep(folder)
-    assert len(sweep.rows) == 4
-    labels = [sweep.label(row) for row in sweep.rows]
-    assert len(set(labels)) == 4, labels
-    assert "DropBlock + DropPath, keep_prob 0.9, block 7, drop_path keep_prob 0.8" in labels
-
-
-def test_a_difference_over_fewer_seeds_says_so(tmp_path: Path) -> None:
-    for experiment, seeds in (("baseline", (1, 2)), ("dropout", (1, 2, 3)), ("cutout", (3,))):
-        for seed in seeds:
-            plan = plan_of(f"experiment=table1/{experiment}", f"seed={seed}")
-            folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0 + (experiment == "dropout")))
-    lines = write_report(read_sweep(folder), tmp_path / "out").read_text().splitlines()
-    (dropout,) = [line.split("|") for line in lines if line.startswith("| dropout, keep_prob 0.7 | 3 |")]
-    (cutout,) = [line.split("|") for line in lines if line.startswith("| Cutout | 1 |")]
-    assert dropout[4].strip() == "+1.00 [+1.00, +1.00] (n = 2)"
-    assert cutout[4].strip() == ""  # of seed 3, which the baseline does not have
-
-
-def test_a_folder_that_moved_is_still_read(tmp_path: Path) -> None:
-    plan = plan_of("experiment=table1/baseline")
-    note(tmp_path / "before", plan, write_run(tmp_path / "before", plan, 80.0))
-    (tmp_path / "before").rename(tmp_path / "after")
-    assert len(read_sweep(tmp_path / "after" / "sweeps" / "made-up").runs) == 1
-
-
-def test_a_plain_grid_is_reported_too(tmp_path: Path) -> None:
-    for word in ("regularizer=none", "regularizer=drop_connect", "regularizer=[dropout,cutout]"):
-        plan = plan_of(word)
-        folder = note(tmp_path, plan, write_run(tmp_path, plan, 80.0))
+def test_an_earlier_report_is_gone(tmp_path: Path) -> None:
+    folder = grid(tmp_path, {NONE: [80.0], DROPOUT: [80.5]})
+    (folder / "claims.csv").write_text("of a claim that the sweep has no more\n")
+    for name in ("keep_prob.png", "mine.png"):
+        (folder / name).write_bytes(b"earlier")
     assert main([str(folder)]) == 0
-    assert "| dropout + Cutout, keep_prob 0.7 | 1 |" in (folder / "report.md").read_text()
+    assert not (folder / "claims.csv").exists()
+    assert not (folder / "keep_prob.png").exists()
+    assert (folder / "mine.png").exists()
 
 
-@pytest.mark.parametrize("make", [lambda folder: None, lambda folder: (folder / "runs").mkdir(parents=True)])
-def test_a_folder_that_is_no_sweep_gets_one_line(
-    tmp_path: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+def test_a_report_goes_to_another_folder(tmp_path: Path) -> None:
+    folder = made_up(tmp_path / "a", "fig4_block_size_small", seeds=1)
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert not (folder / "report.md").exists()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "±" not in text.split("## Results")[1].split("mean ± sample")[0].replace("76.51 ± 0.07", "")  # n = 1
+    assert "groups 3+4, conv+skip" in text
+    assert (tmp_path / "out" / "block_size.png").exists()
+
+
+# TensorBoard, drop at inference, runs without a sweep.
+
+
+def test_tensorboard_gets_the_mean_over_the_seeds(four_seeds: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (place,) = [path for path in (four_seeds / "tensorboard").iterdir() if path.name.startswith("DropBlock")]
+    events = EventAccumulator(str(place)).Reload().Scalars("test/top1")
+    assert events[-1].step == 50  # optimizer steps, as those of the runs
+    runs = [run for run in rows_of(four_seeds, "runs.csv") if run["regularizer"] == "dropblock"]
+    assert events[-1].value == pytest.approx(statistics.fmean(float(run["last_test"]) for run in runs), abs=1e-4)
+
+
+def test_drop_at_inference_is_a_table_and_a_picture(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, "fig5_inference", seeds=2)
+    for run in read_sweep(folder).runs:
+        points = [{"keep_prob": kp, "block_size": b, "top1": 80 * kp, "loss": 1.0} for b in (1, 7) for kp in (1.0, 0.5)]
+        RunFolder(run["path"]).write("under_drop.json", {"under_drop": points})
+    assert main([str(folder)]) == 0
+    text = (folder / "report.md").read_text()
+    assert "| DropBlock, keep_prob 0.9, block 7 | 7 | 80.00 ± 0.00 | 40.00 ± 0.00 |" in text
+    assert len(rows_of(folder, "under_drop.csv")) == 3 * 2 * 4
+    assert "Under drop at inference" in titles_of(folder)
+    assert (folder / "under_drop.png").exists()
+
+
+def test_runs_are_compared_without_a_sweep(
+    four_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(tmp_path / "x")
-    assert main([str(tmp_path / "x")]) == 2
-    printed = capsys.readouterr().err.strip().splitlines()
-    assert len(printed) == 1
-    assert "no sweep" in printed[0]
-
-
-def test_a_sweep_without_a_finished_run_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = plan_of("experiment=table1/baseline")
-    folder = note(tmp_path, plan, tmp_path / "place" / "x" / "seed-1", "FAILED")
-    assert main([str(folder)]) == 2
-    assert "none of its 1 runs is finished" in capsys.readouterr().err
-
-
-def test_jobs_are_those_of_the_sweeps_file() -> None:
-    assert len(jobs("table1")) == 9
-    assert len(jobs("fig3_keep_prob")) == 6 * 5
-
-
-def test_rows_of_several_settings_are_compared_within_their_own(tmp_path: Path) -> None:
-    for model, base in (("resnet18", 80.0), ("resnet50", 90.0)):
-        for regularizer, gain in (("none", 0.0), ("dropblock", 1.0)):
-            for seed in (1, 2):
-                plan = plan_of(f"model={model}", f"regularizer={regularizer}", f"seed={seed}")
-                folder = note(tmp_path, plan, write_run(tmp_path / model, plan, base + gain + seed / 10))
-    sweep = read_sweep(folder)
-    labels = [sweep.label(row) for row in sweep.rows]
-    assert len(set(labels)) == 4
-    for row in sweep.rows:
-        found = difference(sweep, row)
-        assert (found is None) == row.is_baseline
-        assert found is None or found.mean == pytest.approx(1.0)
-    assert sweep.baseline is None
-    text = write_report(sweep, tmp_path / "out").read_text()
-    assert "model.name" in text
-    assert text.count("+1.00 [+1.00, +1.00]") >= 2
-
-
-def test_label_smoothing_by_its_knob_is_no_baseline(tmp_path: Path) -> None:
-    for smoothing, top1 in ((0.1, 85.0), (0.0, 80.0)):
-        plan = plan_of("regularizer=none", f"label_smoothing={smoothing}")
-        folder = note(tmp_path, plan, write_run(tmp_path, plan, top1))
-    sweep = read_sweep(folder)
-    assert sweep.baseline is not None
-    assert sweep.baseline.spread("last").mean == pytest.approx(80.0, abs=0.3)
-    assert len({sweep.label(row) for row in sweep.rows}) == 2
+    rows = read_sweep(four_seeds).rows
+    runs = {row["regularizer"][0]: [run["path"] for run in row["runs"]] for row in rows}
+    first = runs["dropblock"][0].parent  # all of its seeds
+    assert compare_script.main([f"run={first}", *map(str, runs["none"][:2]), "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    (none,) = [line for line in text.splitlines() if line.startswith("| no regularizer | 2 |")]
+    assert "-1.00" in none  # the mean of -1.1 and -0.9: the first is what others are compared with
+    assert "**Differences are to: DropBlock, keep_prob 0.9, block 7.**" in text
+    assert text.index("| DropBlock") < text.index("| no regularizer")
+    assert (tmp_path / "report.html").exists()
+    assert compare_script.main([str(runs[name][0]) for name in ("dropblock", "none")]) == 0
+    text = capsys.readouterr().out
+    assert "seed 1;" in text
+    for absent in ("Holm", "Smallest", "interval"):  # a single pair has no test
+        assert absent not in text
+    assert compare_script.main([str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from scripts.reporting.csv_files import rounded
-from scripts.reporting.statistics import Difference, Spread, epoch_means, holm, paired, t_quantile, verdict
+from scripts.reporting.statistics import Difference, Spread, holm, paired, verdict
 
 
-def test_quantiles_are_those_of_students_tables() -> None:
-    for freedom, expected in ((1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042)):
-        assert t_quantile(0.975, freedom) == pytest.approx(expected, abs=1e-3)
+def test_intervals_are_those_of_students_tables() -> None:
+    for freedom, quantile in ((1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042)):
+        difference = Difference(tuple(float(value) for value in range(freedom + 1)))
+        reach = quantile * difference.error  # type: ignore[operator]
+        low, high = difference.interval  # type: ignore[misc]
+        assert (high - low) / 2 == pytest.approx(reach, rel=1e-3)
+        assert (high + low) / 2 == pytest.approx(difference.mean)
 
 
 def test_an_interval_is_that_of_the_paired_t_test() -> None:
@@ -38,15 +42,6 @@ def test_the_smallest_difference_is_found_in_80_of_100(n: int, errors: float) ->
     draws = np.random.default_rng(n).normal(errors / n**0.5, 1.0, (1000, n))  # of deviation 1
     found = sum(Difference(tuple(row)).p_value < 0.05 for row in draws)  # type: ignore[operator]
     assert abs(found - 800) < 3.8 * (1000 * 0.8 * 0.2) ** 0.5
-
-
-def test_the_entries_of_an_epoch_count_by_their_steps() -> None:
-    """Eight steps an epoch, an entry every ten steps and at each end: 8; 2 and 6; 4 and 4."""
-    entries = ((8, 1.0, 10.0), (10, 1.25, 40.0), (16, 2.0, 80.0), (20, 2.5, 90.0), (24, 3.0, 100.0))
-    log = [{"step": step, "epoch": epoch, "train/top1": value} for step, epoch, value in entries]
-    log.insert(1, {"step": 8, "epoch": 1, "test/top1": 5.0})
-    assert epoch_means(log, "train/top1") == pytest.approx({1.0: 10.0, 2.0: (2 * 40 + 6 * 80) / 8, 3.0: 95.0})
-    assert epoch_means(log, "train/miou") == {}
 
 
 def test_nothing_is_minus_nothing() -> None:
