@@ -1,9 +1,10 @@
-"""The layers DropBlock is compared with: their law, their scaling, where they sit, and that a seed fixes them."""
+"""The layers DropBlock is compared with: distribution, scaling, sites, and masks that a seed fixes."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable
 
 import pytest
@@ -58,15 +59,14 @@ def test_what_goes_together_goes_together(together: str) -> None:
         assert constant == (set(dims) <= set(shared)), dims
 
 
-@pytest.mark.parametrize("keep_prob", [0.9, 0.5])
-@pytest.mark.parametrize("together", ON_MAPS)
+@pytest.mark.parametrize(("together", "keep_prob"), [("unit", 0.9), ("channel", 0.5), ("sample", 0.9), ("batch", 0.5)])
 def test_the_share_kept_is_keep_prob(together: str, keep_prob: float) -> None:
-    """4000 independent draws or more: 4.5 standard errors have a false alarm rate of 7e-6 a case."""
+    """1000 independent draws or more: 4.5 standard errors have a false alarm rate of 7e-6 a case."""
     layer = ON_MAPS[together](keep_prob=keep_prob)
     x = {"unit": torch.ones(20, 20, 5, 2), "channel": torch.ones(80, 50, 1, 2)}.get(together, torch.ones(2000, 1, 1, 1))
-    draws = 4000 if together == "batch" else 2
+    draws = 1000 if together == "batch" else 2
     kept = after_seeds(layer, x[:1] if together == "batch" else x, draws) > 0
-    independent = {"unit": 8000, "channel": 8000, "sample": 4000, "batch": 4000}[together]
+    independent = {"unit": 8000, "channel": 8000, "sample": 4000, "batch": 1000}[together]
     error = (keep_prob * (1 - keep_prob) / independent) ** 0.5
     assert abs(kept.double().mean().item() - keep_prob) < 4.5 * error
     assert layer.expected_drop(keep_prob, 5, 2) == pytest.approx(1 - keep_prob)
@@ -87,8 +87,16 @@ def test_neighbouring_units_and_seeds_are_drawn_independently() -> None:
         assert abs((a * b).mean().item() / 0.21) < 4.5 / 200_000**0.5
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("together", ON_MAPS)
+@pytest.mark.parametrize(
+    ("together", "dtype"),
+    [
+        ("unit", torch.bfloat16),
+        ("unit", torch.float64),
+        ("channel", torch.float32),
+        ("sample", torch.float16),
+        ("batch", torch.bfloat16),
+    ],
+)
 def test_kept_units_are_divided_by_keep_prob_and_rounded_once(together: str, dtype: torch.dtype) -> None:
     x = torch.randn(64, 8, 4, 4).to(dtype)
     x[::2] = float("nan")
@@ -129,7 +137,7 @@ def test_a_seed_fixes_the_mask_whatever_the_layout_and_the_gradient_has_it_too(t
     torch.testing.assert_close(gradient, (y > 0) * 2.0)
 
 
-def test_the_law_of_dropout_is_torchs() -> None:
+def test_dropout_agrees_with_torchs() -> None:
     """Where torch is right, in float32, it agrees: the values, and over 100,000 units the share (6e-6 false alarms)."""
     torch.manual_seed(0)
     x = torch.ones(100, 10, 10, 10)
@@ -139,8 +147,16 @@ def test_the_law_of_dropout_is_torchs() -> None:
     assert abs(difference.item()) < 4.5 * (2 * 0.16 / 100_000) ** 0.5
 
 
-@pytest.mark.parametrize("shape", [(64, 32, 9), (64, 32, 3, 5), (64, 32, 2, 3, 4)], ids=len)
-@pytest.mark.parametrize(("together", "axes"), [("unit", 9), ("channel", 2), ("sample", 1), ("batch", 0)])
+@pytest.mark.parametrize(
+    ("shape", "together", "axes"),
+    [
+        ((64, 32, 9), "unit", 9),
+        ((64, 32, 9), "batch", 0),
+        ((64, 32, 3, 5), "channel", 2),
+        ((64, 32, 2, 3, 4), "sample", 1),
+        ((64, 32, 2, 3, 4), "channel", 2),
+    ],
+)
 def test_what_shares_a_draw_on_maps_of_one_to_three_axes(shape: tuple[int, ...], together: str, axes: int) -> None:
     kept = drop_together(torch.ones(shape), keep_prob=0.5, together=together, seed=torch.tensor(5)) > 0
     draws = kept.flatten(axes).all(-1) if axes < len(shape) else kept
@@ -150,29 +166,21 @@ def test_what_shares_a_draw_on_maps_of_one_to_three_axes(shape: tuple[int, ...],
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "error", "named"),
     [
-        (lambda: drop_together(torch.ones(2, 3), keep_prob=0.5, together="unit"), ValueError, r"\(N, C, H, W\)"),
-        (
-            lambda: drop_together(torch.ones(1, 1, 2, 2).long(), together="unit"),
-            TypeError,
-            "floating point",
-        ),
+        (lambda: drop_together(torch.ones(2, 3), keep_prob=0.5, together="unit"), ValueError, "(2, 3)"),
+        (lambda: drop_together(torch.ones(1, 1, 2, 2).long(), together="unit"), TypeError, "torch.int64"),
         (lambda: drop_together(torch.ones(1, 1, 2, 2), keep_prob=1.5, together="unit"), ValueError, "keep_prob"),
-        (
-            lambda: drop_together(torch.ones(1, 1, 2, 2), together="row"),
-            ValueError,
-            "choose one of unit",
-        ),
+        (lambda: drop_together(torch.ones(1, 1, 2, 2), together="row"), ValueError, "'row'"),
         (lambda: Dropout(keep_prob=-0.1), ValueError, "keep_prob"),
-        (lambda: Dropout(0.1), TypeError, "by name, not 0.1 by position"),
-        (lambda: StochasticDepth(0.5, 0.5), TypeError, "by name"),
-        (lambda: drop_together(torch.ones(1, 1, 2, 2), 0.1, together="unit"), TypeError, "by name"),
-        (lambda: DropPath(p=0.1, keep_prob=0.1), TypeError, "one of"),
+        (lambda: Dropout(0.1), TypeError, "0.1"),
+        (lambda: StochasticDepth(0.5, 0.5), TypeError, "StochasticDepth"),
+        (lambda: drop_together(torch.ones(1, 1, 2, 2), 0.1, together="unit"), TypeError, "drop_together"),
+        (lambda: DropPath(p=0.1, keep_prob=0.1), TypeError, "keep_prob and p"),
     ],
 )
-def test_mistakes_are_named(call: Callable[[], object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_mistakes_are_named(call: Callable[[], object], error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=re.escape(named)):
         call()
 
 
@@ -212,7 +220,8 @@ def test_each_sits_on_the_conv_branch_where_it_belongs(name: str, places: set[st
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "fractal_drop_path"])
 def test_it_measures_what_it_expects_and_resumes_on_the_same_draws(name: str) -> None:
-    model = network()
+    torch.manual_seed(0)
+    model = build_model("resnet18", num_classes=5, in_channels=1, width=16, stem="small")
     install_layers(model, name, keep_prob=0.6, **options(name))
     control = LayerControl(model, torch.zeros(1, 1, 32, 32), {"drop_connect": KeepProbSchedule(model, 0.6, "constant")})
     control.set_progress(1.0)
@@ -228,9 +237,9 @@ def test_it_measures_what_it_expects_and_resumes_on_the_same_draws(name: str) ->
     assert torch.equal(outputs[0], outputs[-1])
     assert counts[0] == counts[-1]
     assert not torch.equal(outputs[0], outputs[1])
-    # Draws in group 4, which has 3 residual units: 30 steps, 8 samples, 16 channels or more. DropBlock's 2x2 blocks are
+    # Draws in group 4, which has 2 residual units: 30 steps, 8 samples, 128 channels. DropBlock's 2x2 blocks are
     # fewer than a map has units. 4.5 standard errors: false alarm 7e-6 a case.
-    draws = {"stochastic_depth": 3 * 30, "drop_path": 3 * 30 * 8}.get(name, 3 * 30 * 8 * 16)
+    draws = {"stochastic_depth": 2 * 30, "drop_path": 2 * 30 * 8}.get(name, 2 * 30 * 8 * 16)
     for group, expected in control.expected_drop([0.6]).items():
         kept, seen = (sum(count[group][i] for count in counts[:-1]) for i in (0, 1))
         assert abs(1 - kept / seen - expected) < 4.5 * (0.25 / draws) ** 0.5
@@ -305,7 +314,8 @@ def test_compiles_into_one_graph_that_the_schedule_does_not_recompile() -> None:
             for i, layer in enumerate(layers):
                 layer.keep_prob.fill_(keep_prob)
                 layer.set_mask_seed(100 * step + i)
-            outputs.append(run(x))
+            with torch.no_grad():
+                outputs.append(run(x))
         torch.testing.assert_close(outputs[0], outputs[1])
     assert counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()

@@ -1,5 +1,6 @@
 """What every backend returns, unit by unit: values, gradients, layouts, types, edges, errors."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -11,14 +12,26 @@ from dropblock.operator import SAVED_BYTES, drop
 from tests.dropblock.dropblock_backends import BACKENDS, EACH_BACKEND, INTERPRETED, device_of, kept_units, run
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-IN_3D = {torch.channels_last: torch.channels_last_3d}
-# size, block_size, dtype: odd, even, 1, the map, larger, one side clamped; every type; one axis and three.
+CONTIGUOUS, LAST, LAST_3D = torch.contiguous_format, torch.channels_last, torch.channels_last_3d
+# size, block_size, dtype, layout: odd, even, 1, the map, larger, one side clamped; every type; one axis and three. Each
+# backend meets all of these, but not every product of them.
 EXACT_CASES = [
-    *[((14, 14), 7, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)],
-    *[(size, block, torch.float32) for size, block in [((6, 7), 4), ((4, 4), 1), ((7, 7), 7), ((5, 20), 7)]],
-    ((1, 9), 2, torch.float32),
-    ((3, 2), 7, torch.bfloat16),
-    *[(size, 3, torch.float32) for size in [(17,), (3,), (5, 4, 6), (2, 6, 5), (3, 3, 3)]],
+    ((14, 14), 7, torch.float32, CONTIGUOUS),
+    ((14, 14), 7, torch.float32, LAST),
+    ((14, 14), 7, torch.bfloat16, LAST),
+    ((14, 14), 6, torch.float16, CONTIGUOUS),
+    ((6, 7), 4, torch.float64, LAST),
+    ((4, 4), 1, torch.float16, LAST),
+    ((7, 7), 7, torch.bfloat16, CONTIGUOUS),
+    ((7, 7), 7, torch.float32, LAST),
+    ((5, 20), 7, torch.float64, CONTIGUOUS),
+    ((1, 9), 2, torch.float32, LAST),
+    ((3, 2), 7, torch.bfloat16, LAST),
+    ((17,), 3, torch.float32, CONTIGUOUS),
+    ((3,), 3, torch.bfloat16, CONTIGUOUS),
+    ((5, 4, 6), 2, torch.float32, LAST_3D),
+    ((2, 6, 5), 3, torch.float16, CONTIGUOUS),
+    ((3, 3, 3), 3, torch.float32, LAST_3D),
 ]
 
 
@@ -45,16 +58,12 @@ def selected(x: Tensor, mask: Tensor, backend: str = "") -> Tensor:
     return torch.where(mask.to(x.device), product.to(x.dtype), 0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize(("size", "block", "dtype"), EXACT_CASES, ids=str)
+@pytest.mark.parametrize(("size", "block", "dtype", "layout"), EXACT_CASES, ids=str)
 def test_output_and_gradient_are_exact(
     backend: str, size: tuple[int, ...], block: int, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    if len(size) == 1 and layout == torch.channels_last:
-        pytest.skip("torch has no such layout for one axis")
     if len(size) == 3 and backend == "triton":
         pytest.skip("the dense backend has maps of three axes on a GPU")
-    layout = IN_3D.get(layout, layout) if len(size) == 3 else layout
     mask = kept_units(backend, (4, 24, *size), 0.7, block, seed=7)
     x = maps(backend, 4, 24, *size, dtype=dtype, layout=layout)
     y, kept = run(backend, x, 0.7, block, 7)
@@ -225,30 +234,28 @@ X = torch.ones(2, 8, 9, 9)
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "error", "named"),
     [
-        (lambda: drop_block2d(X[0]), ValueError, r"takes \(N, C, H, W\) maps, not a tensor of shape \(8, 9, 9\)"),
-        (lambda: drop_block1d(X), ValueError, r"drop_block1d takes \(N, C, L\) maps"),
-        (lambda: drop_block3d(X), ValueError, r"drop_block3d takes \(N, C, D, H, W\) maps"),
-        (lambda: drop_block2d(X.long()), TypeError, "takes floating point maps, not torch.int64"),
-        (lambda: drop_block2d([1.0]), TypeError, "takes a tensor of .* not list"),
-        (lambda: drop_block2d(X, keep_prob=1.5), ValueError, r"keep_prob must lie in \[0, 1\], not 1.5"),
-        (lambda: drop_block2d(X, p=-0.5), ValueError, r"^p must lie in \[0, 1\], not -0.5"),
-        (lambda: drop_block2d(X, drop_prob="x"), TypeError, "drop_prob must be a number .* not 'x'"),
-        (lambda: drop_block2d(X, keep_prob=torch.tensor(-0.5)), ValueError, "keep_prob must lie"),
-        (lambda: drop_block2d(X, keep_prob=torch.ones(2)), ValueError, r"0-dimensional tensor, not of shape \(2,\)"),
-        (lambda: drop_block2d(X, p=0.1, keep_prob=0.9), TypeError, "one of keep_prob=, p= and drop_prob=, not"),
-        (lambda: drop_block2d(X, block_size=0), ValueError, "block_size must be at least 1, not 0"),
-        (lambda: drop_block2d(X, block_size=7.0), TypeError, "block_size must be an integer, not 7.0"),
-        (lambda: drop_block2d(X, block_size=(3, 5)), TypeError, r"block_size must be an integer, not \(3, 5\)"),
-        (lambda: drop_block2d(X, 0.1, 7), TypeError, r"by name, not 0.1, 7 by position: keep_prob=0.9 is .* p=0.1"),
-        (lambda: drop_block1d(X[0], 0.1), TypeError, "by name"),
-        (lambda: drop_block3d(X[None], 0.1), TypeError, "by name"),
+        (lambda: drop_block2d(X[0]), ValueError, "(8, 9, 9)"),
+        (lambda: drop_block1d(X), ValueError, "(N, C, L)"),
+        (lambda: drop_block3d(X), ValueError, "(N, C, D, H, W)"),
+        (lambda: drop_block2d(X.long()), TypeError, "torch.int64"),
+        (lambda: drop_block2d([1.0]), TypeError, "list"),
+        (lambda: drop_block2d(X, keep_prob=1.5), ValueError, "keep_prob"),
+        (lambda: drop_block2d(X, p=-0.5), ValueError, "p "),
+        (lambda: drop_block2d(X, drop_prob="x"), TypeError, "drop_prob"),
+        (lambda: drop_block2d(X, keep_prob=torch.tensor(-0.5)), ValueError, "keep_prob"),
+        (lambda: drop_block2d(X, keep_prob=torch.ones(2)), ValueError, "(2,)"),
+        (lambda: drop_block2d(X, p=0.1, keep_prob=0.9), TypeError, "keep_prob and p"),
+        (lambda: drop_block2d(X, block_size=0), ValueError, "block_size"),
+        (lambda: drop_block2d(X, block_size=7.0), TypeError, "7.0"),
+        (lambda: drop_block2d(X, block_size=(3, 5)), TypeError, "(3, 5)"),
+        (lambda: drop_block2d(X, 0.1, 7), TypeError, "0.1, 7"),
+        (lambda: drop_block1d(X[0], 0.1), TypeError, "drop_block1d"),
+        (lambda: drop_block3d(X[None], 0.1), TypeError, "drop_block3d"),
     ],
 )
-def test_errors_say_what_was_given_and_what_is_expected(
-    call: Callable[[], Tensor], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message) as caught:
+def test_an_error_names_the_culprit_in_one_line(call: Callable[[], Tensor], error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=re.escape(named)) as caught:
         call()
     assert "\n" not in str(caught.value)

@@ -47,11 +47,19 @@ def in_a_fresh_process(*command: str, **environment: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
 
 
-def test_the_kernels_have_the_distribution_in_the_interpreter() -> None:
-    tests = [str(HERE / name) for name in ("test_joint_distribution.py", "test_operator_values.py")]
-    tests.append(str(ROOT / "tests" / "golden" / "test_library.py"))
-    options = ("-k", "triton", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning")
-    in_a_fresh_process("-m", "pytest", *tests, *options, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+@pytest.mark.parametrize(
+    "chosen",
+    ["exact or backend", pytest.param("triton", marks=pytest.mark.slow)],
+    ids=["exact values and kept masks", "all, the joint distribution too"],
+)
+def test_the_kernels_in_the_interpreter(chosen: str) -> None:
+    tests = [
+        HERE / "test_joint_distribution.py",
+        HERE / "test_operator_values.py",
+        ROOT / "tests/golden/test_library.py",
+    ]
+    options = ("-k", f"triton and ({chosen})", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning")
+    in_a_fresh_process("-m", "pytest", *map(str, tests), *options, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
 def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
