@@ -13,13 +13,12 @@ import faulthandler
 import sys
 
 from configs.checking import UserError
-from configs.command_line import asks_for, check_arguments, sweep_folder
+from configs.command_line import check_arguments
 from configs.help import help_text
 from engine import cpu
 from engine.console import survive_lost_output
-from experiment.grid import run_command
+from experiment.command import run_command
 from experiment.outcome import report_error
-from experiment.prices import price_command
 
 
 def main(arguments: list[str]) -> int:
@@ -29,11 +28,7 @@ def main(arguments: list[str]) -> int:
         print(f"{__doc__}\n{help_text()}")
         return 0
     try:
-        check_arguments(arguments)
-        sweep = sweep_folder(arguments)
-        if asks_for("estimate", arguments):
-            return price_command(arguments, sweep)
-        return run_command(arguments, sweep)
+        return run_command(check_arguments(arguments))
     except (UserError, KeyboardInterrupt, OSError) as error:
         return report_error(error)[0]
 

@@ -1,4 +1,4 @@
-"""The arguments of the command line, checked before Hydra sees them.
+"""The arguments of the command line, read and checked before Hydra sees them.
 
 Three things Hydra would do are not wanted here: it accepts `+typo=1`; it calls what a `hydra.callbacks...._target_`
 names before our code runs; and beside `seed=1,2,3` it blames the commas for a misspelt name.
@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar, get_origin, get_type_hints
 
@@ -26,71 +26,134 @@ from configs.regularizer_keys import check_key
 from configs.schema import LAYER_KNOBS, Config, RunOptions
 from configs.tables import table_of
 
-FLAGS = ("-m", "--multirun", "-h", "--help", "-c", "--cfg", "--resolve")
-SHOWS = ("job", "hydra", "all")  # what --cfg shows
+# Flags, and those that take a value with the values they take: of Hydra's own those that show something.
+FLAGS = ("-m", "--multirun", "-h", "--help", "--resolve")
+SHOWING = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--shell-completion": (),
+}
+SHORT_FLAGS = {"-c": "--cfg", "-i": "--info", "-sc": "--shell-completion"}
 LAUNCHER = ("hydra/launcher", "hydra.launcher")
-# What of Hydra itself may be set: the choice of a launcher and its numbers. What it would import or call stays ours.
+# The launcher and its numbers are all of Hydra that may be set: what it imports or calls is fixed.
 HYDRA_KEYS = re.compile(r"hydra/launcher|hydra\.launcher\.[a-z_]+")
 RUN_ONLY = {f.name for f in fields(RunOptions)} | {"estimate", "plan", "jobs", "num_cpus", "num_gpus"}
+NO = ("false", "no", "off", "0", "null")
 
 
-def check_arguments(arguments: list[str]) -> None:
-    """Refuse what no run could come of: unknown keys, groups, names and flags, and keys that reach into Hydra.
+@dataclass(frozen=True)
+class Arguments:
+    """A command line, taken apart once.
+
+    Args:
+        flags: those given, `-m` or `--cfg=job`.
+        overrides: KEY=VALUE as given, in their order.
+        given: the values by key, without quotes and without the + of a new key.
+    """
+
+    flags: list[str]
+    overrides: list[str]
+    given: dict[str, str]
+
+    @property
+    def shows(self) -> str:
+        """The flag that shows something instead of running (`--cfg=job`), or ""."""
+        return next((flag for flag in self.flags if flag.partition("=")[0] in SHOWING), "")
+
+    @property
+    def is_grid(self) -> bool:
+        """True for many runs: `-m`, or a sweep file."""
+        return "-m" in self.flags or "--multirun" in self.flags or "sweep" in self.given
+
+    @property
+    def launcher(self) -> str:
+        """The name of the launcher asked for, or ""."""
+        return self.given.get("hydra/launcher", "")
+
+    def asks_for(self, key: str) -> bool:
+        """True if `plan` or `estimate` is set; an invalid value is refused later."""
+        return self.given.get(key, "false").lower() not in NO
+
+    @property
+    def varied(self) -> dict[str, str]:
+        """The overrides that the table of a sweep varies: key and Hydra's list of values."""
+        return table_of(self.given["sweep"]).axes() if "sweep" in self.given else {}
+
+    @property
+    def sweep_folder(self) -> Path | None:
+        """The directory of the sweep that these arguments start; None for a single run."""
+        if not self.is_grid:
+            return None
+        root = self.given.get("output_root", Config().output_root)
+        return Path(os.path.expanduser(root), "sweeps", sweep_name(self.given))
+
+
+def read_arguments(words: Sequence[str]) -> Arguments:
+    """Take a command line apart: a flag and its value become one (`--cfg=job`), wherever they stand."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        if flags and flags[-1] in ("--cfg", "--info") and not word.startswith("-"):
+            flags[-1] = f"{flags[-1]}={word}"
+        elif word.startswith("-"):
+            name, equals, value = word.partition("=")
+            flags.append(f"{SHORT_FLAGS.get(name, name)}{equals}{value}")
+        else:
+            overrides.append(word)
+    flags = ["--info=all" if flag == "--info" else flag for flag in flags]
+    return Arguments(flags, overrides, values_given(overrides))
+
+
+def check_arguments(words: Sequence[str]) -> Arguments:
+    """Take a command line apart, and refuse unknown keys, groups, names and flags, and keys that reach into Hydra.
 
     Raises:
         UserError: one line that names the argument, and the nearest valid one.
     """
+    arguments = read_arguments(words)
+    _check_flags(arguments)
+    if arguments.shows == "--shell-completion":  # query=bash and the like are Hydra's
+        return arguments
     keys = all_keys(Config)
-    flags, overrides = split_flags(arguments)
-    for flag in flags:
-        if flag not in FLAGS and not flag.startswith("--cfg="):
-            raise UserError(f"{flag}: not a flag of this program{nearest(flag, FLAGS)}; see --help")
-    shows = [flag for flag in flags if flag.startswith(("-c", "--cfg"))]
-    for flag in shows:
-        if flag.partition("=")[2] not in SHOWS:
-            raise UserError(f"{flag}: write --cfg job")
-    if "--resolve" in flags and not shows:
-        raise UserError("--resolve: only beside --cfg job")
-    for override in overrides:
+    for override in arguments.overrides:
         _check_override(override, keys)
-    given = Counter(override.partition("=")[0].lstrip("+") for override in overrides)
-    twice = [key for key, count in given.items() if count > 1]
+    counts = Counter(override.partition("=")[0].lstrip("+") for override in arguments.overrides)
+    twice = next((key for key, count in counts.items() if count > 1), None)
     if twice:
-        raise UserError(f"{twice[0]}: given twice; several values are a grid: -m {twice[0]}=A,B")
-    if not is_sweep(arguments) and any(key.startswith(LAUNCHER) for key in given):
+        raise UserError(f"{twice}: given twice; several values are a grid: -m {twice}=A,B")
+    if not arguments.is_grid and any(key.startswith(LAUNCHER) for key in counts):
         raise UserError("hydra/launcher: a launcher starts the runs of a grid; it needs -m or +sweep=NAME")
-    _check_sweep(overrides)
+    _check_sweep(arguments)
+    return arguments
 
 
-def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Flags and overrides, each in their order; a flag and its value as one (`--cfg=job`)."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    for argument in arguments:
-        if flags and flags[-1] in ("-c", "--cfg") and not argument.startswith("-"):
-            flags[-1] = f"--cfg={argument}"
-        elif argument.startswith("-"):
-            flags.append(argument)
-        else:
-            overrides.append(argument)
-    return flags, overrides
+def _check_flags(arguments: Arguments) -> None:
+    for flag in arguments.flags:
+        name, _, value = flag.partition("=")
+        if flag not in FLAGS and name not in SHOWING:
+            raise UserError(f"{flag}: not a flag of this program{nearest(flag, (*FLAGS, *SHOWING))}; see --help")
+        if name in SHOWING and value not in (SHOWING[name] or ("",)):
+            raise UserError(f"{flag}: write {name}{' ' if SHOWING[name] else ''}{' | '.join(SHOWING[name])}")
+    if "--resolve" in arguments.flags and not arguments.shows.startswith("--cfg"):
+        raise UserError("--resolve: only beside --cfg job")
+    if arguments.shows and {"-m", "--multirun"} & {*arguments.flags}:
+        raise UserError(f"{arguments.shows}: shows one configuration; omit -m")
 
 
-def _check_sweep(arguments: list[str]) -> None:
-    """What tells the rows of a sweep apart is not set from outside: it would hold for every row, whatever its name.
+def _check_sweep(arguments: Arguments) -> None:
+    """Refuse overrides of keys that the sweep varies: they would silently apply to every row.
 
     The numbers that a figure is drawn over may be others: `+sweep=fig3_keep_prob keep_prob=0.8,0.9`.
     """
-    given = [argument.lstrip("+~").partition("=") for argument in arguments if "=" in argument]
-    names = [unquoted(value) for key, _, value in given if key == "sweep"]
-    if not names:
+    sweep = arguments.given.get("sweep")
+    if sweep is None:
         return
-    if len(names) > 1 or "," in names[0]:
-        raise UserError(f"sweep={','.join(names)}: one sweep at a time, each has a folder of its own")
-    fixed = {"experiment", "regularizer", "paper", "label_smoothing", *LAYER_KNOBS} - table_of(names[0]).vary.keys()
-    for key, _, value in given:
-        if key.split(".")[0] in fixed:
-            raise UserError(f"{key}={value}: +sweep={names[0]} sets this itself, run by run; leave it out")
+    if "," in sweep:
+        raise UserError(f"sweep={sweep}: one sweep at a time, each has a folder of its own")
+    fixed = {"experiment", "regularizer", "paper", "label_smoothing", *LAYER_KNOBS} - table_of(sweep).vary.keys()
+    for key, value in arguments.given.items():
+        if key.lstrip("~").split(".")[0] in fixed:
+            raise UserError(f"{key}={value}: +sweep={sweep} sets this itself, run by run; leave it out")
 
 
 def _check_override(argument: str, keys: list[str]) -> None:
@@ -131,7 +194,7 @@ def _check_override(argument: str, keys: list[str]) -> None:
 
 
 def _check_names(group: str, value: str) -> None:
-    """Every name of a choice such as a, [a,b], a,b, choice(a,b) or glob(a*) is one of the group's."""
+    """Refuse an unknown name in a choice such as a, [a,b], a,b, choice(a,b) or glob(a*)."""
     known = choices(group)
     function = re.fullmatch(r"(choice|shuffle|sort|glob)\((.*)\)", value)
     for name in filter(None, (part.strip("[]()'\" ") for part in (function[2] if function else value).split(","))):
@@ -143,7 +206,7 @@ def _check_names(group: str, value: str) -> None:
 
 
 def _check_spelling(argument: str, key: str, value: str) -> None:
-    """What Hydra's grammar cannot read, said in the user's terms."""
+    """Refuse values that Hydra's grammar cannot read, with the spelling that it can."""
     if value.startswith("("):
         raise UserError(f"{argument}: a list is written {key}=[{value.strip('()')}]")
     if value.startswith("~"):
@@ -155,29 +218,10 @@ def _check_spelling(argument: str, key: str, value: str) -> None:
         raise UserError(f"{argument}: a value with '{odd}' stands in quotes: \"{key}='{value}'\"")
 
 
-def is_sweep(arguments: list[str]) -> bool:
-    """Whether these arguments start many runs: `-m`, or a sweep file."""
-    return any(argument in ("-m", "--multirun") or argument.lstrip("+").startswith("sweep=") for argument in arguments)
-
-
-def asks_for(key: str, arguments: list[str]) -> bool:
-    """Whether these arguments set `plan` or `estimate`; an invalid value is refused later."""
-    values = [argument.partition("=")[2].lower() for argument in arguments if argument.startswith(f"{key}=")]
-    return bool(values) and values[-1] not in ("false", "no", "off", "0", "null")
-
-
-def sweep_folder(arguments: list[str]) -> Path | None:
-    """The directory of the sweep that these arguments start; None for a single run."""
-    if not is_sweep(arguments):
-        return None
-    root = values_given(arguments).get("output_root", Config().output_root)
-    return Path(os.path.expanduser(root), "sweeps", sweep_name(arguments))
-
-
 def values_given(arguments: Sequence[str]) -> dict[str, str]:
-    """The KEY=VALUE words of a command line by key, without the + of a new key; of a key that occurs twice the last."""
-    words = (argument for argument in arguments if "=" in argument and not argument.startswith("-"))
-    pairs = (word.lstrip("+").split("=", 1) for word in words)
+    """The values of KEY=VALUE arguments by key, without the + of a new key; of a key that occurs twice the last."""
+    given = (argument for argument in arguments if "=" in argument and not argument.startswith("-"))
+    pairs = (argument.lstrip("+").split("=", 1) for argument in given)
     return {key: unquoted(value) for key, value in pairs}
 
 
@@ -195,12 +239,14 @@ def quoted(value: str) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
-def sweep_name(arguments: list[str]) -> str:
-    """The folder of a sweep: its name, its data, and what else was chosen but the seeds; a hash of it for a grid.
+def sweep_name(given: dict[str, str]) -> str:
+    """The folder of a sweep: its name, its data and all other choices but the seeds; of a grid a hash of them.
 
-    So that runs of other data or scale, which no table may mix, have different folders.
+    Runs of other data or scale, which no table may mix, have different folders.
+
+    Args:
+        given: the values of the command line by key.
     """
-    given = values_given(arguments)
     data = _titles(given.get("data", _data_of(given.get("sweep"))), given)
     aside = RUN_ONLY | {"seed", "data.root", "data.download", "data.title"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}
@@ -228,7 +274,7 @@ def _titles(names: str, given: dict[str, str]) -> str:
 
 
 def _data_of(sweep: str | None) -> str:
-    """The data set of a command that names none: that of the sweep, where it has one of its own, or the default."""
+    """The data set of a command that names none: the sweep's own, or else the default."""
     own = table_of(sweep).setting.get("data") if sweep else None
     defaults = load_yaml(CONFIGS / "config.yaml")["defaults"]
     return str(own or next(entry["data"] for entry in defaults if isinstance(entry, dict) and "data" in entry))

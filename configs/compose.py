@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs import tables
 from configs.checking import UserError
-from configs.command_line import LAUNCHER, check_arguments, quoted, split_flags
-from configs.plan import CONFIGS, Plan
+from configs.command_line import Arguments, check_arguments, quoted
+from configs.plan import CONFIGS, Plan, choices
 from configs.registered import NODES
 from configs.regularizer_keys import with_plus, without_plus
 from configs.regularizers import not_chosen
@@ -41,79 +40,102 @@ def plan_of(*overrides: str, grid: bool = False) -> Plan:
     Raises:
         UserError: for an unknown key or an invalid value, in one line.
     """
-    check_arguments(list(overrides))
+    check_arguments(overrides)
     plan, notes = resolve_composed(config_of(*overrides), grid)
     return plan.made_by(overrides, notes)
 
 
 def config_of(*overrides: str) -> DictConfig:
-    """The composed configuration, unchecked.
+    """The composed configuration of one run, unchecked.
 
     Raises:
         UserError: for what Hydra does not understand, in one line.
     """
-    import hydra
-    from hydra.errors import HydraException
-
-    store_defaults(overrides)
-    try:
-        with hydra.initialize_config_dir(str(CONFIGS), **_before_1_4(version_base="1.3")):
-            return hydra.compose("config", with_plus(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(str(error), overrides)) from error
+    with _hydra(overrides) as hydra:
+        return _composed(hydra, with_plus(overrides))
 
 
-def compose_jobs(
-    arguments: Sequence[str], sweep: Path | None, each: Callable[[DictConfig, list[str], int], None]
+def compose_jobs(arguments: Arguments) -> list[tuple[list[str], DictConfig]]:
+    """The overrides and the composed configuration of every job of a command line, in Hydra's order.
+
+    Raises:
+        UserError: for what Hydra does not understand, in one line.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = with_plus([word for word in arguments.overrides if not word.startswith("hydra")])
+    with _hydra(arguments.overrides) as hydra:
+        jobs = [overrides]
+        if arguments.is_grid:
+            # The values that the sweep's file varies come first; the command line replaces them in their place.
+            words = [*(f"{key}={values}" for key, values in arguments.varied.items()), *overrides]
+            parsed = OverridesParser.create(Names()).parse_overrides(words)  # type: ignore[arg-type]
+            jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        return [(without_plus(job), _composed(hydra, job)) for job in jobs]
+
+
+class Names:
+    """The names that glob() chooses from: all of a group, those in sub-directories (table1/dropblock) included."""
+
+    def get_group_options(self, group_name: str, **_: Any) -> list[str]:
+        return choices(group_name)
+
+
+def launch_jobs(
+    arguments: Arguments, sweep: Path, jobs: Sequence[list[str]], run: Callable[[int, DictConfig], None]
 ) -> None:
-    """Have Hydra compose the configuration of every job and call `each` with it, its overrides and its number.
+    """Give jobs to the launcher plugin that a command line chooses (`hydra/launcher=`), and wait for them.
 
     Args:
-        arguments: the command line, flags included.
-        sweep: directory of the sweep; None for a single run.
-        each: called in the order of the jobs, by a launcher in another process.
-
-    Raises:
-        UserError: for what Hydra does not understand, in one line.
+        arguments: the command line.
+        sweep: directory of the sweep.
+        jobs: the overrides of each.
+        run: called in a process of the launcher's with the number of a job and the configuration composed there.
     """
-    import hydra
+    from hydra._internal.callbacks import Callbacks
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
 
-    def one(config: DictConfig) -> None:
-        state = HydraConfig.get()
-        each(config, without_plus(state.overrides.task), state.job.num if sweep is not None else 0)
+    def task(config: DictConfig) -> None:
+        run(HydraConfig.get().job.num, config)
 
-    store_defaults(arguments)
     # launcher/ray.yaml stands before the plugin's own configuration of that name, and is meant to be checked by it.
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema", UserWarning)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
-    flags, rest = split_flags(list(arguments))  # anywhere for us, in front for argparse
-    sys.argv[1:] = [*flags, *with_plus(rest), *([f"hydra.sweep.dir={quoted(str(sweep))}"] if sweep else [])]
-    try:
-        hydra.main(config_path=str(CONFIGS), config_name="config", **_before_1_4(version_base="1.3"))(one)()
-    except UserError:
-        raise
-    except SystemExit:  # after --help
-        return
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(one_line(str(error), rest)) from error
+    overrides = [*with_plus(arguments.overrides), f"hydra.sweep.dir={quoted(str(sweep))}", "hydra.mode=MULTIRUN"]
+    with _hydra(arguments.overrides) as hydra:
+        config = hydra.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=True)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
+            task_function=task,
+            config=config,
+        )
+        for result in launcher.launch([with_plus(job) for job in jobs], initial_job_idx=0):
+            _ = result.return_value  # raises what the job raised
 
 
-def compose_without_trace(
-    arguments: Sequence[str], grid: bool, each: Callable[[DictConfig, list[str], int], None]
-) -> None:
-    """`compose_jobs` in this process, whatever the launcher, in a directory that is removed; takes the same."""
-    here = [argument for argument in arguments if not argument.startswith(LAUNCHER)]
-    with tempfile.TemporaryDirectory() as folder:
-        compose_jobs(here, Path(folder) if grid else None, each)
+def show(arguments: Arguments) -> None:
+    """Carry out a flag of Hydra's own: `--cfg job`, `--info defaults`, `-sc install=bash`."""
+    flag, _, what = arguments.shows.partition("=")
+    words = with_plus(arguments.overrides)
+    with _hydra(arguments.overrides) as hydra:
+        if flag == "--cfg":
+            hydra.show_cfg("config", words, what, package=None, resolve="--resolve" in arguments.flags)
+        elif flag == "--info":
+            hydra.show_info(what, "config", words)
+        else:
+            hydra.shell_completion("config", words)
 
 
-def store_defaults(overrides: Sequence[str]) -> None:
-    """Give Hydra what has no file of its own: the schema's defaults, rows and tables, what a script registered."""
+def nodes(overrides: Sequence[str]) -> None:
+    """Register with Hydra what has no file of its own: the schema's defaults, rows and tables, what a script added.
+
+    Args:
+        overrides: those of the command; only rows and tables that they name are registered.
+    """
     from hydra.core.config_store import ConfigStore
 
-    # Before each command of this process.
     again: dict[str, Any] = {} if _before_1_4(old=True) else {"replace": True}
     store = ConfigStore.instance()
     store.store("schema", _schema(), **again)
@@ -129,6 +151,35 @@ def store_defaults(overrides: Sequence[str]) -> None:
 def _schema() -> Any:
     """The schema's defaults; making them takes as long as a sixth of composing a configuration."""
     return OmegaConf.to_container(OmegaConf.structured(Config))
+
+
+@contextmanager
+def _hydra(overrides: Sequence[str]) -> Iterator[Any]:
+    """Hydra on the groups of this package; its errors become a UserError of one line.
+
+    Args:
+        overrides: those of the user, for the message.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
+    nodes(overrides)
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), job_name="train", **_before_1_4(version_base="1.3")):
+            yield GlobalHydra.instance().hydra
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(one_line(str(error), overrides)) from error
+
+
+def _composed(hydra: Any, overrides: Sequence[str]) -> DictConfig:
+    """One configuration, without the part that is Hydra's own."""
+    import hydra as library
+
+    return library.compose("config", list(overrides))
 
 
 def _before_1_4(**arguments: Any) -> dict[str, Any]:

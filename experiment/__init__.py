@@ -58,7 +58,7 @@ def run_sweep(plans: Iterable[Plan], name: str) -> Path:
     Raises:
         RuntimeError: in the end, if a run failed; names the first.
     """
-    from experiment.sweep import train_all
+    from experiment.command import train_all
 
     return train_all(list(plans), name)
 

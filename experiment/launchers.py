@@ -1,4 +1,4 @@
-"""Whether the launcher of a sweep can do its work here, asked before Hydra loads it. Imports no torch.
+"""Launcher plugins of Hydra, which start the runs of a grid elsewhere. Imports no torch.
 
 slurm submits every run as a job of its own; ray hands the runs to a queue that knows the cores and GPUs of a cluster.
 """
@@ -8,32 +8,35 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
 
 from configs.checking import UserError
-from configs.command_line import values_given
+from configs.command_line import Arguments
+from configs.compose import launch_jobs
+from configs.resolve import resolve_composed
+from engine import cpu
+from engine.run_directory import FAILED
+from experiment.job import run_job
+from experiment.outcome import Job
 from experiment.shares import gpus
 
-# Of each launcher: the plugin, and the extra of pyproject.toml that installs it.
-PLUGINS = {
+PLUGINS = {  # launcher -> the module of the plugin, and the extra of pyproject.toml that installs it
     "slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
 RAY_KEYS = ("num_cpus", "num_gpus")
 
 
-def launcher_of(arguments: Sequence[str]) -> str:
-    """The name of the launcher that the command asks for; "" for none."""
-    return next((word.partition("=")[2] for word in arguments if word.startswith("hydra/launcher=")), "")
-
-
-def check_launcher(arguments: Sequence[str]) -> None:
-    """Refuse a launcher that could start no run here, and keys that the chosen one does not read.
+def check_launcher(arguments: Arguments) -> None:
+    """Check that the requested launcher is usable on this machine, and that no key of another one is set.
 
     Raises:
-        UserError: in one line.
+        UserError: one line that names the launcher or the key.
     """
-    launcher = launcher_of(arguments)
-    given = values_given(arguments)
+    launcher, given = arguments.launcher, arguments.given
     useless = [key for key in RAY_KEYS if key in given and launcher != "ray"]
     if useless:
         raise UserError(f"{useless[0]}: only with hydra/launcher=ray; jobs=N shares cores and GPUs by itself")
@@ -50,8 +53,37 @@ def check_launcher(arguments: Sequence[str]) -> None:
 
 
 def installed(module: str) -> bool:
-    """Whether a module could be imported; it is not."""
+    """True if a module could be imported; it is not."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # not even the package around it
         return False
+
+
+def launch(arguments: Arguments, sweep: Path, jobs: Sequence[Job], began: float) -> None:
+    """Give jobs to the launcher that the command asks for, and wait for them; each leaves its outcome in `sweep`."""
+    log = arguments.launcher == "ray"  # its own logs are hard to find
+    run = partial(run_launched, list(jobs), sweep, began, log)
+    launch_jobs(arguments, sweep, [job.overrides for job in jobs], run)
+
+
+def run_launched(jobs: list[Job], sweep: Path, began: float, log: bool, number: int, config: DictConfig) -> None:
+    """Run one job in a process of the launcher's, if what it composed is what the command composed.
+
+    Args:
+        jobs: those that were launched.
+        number: the place of this one among them.
+        config: composed here from its overrides.
+    """
+    from experiment.sweep import note_run
+
+    cpu.configure_process()
+    asked = jobs[number]
+    plan, notes = resolve_composed(config, grid=True)
+    job = Job(asked.number, asked.overrides, plan.made_by(asked.overrides, notes))
+    assert asked.plan is not None
+    if plan.hash() != asked.plan.hash():
+        reason = f"{plan.hash()} is the hash of this plan on the launcher's side: another version of code or configs"
+        note_run(sweep, asked.run, FAILED, asked.overrides, reason, experiment=plan.experiment)
+        return
+    run_job(job, began, sweep, log=log)

@@ -1,39 +1,82 @@
-"""How a command ends: what became of each of its jobs, and how an error is reported. Imports no torch."""
+"""A job of a command: what is to run, what became of it, and how an error is reported. Imports no torch."""
 
 from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from configs.plan import Plan
 from engine.console import error_line
 
-STOPPED_CODES = (130, 143)  # by a signal; the same command goes on from there
+STOPPED_CODES = (130, 143)  # by a signal; the same command resumes
 STATUS_OF = {0: "DONE", 130: "STOPPED", 143: "STOPPED"}
 CODE_OF = {"DONE": 0, "STOPPED": 143}  # of a job in another process, which left its status alone
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job."""
+    """The end of a job, as the process that ran it knows it.
 
-    code: int = 0  # as the exit code of a process
-    in_use: bool = False  # by another process: to be looked at again
-    refused: str = ""  # why it has no run folder
-    ends_all: bool = False  # no other job may follow in this process
-    done: bool = False  # the run is, though a signal came
-    reason: str = ""  # why it failed or stopped, in one line
+    Args:
+        code: the exit code that a process of this job alone would have.
+        in_use: another process has the run directory; to be tried again.
+        ends_all: no other job may follow in this process.
+        done: the run is done, though a signal came.
+        reason: one line, for a job that failed or stopped.
+    """
+
+    code: int = 0
+    in_use: bool = False
+    ends_all: bool = False
+    done: bool = False
+    reason: str = ""
 
     @property
     def status(self) -> str:
         return "DONE" if self.done else STATUS_OF.get(self.code, "FAILED")
 
 
-def exit_code(outcomes: list[Outcome], sweep: bool) -> int:
-    """Of a process: the code of its job; of a sweep 0 if all are done, that of a signal if one came, else 1."""
-    codes = [outcome.code for outcome in outcomes]
-    if not sweep:
-        return codes[0] if codes else 0
+@dataclass
+class Job:
+    """One run that a command asks for.
+
+    Args:
+        number: its place in the command.
+        overrides: its own command line.
+        plan: None for a job that was refused.
+        refused: the reason, in one line.
+        outcome: None until it has ended.
+        starts: workers that it was given to, with jobs=N.
+        wait: another process had its run directory; wait for that one to end.
+    """
+
+    number: int
+    overrides: list[str]
+    plan: Plan | None = None
+    refused: str = ""
+    outcome: Outcome | None = None
+    starts: int = 0
+    wait: bool = False
+
+    @property
+    def run(self) -> Path:
+        """Its run directory."""
+        assert self.plan is not None
+        return self.plan.run_dir()
+
+
+def names_of(jobs: Sequence[Job]) -> dict[int, str]:
+    """Short names by job number: the overrides that are not common to all jobs."""
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return {job.number: " ".join(word.lstrip("+") for word in job.overrides if word not in common) for job in jobs}
+
+
+def exit_code(jobs: Sequence[Job]) -> int:
+    """The exit code of a grid: 0 if all jobs are done, that of a signal if one came, else 1."""
+    codes = [job.outcome.code for job in jobs if job.outcome is not None]
     stopped = [code for code in codes if code in STOPPED_CODES]
     return stopped[0] if stopped else int(any(codes))
 
@@ -44,8 +87,8 @@ def report_error(error: BaseException, fresh: bool = False, reported: set[str] |
     An error that all ranks share, or that stands for a decision of this program, knows its `exit_code`.
 
     Args:
-        error: what was raised.
-        fresh: whether the command asked for a fresh start, which again would not go on from there.
+        error: the exception.
+        fresh: True if the command asked for a fresh start; given again, it would not resume.
         reported: lines that the command printed before and need not be printed again; the line is added.
 
     Returns:
@@ -60,8 +103,8 @@ def report_error(error: BaseException, fresh: bool = False, reported: set[str] |
     if isinstance(error, KeyboardInterrupt):
         code, line = 130, "interrupted"
     elif code is None:
-        # The packages raise these for what a user can fix; the traceback is in the run's error.txt.
-        # A place that cannot be used; the error of a write in the midst of a run (`cannot_write`) has no file name.
+        # The packages raise these for what a user can fix; the traceback is in the run's error.txt. Of the errors of
+        # the disk only a place that cannot be used is one: a write that fails during a run has no file name.
         no_place = isinstance(error, NotADirectoryError | PermissionError) and error.filename is not None
         code = 2 if no_place or isinstance(error, ValueError | FileNotFoundError) else 1
         if code == 1 and not isinstance(error, OSError):

@@ -10,7 +10,7 @@ import os
 import sys
 
 from configs.checking import UserError
-from configs.command_line import check_arguments, is_sweep, split_flags, values_given
+from configs.command_line import check_arguments
 from configs.compose import plan_of
 from configs.plan import Plan
 from experiment.outcome import report_error
@@ -26,14 +26,13 @@ def precheck(arguments: list[str], processes: int) -> None:
     Raises:
         UserError: in one line.
     """
-    check_arguments(arguments)
-    overrides = split_flags(arguments)[1]
-    given = values_given(overrides)
+    read = check_arguments(arguments)
+    given = read.given
     alone = [key for key in ("hydra/launcher", "jobs") if given.get(key, "1") != "1"]
     if alone:
         raise UserError(f"{alone[0]}={given[alone[0]]}: its runs have one process each; call train.py itself")
-    if not is_sweep(arguments):  # of a grid each job is checked as it comes
-        _check_plan(plan_of(*overrides), processes)
+    if not read.is_grid:  # of a grid each job is checked as it comes
+        _check_plan(plan_of(*read.overrides), processes)
 
 
 def _check_plan(plan: Plan, processes: int) -> None:

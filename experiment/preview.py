@@ -14,7 +14,7 @@ from data import Data
 from dropblock import LayerControl, table_text
 from engine.console import table
 from engine.distributed import Ranks, find_device, synchronized
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from experiment.build import build_network, build_task, open_data
 from experiment.run import plan_text
 
@@ -40,7 +40,7 @@ def built(plan: Plan) -> tuple[Data, nn.Module, LayerControl, torch.device]:
     data = open_data(plan, device, Ranks())
     build_task(plan, data)
     # A run that has a checkpoint goes on from it, whether the file of weights is still there or not.
-    begun = any(RunFolder(plan.run_dir()).checkpoints.glob("*.pt")) and not plan.runtime.fresh
+    begun = any(RunDirectory(plan.run_dir()).checkpoints.glob("*.pt")) and not plan.runtime.fresh
     model, layers = build_network(plan, data, device, pretrained=not begun)
     if plan.recipe.sync_batchnorm:
         model = synchronized(model, device)

@@ -1,234 +1,357 @@
-"""The answer to `estimate=true`: hours, memory and disk of every run of a command. Trains nothing.
+"""The answer to `estimate=true`: hours, memory and disk of every run of a command, from some of its real steps.
 
-Imports no torch before the jobs are resolved: a typo is refused without it.
+Nothing is trained to an end, nothing is written. Runs whose steps cost the same are one kind, which is timed once.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import resource
+import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from omegaconf import DictConfig
+import torch
 
 from configs.checking import UserError
-from configs.compose import compose_without_trace
 from configs.plan import Plan
-from configs.resolve import resolve_composed
+from data import Data
 from engine import cpu
 from engine.console import counted, duration, table
-from experiment.shares import at_a_time, gpus, threads_of
+from engine.distributed import Ranks, find_device
+from engine.loop import Fit
+from engine.precision import autocast
+from engine.run_directory import DONE, RunDirectory
+from engine.signals import StopRequest
+from experiment.build import build_fit, open_data
+from experiment.outcome import Job
+from experiment.shares import gpus
 
-if TYPE_CHECKING:
-    from engine.records import RunFolder
-    from experiment.cost import Cost, Timing
-
-DEVICES = (1, 8, 64)
 TIME_FOR_ALL = 60.0  # seconds of steps, shared by the kinds of runs
+SECONDS = 4.0  # at most, for one kind
+WARM_UP, MOST_STEPS = 3, 20
+HALF_WAY = 0.5  # of training: a linear schedule drops half as much then, which is its mean
+# Keys of a plan that change the cost of no step.
+NOT_OF_A_STEP = ("seed", "label_smoothing", "regularizer")
+NOT_OF_A_STEP_IN_RECIPE = (
+    *("epochs", "eval_every", "eval_batch_size", "lr", "lr_schedule", "lr_decay", "decay_epochs", "warmup_epochs"),
+    *("milestones", "momentum", "weight_decay", "name"),
+)
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run that a command asks for; `plan` None: it was refused, for this reason."""
-
-    overrides: list[str]
-    plan: Plan | None = None
-    notes: list[str] = field(default_factory=list)
-    refused: str = ""
-
-
-@dataclass(frozen=True)
-class Priced:
-    """A run directory, what has been done there, and what the rest costs."""
-
-    folder: RunFolder
-    status: str
-    done: float  # share of its steps
-    kind: int
-    seconds: float
-
-
-def price_command(arguments: Sequence[str], sweep: Path | None) -> int:
-    """Print what every job of a command would cost; returns the exit code."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("estimate=true: prices a run on one device; omit torchrun")
-    workers = at_a_time(arguments)
-    if sweep is not None and workers > 1:  # timed with the share of the cores that each will have
-        os.environ.setdefault("OMP_NUM_THREADS", threads_of(workers))
-    jobs: list[Job] = []
-    compose_without_trace(
-        arguments,
-        sweep is not None,
-        lambda config, overrides, _: jobs.append(_job(config, overrides, sweep is not None)),
-    )
-    if sweep is None and jobs and jobs[0].refused:
-        raise UserError(jobs[0].refused)
-    at_once = workers if sweep is not None else 1
-    with cpu.shared_by(at_once):
-        answer, complete = price(jobs, lambda line: print(line, flush=True), at_once)
-    print(f"\n{answer}\n\nnothing was trained{'; omit estimate=true to start' if complete else ''}")
-    return 0 if complete else 2
-
-
-def _job(config: DictConfig, overrides: list[str], grid: bool) -> Job:
-    try:
-        plan, notes = resolve_composed(config, grid)
-    except UserError as error:
-        return Job(overrides, refused=str(error))
-    return Job(overrides, plan, notes)
-
-
-def price(jobs: Sequence[Job], tell: Callable[[str], None], workers: int = 1) -> tuple[str, bool]:
-    """Time every kind of run among the jobs and add up.
+class Cost:
+    """The cost of one kind of run, measured on one device.
 
     Args:
-        jobs: what the command asks for, in order.
-        tell: shows a line of progress.
+        step: seconds of an optimizer step, its batch at hand.
+        loading: seconds until the next batch is made.
+        overlap: batches are made beside the steps (worker processes, steps on a GPU), not between them.
+        evaluation: seconds of a forward pass for each image.
+        steps_per_epoch, eval_images, batch: the sizes of the run.
+        memory: peak in bytes, of the device, or on a CPU of the process.
+        last, best: bytes of those checkpoints; best 0 without val.
+        start: seconds before the first step: the data set opened, the network built.
+        saving: seconds of the checkpoints of an epoch, the disk's own time aside.
+    """
+
+    step: float
+    loading: float
+    overlap: bool
+    evaluation: float
+    steps_per_epoch: int
+    eval_images: int
+    batch: int
+    memory: int
+    last: int
+    best: int
+    start: float = 0.0
+    saving: float = 0.0
+
+    @property
+    def step_and_batch(self) -> float:
+        """Seconds between one step and the next."""
+        return max(self.step, self.loading) if self.overlap else self.step + self.loading
+
+    @property
+    def disk(self) -> int:
+        """Bytes of a run directory with all three checkpoints."""
+        return 2 * self.last + self.best
+
+    def seconds(self, epochs: int, eval_every: int, done: float = 0.0) -> float:
+        """Seconds to start, train, evaluate and save, when a share of it is done."""
+        evaluations = -(-epochs // eval_every)
+        loading = self.loading / self.batch
+        image = max(self.evaluation, loading) if self.overlap else self.evaluation + loading
+        epoch = self.steps_per_epoch * self.step_and_batch + self.saving
+        whole = epochs * epoch + evaluations * self.eval_images * image
+        return whole * (1.0 - done) + (self.start if done < 1.0 else 0.0)
+
+
+def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
+    """Print what every job of a command would cost; returns the exit code.
+
+    Args:
+        jobs: those of the command, in order.
         workers: runs at a time on this machine.
 
-    Returns:
-        the answer, and whether every job could be priced.
+    Raises:
+        UserError: if no job can be timed, all for one reason.
     """
-    from experiment.cost import SECONDS, Timing, cost_class
-
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("estimate=true: prices a run on one device; omit torchrun")
     plans: dict[str, Plan] = {}  # by directory: equal plans meet there
-    kinds: dict[str, Plan] = {}  # by what a step costs, one plan of each
+    kinds: dict[str, Plan] = {}  # one plan of each
     for plan in (job.plan for job in jobs if job.plan is not None):
         plans.setdefault(str(plan.run_dir()), plan)
         kinds.setdefault(cost_class(plan), plan)
-    timing = Timing(min(SECONDS, TIME_FOR_ALL / max(1, len(kinds))))
-    _refuse_all(jobs, (timing.problem(plan) for plan in kinds.values()))
-    refused = Counter(job.refused for job in jobs if job.refused)
-    for reason, count in refused.items():
-        tell(f"refused: {reason} ({counted(count, 'job')})")
-    costs, problems = _timed(kinds, timing, tell)
-    numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
-    priced = [
-        _priced(plan, numbers[kind], costs[kind]) for plan in plans.values() if (kind := cost_class(plan)) in costs
-    ]
-    rows = {numbers[kind]: (kinds[kind], cost) for kind, cost in costs.items()}
-    parts = [_kinds(rows), _runs(priced), _sums(priced, rows, workers)] if priced else []
-    notes = _notes(jobs, priced, problems)
-    text = "\n\n".join([*parts, "\n".join(f"note: {note}" for note in notes)]).strip()
-    return text, not (problems or refused)
+
+    # Open the data of every kind first: data that are missing stop all runs, and are not worth a minute of timing.
+    reasons = Counter(job.refused for job in jobs if job.refused)
+    problems: dict[str, list[str]] = {}  # reason -> variants
+    opened: dict[str, tuple[Data, float]] = {}  # with the seconds it took; by what of a plan the data depend on
+    with cpu.shared_by(workers):
+        for kind, plan in list(kinds.items()):
+            begun = time.perf_counter()
+            try:
+                if data_key(plan) not in opened:
+                    data = open_data(timed(plan), find_device(plan.runtime.device), Ranks())
+                    opened[data_key(plan)] = data, time.perf_counter() - begun
+            except (ValueError, FileNotFoundError, RuntimeError) as error:
+                problems.setdefault(" ".join(str(error).split())[:300], []).append(kinds.pop(kind).variant)
+        if not kinds and len({*reasons, *problems}) == 1:
+            raise UserError(next(iter({*reasons, *problems})))
+        for reason, count in reasons.items():
+            print(f"refused: {reason} ({counted(count, 'job')})", flush=True)
+
+        # Time some steps of each kind.
+        costs: dict[str, Cost] = {}
+        seconds = min(SECONDS, TIME_FOR_ALL / max(1, len(kinds)))
+        for number, (kind, plan) in enumerate(kinds.items(), start=1):
+            where = f"{plan.data.name}, {plan.model.name}"
+            print(f"timing {number} of {len(kinds)}: {plan.variant} on {where}", flush=True)
+            try:
+                costs[kind] = cost_of(plan, *opened[data_key(plan)], seconds)
+            except (ValueError, FileNotFoundError, RuntimeError) as error:
+                memory = type(error).__name__ == "OutOfMemoryError"
+                hint = "; recipe.accumulate=2 halves what is held at once" if memory else ""
+                problems.setdefault(f"{' '.join(str(error).split())[:300]}{hint}", []).append(plan.variant)
+
+        notes = Counter(note for job in jobs if job.plan is not None for note in job.plan.notes)
+        meetings = Counter(str(job.run) for job in jobs if job.plan is not None)
+        lines = [f"{count} jobs meet in {place} and run once" for place, count in meetings.items() if count > 1]
+        lines += [note if count == 1 else f"{note} ({count} jobs)" for note, count in notes.items()]
+        lines += [f"cannot be run: {', '.join(variants)}: {reason}" for reason, variants in problems.items()]
+        answer = answer_text(plans, {kind: (kinds[kind], cost) for kind, cost in costs.items()}, workers)
+    complete = not (reasons or problems)
+    print("\n" + "\n\n".join(filter(None, [answer, "\n".join(f"note: {line}" for line in lines)])))
+    print(f"\nnothing was trained{'; omit estimate=true to start' if complete else ''}")
+    return 0 if complete else 2
 
 
-def _timed(
-    kinds: dict[str, Plan], timing: Timing, tell: Callable[[str], None]
-) -> tuple[dict[str, Cost], dict[str, list[str]]]:
-    """The cost of each kind, and the variants of those that cannot be run by their reason."""
-    costs: dict[str, Cost] = {}
-    problems: dict[str, list[str]] = {}
-    for number, (kind, plan) in enumerate(kinds.items(), start=1):
-        tell(f"timing {number} of {len(kinds)}: {plan.variant} on {plan.data.name}, {plan.model.name}")
-        try:
-            costs[kind] = timing.cost(plan)
-        except (ValueError, FileNotFoundError, RuntimeError) as error:
-            memory = type(error).__name__ == "OutOfMemoryError"
-            hint = "; recipe.accumulate=2 halves what is held at once" if memory else ""
-            problems.setdefault(f"{' '.join(str(error).split())[:300]}{hint}", []).append(plan.variant)
-    return costs, problems
+def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], workers: int) -> str:
+    """Three tables: a row for each kind, a row for each run with what is left of it, and the sums.
 
-
-def _notes(jobs: Sequence[Job], priced: Sequence[Priced], problems: dict[str, list[str]]) -> list[str]:
-    """What stands below the tables: runs that need no time, notes of the jobs, what cannot be run."""
-    meetings = Counter(str(job.plan.run_dir()) for job in jobs if job.plan is not None)
-    notes = [f"{count} jobs meet in {place} and run once" for place, count in meetings.items() if count > 1]
-    notes += [f"already done: {run.folder.path}" for run in priced if run.status == "DONE"]
-    notes += [
-        note if count == 1 else f"{note} ({count} jobs)"
-        for note, count in Counter(note for job in jobs for note in job.notes).items()
-    ]
-    return [*notes, *(f"cannot be run: {', '.join(variants)}: {reason}" for reason, variants in problems.items())]
-
-
-def _refuse_all(jobs: Sequence[Job], problems: Iterable[str]) -> None:
-    """Raise UserError if no job can be timed, all for one reason; `problems` are looked at until one is ""."""
-    reasons = {job.refused for job in jobs if job.refused}
-    for problem in problems:
-        reasons.add(problem)
-        if not problem or len(reasons) > 1:
-            return
-    if len(reasons) == 1:
-        raise UserError(reasons.pop())
-
-
-def _priced(plan: Plan, kind: int, cost: Cost) -> Priced:
-    """Where the run stands and what is left of it."""
-    from engine.records import DONE, RunFolder
-
-    folder = RunFolder(plan.run_dir())
-    status = "" if plan.runtime.fresh else folder.status().get("status", "")
-    done = 1.0 if status == DONE else 0.0
-    if status and status != DONE:
-        steps = max((line["step"] for line in folder.metrics()), default=0)
-        done = min(1.0, steps / (plan.recipe.epochs * cost.steps_per_epoch))
-    return Priced(folder, status, done, kind, cost.seconds(plan.recipe.epochs, plan.recipe.eval_every, done))
-
-
-def _kinds(rows: dict[int, tuple[Plan, Cost]]) -> str:
-    cells = [
+    Args:
+        plans: by run directory.
+        kinds: those that could be timed, a plan and the cost of each.
+        workers: runs at a time on this machine.
+    """
+    if not kinds:
+        return ""
+    headers = ("kind", "network", "variant", "images/s", "step, ms", "its batch, ms", "memory, GB", "disk a run, MB")
+    rows: list[tuple[object, ...]] = [
         (
             number,
             f"{plan.data.name} {plan.model.name}",
             plan.variant,
-            f"{cost.images_per_s:.0f}",
+            f"{cost.batch / cost.step_and_batch:.0f}",
             f"{1000 * cost.step:.1f}",
             f"{1000 * cost.loading:.1f}",
             f"{cost.memory / 1e9:.2f}",
             f"{cost.disk / 1e6:.1f}",
         )
-        for number, (plan, cost) in rows.items()
+        for number, (plan, cost) in enumerate(kinds.values(), start=1)
     ]
-    headers = ("kind", "network", "variant", "images/s", "step, ms", "its batch, ms", "memory, GB", "disk a run, MB")
-    lines, costs = [table(headers, cells)], [cost for _, cost in rows.values()]
-    parts = {cost.timed_batch: cost.batch for cost in costs if cost.timed_batch < cost.batch}
-    lines += [
-        f"timed on batches of {part}, scaled to {whole}; memory is that of {part}" for part, whole in parts.items()
-    ]
-    if any(cost.overlap for cost in costs):
-        lines.append("batches are made beside the steps: the slower of the two counts")
-    return "\n".join(lines)
+    parts = [table(headers, rows)]
+    if any(cost.overlap for _, cost in kinds.values()):
+        parts[0] += "\nbatches are made beside the steps: the slower of the two counts"
 
+    # Of a run that was begun, the steps in its metrics are done.
+    numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
+    rows, left, disk, count = [], [], 0, 0
+    for place, plan in plans.items():
+        kind = cost_class(plan)
+        if kind not in kinds:
+            continue
+        cost, folder = kinds[kind][1], RunDirectory(Path(place))
+        status = "" if plan.runtime.fresh else folder.status().get("status", "")
+        done = 1.0 if status == DONE else 0.0
+        if status and status != DONE:
+            steps = max((line["step"] for line in folder.metrics()), default=0)
+            done = min(1.0, steps / (plan.recipe.epochs * cost.steps_per_epoch))
+        seconds = cost.seconds(plan.recipe.epochs, plan.recipe.eval_every, done)
+        rows.append((numbers[kind], status or "new", f"{100 * done:.0f}%", duration(seconds), place))
+        count += 1
+        if status != DONE:
+            left.append(seconds)
+            disk += cost.disk
+    parts.append(table(("kind", "status", "done", "time left", "run"), rows))
 
-def _runs(priced: list[Priced]) -> str:
-    rows = [
-        (run.kind, run.status or "new", f"{100 * run.done:.0f}%", duration(run.seconds), run.folder.path)
-        for run in priced
-    ]
-    return table(("kind", "status", "done", "time left", "run"), rows)
-
-
-def _sums(priced: list[Priced], kinds: dict[int, tuple[Plan, Cost]], workers: int) -> str:
-    left = [run for run in priced if run.status != "DONE"]
-    seconds = [run.seconds for run in left]
-    disk = sum(kinds[run.kind][1].disk for run in left)
-    memory = max(cost.memory for _, cost in kinds.values())
-    counts = f"{len(left)} of {len(priced)} runs are not done; without the start of Python and the disk's time"
-    rows = [("all together", duration(sum(seconds)), counts)]
+    counts = f"{len(left)} of {count} runs are not done; without the start of Python and the disk's time"
+    rows = [("all together", duration(sum(left)), counts)]
     if workers > 1:
         devices = len(gpus()) if any(plan.runtime.device != "cpu" for plan, _ in kinds.values()) else 0
         places = min(workers, devices) if devices else workers
-        cores = counted(cpu.cores_of_a_rank(), "core")
-        of = f"{places} runs at a time here, {'a GPU' if devices else cores} each"
-        rows.append((f"jobs={workers}", duration(finish(seconds, places)), of))
-    rows += [
-        (f"on {n} device{'s' if n > 1 else ''}", duration(finish(seconds, n)), "whole runs, one a device (arithmetic)")
-        for n in DEVICES
-    ]
+        at_once = max([sum(left) / places, *left])
+        of = f"{places} runs at a time here, {'a GPU' if devices else counted(cpu.cores_of_a_rank(), 'core')} each"
+        rows.append((f"jobs={workers}", duration(at_once), of))
     rows += [
         ("disk", f"{disk / 1e9:.2f} GB", "last, previous and best checkpoint of each"),
-        ("memory", f"{memory / 1e9:.2f} GB", "the largest, at its peak"),
+        ("memory", f"{max(cost.memory for _, cost in kinds.values()) / 1e9:.2f} GB", "the largest, at its peak"),
     ]
-    return table(("price", "value", "of"), rows)
+    return "\n\n".join([*parts, table(("price", "value", "of"), rows)])
 
 
-def finish(seconds: Sequence[float], devices: int) -> float:
-    """Time until whole runs, one a device, are all done: the longest first, each to the device that is free first."""
-    free = [0.0] * devices
-    for run in sorted(seconds, reverse=True):
-        free[free.index(min(free))] += run
-    return max(free)
+def cost_class(plan: Plan) -> str:
+    """Equal for plans whose steps cost the same: all of a plan but its length, its rates and its seed."""
+    identity = plan.identity()
+    recipe = {key: value for key, value in identity["recipe"].items() if key not in NOT_OF_A_STEP_IN_RECIPE}
+    kept = {key: value for key, value in identity.items() if key not in NOT_OF_A_STEP}
+    return json.dumps({**kept, "recipe": recipe}, sort_keys=True)
+
+
+def data_key(plan: Plan) -> str:
+    """Equal for plans that can be given the same opened data set: all that costs a step but the network."""
+    kept = {key: value for key, value in json.loads(cost_class(plan)).items() if key not in ("model", "layer")}
+    return json.dumps({**kept, "companions": [], "root": str(plan.data.root), "runtime": repr(plan.runtime)})
+
+
+def timed(plan: Plan) -> Plan:
+    """The plan at a rate so low that its weights cannot diverge, however often they see the same batch."""
+    return replace(plan, recipe=replace(plan.recipe, lr=1e-6, lr_schedule="constant"))
+
+
+def cost_of(plan: Plan, data: Data, opening: float, seconds: float) -> Cost:
+    """Time the parts of a run: making batches, steps on one of them, a forward pass, a checkpoint.
+
+    Args:
+        plan: a run of the kind.
+        data: its data set.
+        opening: seconds that opening it took.
+        seconds: to spend on the steps; the other parts get a share of it.
+
+    Raises:
+        ValueError, FileNotFoundError: if the plan cannot be run.
+    """
+    device, begun = find_device(plan.runtime.device), time.perf_counter()
+    fit, _ = build_fit(timed(plan), data, RunDirectory(plan.run_dir()), device, Ranks(), StopRequest())
+    start = opening + time.perf_counter() - begun
+
+    reset_peak(device)
+    batch, loading = time_loading(fit.data.train, seconds / 2, device)
+    step = time_of(lambda: fit.step(batch, HALF_WAY), seconds, device)
+    network, evaluator = fit.state.evaluated.eval(), fit.task.evaluator(fit.data.test)
+    with torch.no_grad(), autocast(device, plan.recipe.precision):
+        forward = time_of(lambda: evaluator.update(network, batch), seconds / 4, device)
+    memory = peak(device)
+
+    # After a step: what it leaves, such as momentum and averages, belongs to a checkpoint.
+    begun = time.perf_counter()
+    last, best = checkpoint_sizes(fit)
+    saving = time.perf_counter() - begun
+    return Cost(
+        step=step,
+        loading=loading,
+        overlap=device.type == "cuda" and getattr(fit.data.train, "workers", 0) > 0,
+        evaluation=forward / batch.size,
+        steps_per_epoch=len(fit.data.train),
+        eval_images=fit.data.test.num_samples + (fit.data.val.num_samples if fit.data.val else 0),
+        batch=batch.size,
+        memory=memory,
+        last=last,
+        best=best,
+        start=start,
+        saving=saving,
+    )
+
+
+def checkpoint_sizes(fit: Fit) -> tuple[int, int]:
+    """Bytes of last.pt and of best.pt; 0 for the latter without val."""
+    sizes = []
+    for payload in (fit.state.state_dict(), {"model": fit.state.evaluated.state_dict()} if fit.data.val else None):
+        file = io.BytesIO()
+        if payload is not None:
+            torch.save({**payload, **fit.identity}, file)
+        sizes.append(file.tell())
+    return sizes[0], sizes[1]
+
+
+def time_of(run: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """Median seconds of a call: a few that do not count, then up to 20 or until the time is spent."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    for number in range(WARM_UP + MOST_STEPS):
+        wait(device)
+        start = time.perf_counter()
+        run()
+        wait(device)
+        taken.append(time.perf_counter() - start)
+        if number == WARM_UP - 1:
+            end = max(end, time.perf_counter() + seconds / 2)
+        if time.perf_counter() > end and number:
+            break
+    counting = sorted(taken[WARM_UP:] or taken[1:])
+    return counting[len(counting) // 2]
+
+
+def time_loading(loader: Any, seconds: float, device: torch.device) -> tuple[Any, float]:
+    """A batch, and the seconds from one to the next when nothing else is done meanwhile.
+
+    Worker processes bring their first batches all at the same time, and so on in waves: what is counted begins with
+    one and ends at the same place of another wave, so that a queue filled before it is not mistaken for speed.
+    """
+    workers = getattr(loader, "workers", 0)
+    batches: Iterator[Any] = loader.epoch(0)
+    batch = next(batches)
+    wait(device)
+    start, count = time.perf_counter(), 0
+    for batch in batches:  # noqa: B007 - the last one is handed back
+        count += 1
+        whole_waves = count % max(1, workers) == 0
+        if whole_waves and (count >= MOST_STEPS or time.perf_counter() - start > seconds):
+            break
+    wait(device)
+    spent = time.perf_counter() - start
+    if hasattr(batches, "close"):
+        batches.close()  # ends the workers
+    return batch, spent / max(1, count)
+
+
+def wait(device: torch.device) -> None:
+    """Block until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the largest use of memory be counted from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux alone; elsewhere the peak is that of the whole process
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> int:
+    """The largest use of memory in bytes: of the device, or of this process without its loader workers."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

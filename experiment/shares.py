@@ -1,4 +1,4 @@
-"""What each of several runs on this machine gets: its share of the cores, or a GPU. Imports no torch."""
+"""Several runs on this machine: how many, and the share of the cores or the GPU of each. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.checking import UserError
-from configs.command_line import values_given
+from configs.command_line import LAUNCHER, Arguments
 from engine import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def count_of(value: str, on_gpu: bool = True) -> int:
-    """How many workers `jobs=VALUE` means: `auto` is one per GPU, or one per core where there is none.
+    """Number of workers that `jobs=VALUE` means: `auto` is one per GPU, or one per core where there is none.
 
     Args:
         value: a whole number of at least 1, or `auto`.
@@ -31,10 +31,29 @@ def count_of(value: str, on_gpu: bool = True) -> int:
     return int(value)
 
 
-def at_a_time(arguments: Sequence[str]) -> int:
-    """How many runs at a time a command line asks for: its jobs=, or one."""
-    given = values_given(arguments)
+def at_a_time(arguments: Arguments) -> int:
+    """Number of runs at a time that a command line asks for: its jobs=, or one."""
+    given = arguments.given
     return count_of(given["jobs"], on_gpu=given.get("device") != "cpu") if "jobs" in given else 1
+
+
+def workers_of(arguments: Arguments) -> int:
+    """Number of worker processes that a command asks for.
+
+    Raises:
+        UserError: for jobs= where it would have no effect or cannot be combined.
+    """
+    workers, given = at_a_time(arguments), arguments.given
+    if workers > 1:
+        if not arguments.is_grid:
+            raise UserError(f"jobs={given['jobs']}: a single run is one job; -m or +sweep= start many")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(f"jobs={workers}: runs on one process each; omit torchrun")
+        if any(key.startswith(LAUNCHER) for key in given):
+            raise UserError(f"jobs={workers}: a launcher has a queue of its own; omit one of the two")
+        if given.get("device", "").startswith("cuda:"):
+            raise UserError(f"jobs={workers}: gives each run a GPU of its own; write device=cuda, without a number")
+    return workers
 
 
 def threads_of(workers: int) -> str:

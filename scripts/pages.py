@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from configs.command_line import sweep_name
+from configs.command_line import sweep_name, values_given
 from configs.compose import plan_of
 from configs.help import PARTS, keys_of
 from configs.plan import CONFIGS, choices
@@ -121,7 +121,7 @@ def command(name: str) -> str:
         "grid": "data=folder data.root=my_images data.image_size=160 recipe=imagenette "
         "regularizer=none,dropout,dropblock seed=1,2,3"
     }
-    report = f"python scripts/report.py outputs/sweeps/{sweep_name(grids[name].split())}"
+    report = f"python scripts/report.py outputs/sweeps/{sweep_name(values_given(grids[name].split()))}"
     return f"```\npython train.py -m {grids[name]}\n{report}\n```"
 
 

@@ -108,9 +108,9 @@ class Faults:
 
             patch(build, "build_data")
         elif where == "compose":
-            from experiment import grid
+            from experiment import command
 
-            patch(grid, "resolve_composed")
+            patch(command, "resolve_composed")
 
     def bad_loss(self, step: int, rank: int = 0, task: str = "classification") -> None:
         """The loss of this step is NaN on that rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -16,10 +17,13 @@ import psutil
 import pytest
 
 from configs.checking import UserError
+from configs.command_line import read_arguments
+from configs.compose import plan_of
 from engine import cpu
 from engine.records import RunFolder
-from experiment.display import Display, last_entries
-from experiment.jobs import Job, Pool, run_jobs
+from experiment.outcome import Job
+from experiment.pool import Pool
+from experiment.progress import Progress, last_entries
 from experiment.shares import at_a_time, count_of, environment_of
 from experiment.sweep import read_runs, summary_text
 from tests.comparison import assert_identical
@@ -138,11 +142,17 @@ def test_jobs_that_cannot_be_are_refused(
     assert culprit in capsys.readouterr().err
 
 
-def test_a_job_that_no_worker_survives_is_in_the_summary(tmp_path: Path) -> None:
+def job_of(number: int, *overrides: str) -> Job:
+    return Job(number, list(overrides), plan_of("data=fake", "model=resnet18", *overrides))
+
+
+def test_a_job_that_no_worker_survives_is_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    job = Job(0, ["no_such_key=1"], tmp_path / "fake-resnet18" / "none" / "seed-1", experiment="table1/baseline")
-    outcomes = run_jobs([job], 1, tmp_path, 0.0, False, lines.append)
-    assert [outcome.status for outcome in outcomes] == ["FAILED"]
+    monkeypatch.setattr("experiment.pool.sys", SimpleNamespace(executable="/bin/false", platform=sys.platform))
+    job = job_of(0, "experiment=table1/baseline", f"output_root={tmp_path}")
+    Pool([job], 1, tmp_path, 0.0, []).run(lines.append)
+    assert job.outcome is not None
+    assert job.outcome.status == "FAILED"
     assert "3 workers ended with it" in lines[-1]
     (noted,) = read_runs(tmp_path)
     assert (noted["status"], noted["experiment"]) == ("FAILED", "table1/baseline")
@@ -172,53 +182,71 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [environment_of(place, 3, ["0", "2"])["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert count_of("auto") == 2
-    assert at_a_time(["-m", "seed=1,2", "jobs=auto"]) == at_a_time(["-m", "jobs=auto", "device=cuda"]) == 2
-    assert at_a_time(["-m", "seed=1,2", "jobs=auto", "device=cpu"]) == 8  # a core each, whatever GPUs there are
+    assert at_a_time(read_arguments(["-m", "seed=1,2", "jobs=auto"])) == 2
+    assert at_a_time(read_arguments(["-m", "jobs=auto", "device=cpu"])) == 8  # a core each, whatever GPUs there are
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert count_of("auto") == 8
     with pytest.raises(UserError, match="auto"):
         count_of("1.5")
 
 
-def test_the_display_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("experiment.display.time.monotonic", lambda: clock[0])
-    jobs = [Job(i, ["data=fake", f"seed={i}"], tmp_path / "none-abc" / f"seed-{i}", epochs=10) for i in range(5)]
+    monkeypatch.setattr("experiment.progress.time.monotonic", lambda: clock[0])
+    jobs = [job_of(i, f"seed={i}", "epochs=10", f"output_root={tmp_path}") for i in range(5)]
     for job in jobs:
-        job.run.mkdir(parents=True)  # type: ignore[union-attr]
+        job.run.mkdir(parents=True)
     lines: list[str] = []
-    with Display(jobs, 2, lines.append) as display:
-        display.show(jobs[:2], jobs[2:])
+    with Progress(jobs, lines.append) as progress:
+        progress.show(jobs[:2])
         for job in jobs[:2]:
-            (job.run / "metrics.jsonl").write_text('{"step": 9, "epoch": 5.0, "train/loss": 1}\n{"step": 10, "ep')  # type: ignore[operator]
+            (job.run / "metrics.jsonl").write_text('{"step": 9, "epoch": 5.0, "train/loss": 1}\n{"step": 10, "ep')
         clock[0] = 100.0
-        display.show(jobs[:2], jobs[2:])
-        assert lines[-1] == "0 done, 2 running, 3 waiting of 5; about 6 min 40 s left"  # (2 x 100 + 3 x 200) / 2
-        display.event(jobs[0], "DONE")
-        assert lines[-1] == "[1/5]  seed=0  DONE in 1 min 40 s"
-        display.event(jobs[1], "FAILED", "the loss is not finite")
-        assert lines[-1] == "[2/5]  seed=1  FAILED in 1 min 40 s  the loss is not finite"
+        progress.show(jobs[:2])  # 10 epochs in 100 s; of 50 there are 40 to come
+        assert lines[-1].endswith("0 done, 2 running, 3 waiting of 5; about 6 min 40 s left")
+        progress.event(jobs[0], "DONE")
+        assert lines[-1].split("  ")[:2] == ["[1/5]", "seed=0"]
+        assert "DONE in 1 min 40 s" in lines[-1]
+        progress.event(jobs[1], "FAILED", "the loss is not finite")
+        assert lines[-1].endswith("the loss is not finite")
         clock[0] = 200.0
-        display.show(jobs[2:4], jobs[4:])
+        progress.show(jobs[2:4])
         assert lines[-1].startswith("1 done, 1 failed, 2 running, 1 waiting of 5")
-        (jobs[2].run / "summary.json").touch()  # type: ignore[operator]
-        display.event(jobs[2], "DONE")
-        assert lines[-1] == "[3/5]  seed=2  DONE in 0 s"
-        (jobs[3].run / "summary.json").touch()  # type: ignore[operator]
-        os.utime(jobs[3].run / "summary.json", (0, 0))  # type: ignore[operator]
-        display.event(jobs[3], "DONE")
-        assert lines[-1] == "[4/5]  seed=3  DONE before"
+        (jobs[2].run / "summary.json").touch()
+        progress.event(jobs[2], "DONE")
+        assert "DONE in 0 s" in lines[-1]
+        (jobs[3].run / "summary.json").touch()
+        os.utime(jobs[3].run / "summary.json", (0, 0))
+        progress.event(jobs[3], "DONE")
+        assert "DONE before" in lines[-1]
     assert last_entries(tmp_path / "nowhere") == {}
 
 
+def test_progress_shows_a_bar_for_each_running_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", shown)
+    monkeypatch.setattr("sys.stderr", shown)
+    jobs = [job_of(i, f"seed={i}", "epochs=10", f"output_root={tmp_path}") for i in range(3)]
+    jobs[0].run.mkdir(parents=True)
+    (jobs[0].run / "metrics.jsonl").write_text('{"step": 9, "epoch": 5.0, "train/loss": 1.5}\n')
+    with Progress(jobs) as progress:
+        progress.show(jobs[:2])
+        assert {*progress.bars} == {0, 1}
+        assert "epoch 5.0/10, loss 1.500" in shown.getvalue()
+        progress.event(jobs[0], "DONE")
+        progress.show(jobs[1:])
+        assert sorted(abs(bar.pos) for bar in progress.bars.values()) == [0, 1]  # the place of the first is used again
+
+
 def test_a_single_run_needs_no_worker(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiment.grid.run_jobs", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr("experiment.command.run_pool", lambda *_: pytest.fail("a worker was started"))
     assert train("-m", "seed=1", "epochs=1", "jobs=2") == 0
 
 
 def test_only_a_second_interrupt_ends_the_workers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    pool = Pool([Job(0, ["data=fake"], tmp_path)], 1, tmp_path, 0.0, [])
+    pool = Pool([job_of(0)], 1, tmp_path, 0.0, [])
     monkeypatch.setattr(pool, "workers", [SimpleNamespace(process=SimpleNamespace(send_signal=sent.append))])
     with pool._signals():
         signal.raise_signal(signal.SIGUSR1)
@@ -230,7 +258,7 @@ def test_only_a_second_interrupt_ends_the_workers_at_once(tmp_path: Path, monkey
 
 
 def test_a_sweep_under_nohup_outlives_its_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = Pool([Job(0, ["data=fake"], tmp_path)], 1, tmp_path, 0.0, [])
+    pool = Pool([job_of(0)], 1, tmp_path, 0.0, [])
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with pool._signals():

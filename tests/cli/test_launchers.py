@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from configs.checking import UserError
-from configs.compose import store_defaults
+from configs.compose import nodes
 from configs.plan import choices
 from engine.records import RunFolder
 from experiment.launchers import PLUGINS, installed
@@ -60,7 +60,7 @@ def test_without_the_plugin_the_user_is_reported_what_to_install(
 def test_the_slurm_launcher_is_composed() -> None:
     from hydra import compose, initialize_config_dir
 
-    store_defaults()
+    nodes()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         words = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=60", "hydra.sweep.dir=there"]
         launcher = compose("config", words, return_hydra_config=True).hydra.launcher
@@ -80,7 +80,7 @@ def test_jobs_of_their_own_come_to_the_same_sweep(
     local = LocalQueueConf(submitit_folder=str(tmp_path / "submitit"))
     ConfigStore.instance().store("here", local, group="hydra/launcher")
     monkeypatch.setattr("configs.command_line.choices", lambda group: ["here"] if "hydra" in group else choices(group))
-    monkeypatch.setattr("experiment.grid.check_launcher", lambda _: None)
+    monkeypatch.setattr("experiment.command.check_launcher", lambda _: None)
     words = ("-m", "hydra/launcher=here", *WORDS, f"output_root={tmp_path}", "regularizer=none", "lr=0.1,1e30")
     assert main([*words]) == 1
     shown = capsys.readouterr().out

@@ -9,17 +9,19 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.checking import UserError, check, load_yaml
-from configs.command_line import check_arguments, is_sweep, sweep_folder, sweep_name
-from configs.compose import compose_jobs, config_of, plan_of
+from configs.command_line import check_arguments, sweep_name, values_given
+from configs.compose import config_of, plan_of
 from configs.paper import PaperConfig
 from configs.plan import CONFIGS, Plan, choices
 from configs.resolve import resolve
 from configs.schema import Config
 from configs.tables import table_of
+from experiment.command import jobs_of
+from experiment.sweep import note_command
 from scripts import inference_drop, report
 
 SMALL, WHOLE = ("data=fake", "model=resnet18"), ("data=imagenet", "recipe=imagenet_270")
@@ -207,8 +209,11 @@ def test_what_a_sweep_varies_is_refused_in_one_line(words: list[str], culprit: s
 
 def test_a_part_of_a_figure_has_a_folder_of_its_own() -> None:
     words = ["+sweep=fig3_keep_prob", "keep_prob=0.8,0.9"]
-    check_arguments(words)
-    assert sweep_name(words) == "fig3_keep_prob-digits-keep_prob-0.8_0.9"
+    assert sweep_name(check_arguments(words).given) == "fig3_keep_prob-digits-keep_prob-0.8_0.9"
+
+
+def name_of(words: list[str]) -> str:
+    return sweep_name(values_given(words))
 
 
 def test_the_folder_of_a_sweep_tells_its_scale() -> None:
@@ -220,33 +225,49 @@ def test_the_folder_of_a_sweep_tells_its_scale() -> None:
         "seed=1,2",
         "device=cpu",
     ]
-    check_arguments(words)
-    assert is_sweep(words)
-    assert sweep_name(words) == "table1-fashion_mnist-train_subset-2000-resnet18"
-    assert sweep_name([*words, "data.root=/somewhere", "hydra/launcher=basic"]) == sweep_name(words)
-    assert sweep_name(["+sweep=table1", "seed=1"]) == "table1-digits"
-    name = sweep_name(["+sweep=table1_small", "data.root=/somewhere/images"])  # the data set is the sweep's
+    assert check_arguments(words).is_grid
+    assert name_of(words) == "table1-fashion_mnist-train_subset-2000-resnet18"
+    assert name_of([*words, "data.root=/somewhere", "hydra/launcher=basic"]) == name_of(words)
+    assert name_of(["+sweep=table1", "seed=1"]) == "table1-digits"
+    name = name_of(["+sweep=table1_small", "data.root=/somewhere/images"])  # the data set is the sweep's
     assert name == "table1_small-folder-images"
 
 
-def test_an_output_root_in_quotes_is_that_of_the_sweep_its_jobs_and_their_workers(tmp_path: Path) -> None:
+def test_an_output_root_in_quotes_is_that_of_the_sweep_and_its_jobs(tmp_path: Path) -> None:
     root = tmp_path / "out ü"
-    arguments = ["-m", "seed=1,2", f"output_root='{root}'"]
-    check_arguments(arguments)
-    sweep = sweep_folder(arguments)
-    assert sweep is not None
-    assert sweep.parent == root / "sweeps"
-    configs: list[DictConfig] = []
-    jobs: list[list[str]] = []
+    arguments = check_arguments(["-m", "seed=1,2", f"output_root='{root}'"])
+    assert arguments.sweep_folder is not None
+    assert arguments.sweep_folder.parent == root / "sweeps"
+    jobs = jobs_of(arguments)
+    assert [job.plan and job.plan.runtime.output_root for job in jobs] == [str(root)] * 2
+    assert [config_of(*job.overrides).output_root for job in jobs] == [str(root)] * 2  # as a launcher composes them
 
-    def each(config: DictConfig, overrides: list[str], _: int) -> None:
-        configs.append(config)
-        jobs.append(overrides)
 
-    compose_jobs(arguments, sweep, each)
-    configs += [config_of(*job) for job in jobs]  # as a worker of jobs=N does
-    assert [config.output_root for config in configs] == [str(root)] * 4
-    assert (sweep / "multirun.yaml").exists()
+def test_a_sweep_lists_the_jobs_of_all_its_commands(tmp_path: Path) -> None:
+    """By their run directories, before the first of them runs: what a report compares with the runs it finds."""
+    commands = [
+        check_arguments(["+sweep=fig5_inference", "data=fake", seeds, f"output_root={tmp_path}"])
+        for seeds in ("seed=1,2", "seed=2,3")
+    ]
+    (folder,) = {arguments.sweep_folder for arguments in commands}
+    assert folder is not None
+    for arguments in commands:
+        note_command(folder, arguments, jobs_of(arguments))
+    listed = json.loads((folder / "jobs.json").read_text())
+    assert len({entry["run"] for entry in listed}) == len(listed) == 9
+    assert {(entry["experiment"], entry["seed"]) for entry in listed} == {
+        *product(("fig5/baseline", "fig5/dropblock_b1", "fig5/dropblock_b7"), (1, 2, 3))
+    }
+    hydra = load_yaml(folder / "multirun.yaml")["hydra"]
+    assert "fig5/dropblock_b7" in hydra["sweeper"]["params"]["experiment"]
+    assert "seed=2,3" in hydra["overrides"]["task"]
+
+
+def test_another_sweeper_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text("hydra: {sweeper: {_target_: optuna}}\n")
+    monkeypatch.setattr("configs.tables.FOLDER", tmp_path)
+    with pytest.raises(UserError, match=r"mine\.yaml"):
+        table_of("mine")
 
 
 def hparams_rows(run: Path) -> list[dict[str, object]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.checking import UserError
-from configs.command_line import check_arguments, is_sweep, quoted, sweep_folder, sweep_name, unquoted
+from configs.command_line import check_arguments, quoted, read_arguments, unquoted, values_given
+from configs.command_line import sweep_name as name_of_values
 from configs.compose import plan_of
 from configs.ranges import TASK_OF, check_values
 from configs.registered import NODES
@@ -83,9 +84,20 @@ def test_refuses_in_one_line_that_names_the_culprit(words: list[str], culprit: s
 
 
 def test_a_sweep_is_known_by_its_words() -> None:
-    assert is_sweep(["-m", "seed=1,2"])
-    assert is_sweep(["+sweep=table1"])
-    assert not is_sweep(["seed=1"])
+    assert read_arguments(["seed=1,2", "-m"]).is_grid
+    assert read_arguments(["+sweep=table1"]).is_grid
+    assert not read_arguments(["seed=1"]).is_grid
+
+
+def test_a_flag_and_its_value_are_one_wherever_they_stand() -> None:
+    for words in (["--cfg", "job", "seed=1"], ["seed=1", "-c", "job"], ["--cfg=job", "seed=1"]):
+        arguments = check_arguments(words)
+        assert (arguments.shows, arguments.overrides, arguments.given) == ("--cfg=job", ["seed=1"], {"seed": "1"})
+    assert check_arguments(["--info"]).shows == "--info=all"
+
+
+def sweep_name(words: list[str]) -> str:
+    return name_of_values(values_given(words))
 
 
 def test_seeds_and_the_way_of_running_do_not_change_the_folder_of_a_grid() -> None:
@@ -146,7 +158,9 @@ def test_a_title_is_the_name_of_one_directory() -> None:
 
 def test_the_home_directory_is_meant_in_every_place() -> None:
     assert plan_of("data=digits", "output_root='~/out'").run_dir().parents[2] == Path("~/out").expanduser()
-    assert sweep_folder(["-m", "data=digits", "output_root='~nobody-here/out'"]).parents[1] == Path("~nobody-here/out")  # type: ignore[union-attr]
+    sweep = read_arguments(["-m", "data=digits", "output_root='~nobody-here/out'"]).sweep_folder
+    assert sweep is not None
+    assert sweep.parents[1] == Path("~nobody-here/out")
 
 
 def test_a_schedule_has_the_limit_that_it_needs_and_no_other() -> None:

@@ -12,13 +12,14 @@ from PIL import Image
 
 import evaluate
 from configs.checking import UserError
+from configs.command_line import check_arguments
 from configs.compose import plan_of
 from engine import checkpoint
 from engine.distributed import Ranks
 from engine.records import RunFolder
 from engine.signals import StopRequest
 from experiment.build import build_fit
-from experiment.prices import price_command
+from experiment.command import run_command
 
 
 def test_the_checkpoint_is_named_and_a_lost_last_one_is_refused(
@@ -131,8 +132,8 @@ def test_micro_batches_without_an_image_are_refused() -> None:
 
 
 def test_a_refused_run_is_not_priced(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"^block_size=0: must be at least 1$"):
-        price_command(["data=fake", "block_size=0", "estimate=true"], None)
+    with pytest.raises(UserError, match=r"^block_size=0"):
+        run_command(check_arguments(["data=fake", "block_size=0", "estimate=true"]))
     assert "timing" not in capsys.readouterr().out
 
 

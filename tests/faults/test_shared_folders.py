@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.checking import check
-from configs.compose import config_of
-from configs.resolve import resolve
-from configs.schema import Config
+from configs.compose import plan_of
 from engine.records import RunFolder, RunLocked
-from experiment.grid import Command, run_job
+from experiment.job import run_job
+from experiment.outcome import Job
 from experiment.sweep import read_runs
 from tests.comparison import assert_identical
 from tests.trainer import WORDS, Starter, kill_tree, only_run, until
@@ -66,10 +64,9 @@ def test_who_asks_whether_a_folder_is_in_use_does_not_keep_others_out(tmp_path: 
 
 
 def test_a_job_of_a_launcher_says_that_another_process_has_its_run(tmp_path: Path) -> None:
-    config = config_of("data=fake", f"output_root={tmp_path}")
-    folder = RunFolder(resolve(check(config, Config))[0].run_dir())
-    with folder.lock():
-        outcome = run_job(Command(tmp_path / "sweeps" / "x", time.time()), config, [])
+    job = Job(0, [], plan_of("data=fake", f"output_root={tmp_path}"))
+    with RunFolder(job.run).lock():
+        outcome = run_job(job, time.time(), tmp_path / "sweeps" / "x")
     assert (outcome.status, outcome.in_use) == ("FAILED", False)
     (noted,) = read_runs(tmp_path / "sweeps" / "x")
     assert "in use by process" in noted["reason"]

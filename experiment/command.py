@@ -1,0 +1,207 @@
+"""A command is a list of jobs, one or many: composed and resolved here, then run, shown or priced.
+
+    train.py -> check_arguments -> run_command -> jobs_of -> one of
+        run_job       in this process, one after the other (experiment.job)
+        run_pool      jobs=N, in worker processes (experiment.pool)
+        launch        hydra/launcher=slurm | ray, in processes of a cluster (experiment.launchers)
+        preview       plan=true (experiment.preview)
+        price_jobs    estimate=true (experiment.prices)
+
+What happens between Ctrl-C and the next start:
+
+    1. `engine.signals.StopRequest` notes the signal. `Fit.run` looks after each step, writes last.pt, raises `Stopped`.
+    2. `RunDirectory.session` writes STOPPED into status.json and unlocks the run directory.
+    3. `run_job` returns code 130 or 143 with `ends_all`: no other job starts. With jobs=N the pool has passed the signal
+       on to its workers (`Pool._signals`) and waits until each has done 1 to 3.
+    4. `note_run` leaves one file for each job in the directory of the sweep; the command ends with 130 or 143.
+    5. The same command comes to the same list of jobs. One that is DONE is skipped, one with a checkpoint resumes after
+       its last step, one that another process has locked is left for the end.
+
+A killed process can do none of this. Its lock is gone with it, so its run counts as KILLED and resumes like the others.
+
+Imports no torch, so a mistake in the first job is reported without it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.checking import UserError
+from configs.command_line import Arguments
+from configs.compose import compose_jobs, show
+from configs.plan import Plan
+from configs.resolve import resolve_composed
+from engine.files import absent, remove_made
+from engine.run_directory import DONE
+from engine.signals import Stopped
+from experiment.job import run_job
+from experiment.launchers import check_launcher, launch
+from experiment.outcome import CODE_OF, Job, Outcome, exit_code, names_of, report_error
+from experiment.pool import run_pool
+from experiment.shares import at_a_time, threads_of, workers_of
+
+
+def jobs_of(arguments: Arguments) -> list[Job]:
+    """Compose and resolve every job of a command, in its order.
+
+    A job of a grid that cannot be resolved is one that is refused, so that the others go on.
+
+    Raises:
+        UserError: for what Hydra does not understand, or for a single run that is refused, in one line.
+    """
+    jobs: list[Job] = []
+    for number, (overrides, config) in enumerate(compose_jobs(arguments)):
+        try:
+            plan, notes = resolve_composed(config, grid=arguments.is_grid)
+            jobs.append(Job(number, overrides, plan.made_by(overrides, notes)))
+        except UserError as error:
+            if not arguments.is_grid:
+                raise
+            jobs.append(Job(number, overrides, refused=str(error)))
+    return jobs
+
+
+def run_command(arguments: Arguments) -> int:
+    """Carry out every job of a command; returns its exit code."""
+    began, sweep = time.time(), arguments.sweep_folder
+    if arguments.shows:
+        show(arguments)
+        return 0
+    if arguments.asks_for("estimate"):
+        workers = at_a_time(arguments) if arguments.is_grid else 1
+        jobs = jobs_of(arguments)
+        if workers > 1:  # timed with the share of the cores that each will have; torch reads this when it is imported
+            os.environ.setdefault("OMP_NUM_THREADS", threads_of(workers))
+        from experiment.prices import price_jobs
+
+        return price_jobs(jobs, workers)
+    workers = workers_of(arguments)
+    check_launcher(arguments)
+    jobs = jobs_of(arguments)
+    if arguments.asks_for("plan"):
+        return preview_jobs(jobs)
+    if sweep is None:
+        return run_job(jobs[0], began).code
+
+    # A grid. A report compares what its directory lists with the runs it finds.
+    from experiment.sweep import note_command
+
+    made = absent(sweep)
+    ready = [job for job in jobs if job.plan is not None]
+    note_command(sweep, arguments, ready)
+    if arguments.launcher:
+        report_refused(jobs)
+        launch(arguments, sweep, ready, began)
+    elif workers > 1 and len(ready) != 1:  # a single run needs no worker: this process is there already
+        report_refused(jobs)
+        print_notes(ready)
+        if ready:
+            run_pool(ready, workers, sweep, began)
+    else:
+        run_in_turn(jobs, sweep, began)
+    return close(sweep, began, jobs, made)
+
+
+def run_in_turn(jobs: Sequence[Job], sweep: Path, began: float) -> None:
+    """Run jobs one after the other in this process.
+
+    A job whose run another process has is left for the end. By then it is done, or is waited for, or is taken over if
+    that process died.
+    """
+    reported: set[str] = set()
+    later: list[Job] = []
+    for job in jobs:
+        job.outcome = run_job(job, began, sweep, "later", reported=reported)
+        if job.outcome.in_use:
+            later.append(job)
+        if job.outcome.ends_all:
+            return
+    for job in later:
+        job.outcome = run_job(job, began, sweep, "wait", reported=reported)
+        if job.outcome.ends_all:
+            return
+
+
+def train_all(plans: Sequence[Plan], name: str) -> Path:
+    """`experiment.run_sweep`."""
+    from experiment.sweep import read_runs, summary_text
+
+    if not plans:
+        raise UserError(f"sweep {name}: no plan to train")
+    sweep, began = Path(plans[0].runtime.output_root, "sweeps", name), time.time()
+    jobs = [Job(number, list(plan.overrides), plan) for number, plan in enumerate(plans)]
+    run_in_turn(jobs, sweep, began)
+    stopped = next((job.outcome.code for job in jobs if job.outcome is not None and job.outcome.ends_all), None)
+    if stopped is not None:
+        raise Stopped(signal.SIGINT if stopped == 130 else signal.SIGTERM, f"in sweep {name}")
+    entries = read_runs(sweep, since=began)
+    print(f"\n{summary_text(entries, sweep)}")
+    failed = [entry for entry in entries if entry["status"] != DONE]
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(entries)} runs failed, first {failed[0]['run']}: {failed[0]['reason']}"
+        )
+    return sweep
+
+
+def close(sweep: Path, began: float, jobs: Sequence[Job], made: Sequence[Path]) -> int:
+    """Print the closing table of a sweep; returns its exit code.
+
+    Args:
+        sweep: its directory.
+        began: time of the command.
+        jobs: those of the command; one without an outcome ran in another process, which left it in the directory.
+        made: the directories that were absent before; they are removed again if no job left a run.
+    """
+    from experiment.sweep import read_runs, summary_text
+
+    runs = read_runs(sweep, since=began)
+    status = {run["run"]: run["status"] for run in runs}
+    if not any(job.outcome is not None and job.outcome.ends_all for job in jobs):
+        for job in jobs:
+            job.outcome = job.outcome or Outcome(CODE_OF.get(status.get(str(job.run), ""), 1))
+    empty = bool(made) and not any(Path(run["run"]).exists() for run in read_runs(sweep))
+    if empty:
+        remove_made(made)
+    refused = [job.refused for job in jobs if job.refused and job.outcome is not None]
+    print(f"\n{summary_text(runs, None if empty else sweep, refused)}")
+    return exit_code(jobs)
+
+
+def preview_jobs(jobs: Sequence[Job]) -> int:
+    """Print what every job would run, without training it; returns the exit code. Writes nothing."""
+    code = report_refused(jobs)
+    ready = {job.number: job.plan for job in jobs if job.plan is not None}
+    print_notes(jobs)
+    try:
+        from experiment.preview import preview, preview_grid
+
+        if len(ready) > 1:
+            names = names_of([job for job in jobs if job.plan is not None])
+            print(preview_grid({names[number]: plan for number, plan in ready.items()}))
+        else:
+            print(*map(preview, ready.values()))
+    except Exception as error:
+        return report_error(error)[0]
+    return code
+
+
+def report_refused(jobs: Sequence[Job]) -> int:
+    """Print each reason for which jobs are refused once; returns the exit code, 0 if there are none."""
+    codes = {reason: report_error(UserError(reason))[0] for reason in {job.refused: 0 for job in jobs if job.refused}}
+    for job in jobs:
+        if job.refused:
+            job.outcome = Outcome(codes[job.refused], reason=job.refused)
+    return max(codes.values(), default=0)
+
+
+def print_notes(jobs: Sequence[Job]) -> None:
+    """Print each note on the resolution of the plans once, with the number of runs it is about."""
+    counts = Counter(note for job in jobs if job.plan is not None for note in job.plan.notes)
+    for note, count in counts.items():
+        print(f"note: {note}{'' if count == 1 else f' ({count} runs)'}")

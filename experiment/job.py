@@ -1,0 +1,94 @@
+"""One job of a command carried out, in this process or in a worker of `jobs=N`.
+
+`python -m experiment.job LOG` is a worker, started by `experiment.pool`. Each line of its standard input is a job, each
+of its standard output an outcome. What it prints otherwise goes to LOG, and during a run to the run's own log.txt.
+Imports no torch before the first run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.checking import UserError
+from configs.plan import plan_from
+from engine import cpu
+from experiment.outcome import STOPPED_CODES, Job, Outcome, report_error
+
+
+def run_job(
+    job: Job,
+    began: float,
+    sweep: Path | None = None,
+    in_use: Literal["fail", "later", "wait"] = "fail",
+    log: bool = False,
+    reported: set[str] | None = None,
+) -> Outcome:
+    """Train the plan of a job; never raises, so that a grid goes on.
+
+    Args:
+        job: the run; its overrides go into the record.
+        began: time of the command (`time.time`).
+        sweep: directory of the sweep, where the outcome is noted; None for a single run.
+        in_use: behaviour if another process trains this run. "fail": report an error; "later": return an outcome with
+            `in_use`, so that the caller starts the job again after the others; "wait": wait until that process ends.
+        log: print to log.txt in the run directory.
+        reported: errors of the command so far, see `report_error`.
+    """
+    plan, outcome = job.plan, Outcome()
+    shown: dict[str, Any] = {}
+    try:
+        if sweep is not None:
+            named = " ".join(job.overrides) or (plan and plan.run_dir())
+            print(f"\n=== run {job.number + 1}: {named}", flush=True)
+        if plan is None:
+            raise UserError(job.refused)
+        for note in plan.notes:
+            print(f"note: {note}")
+        from experiment.run import run_plan
+
+        summary = run_plan(plan, job.overrides, began, in_use == "wait", log)
+        shown = {"last test": summary["last"].get(f"test/{summary['headline']}")}
+    except BaseException as error:
+        if in_use == "later" and getattr(error, "in_use", False):
+            print(f"{error}; left for the end", flush=True)
+            return Outcome(in_use=True)
+        code, reason = report_error(error, plan is not None and plan.runtime.fresh, reported)
+        # An error without `exit_code` may have met this rank alone. If it began the next job, all ranks would wait for
+        # each other in different jobs.
+        maybe_this_rank_only = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
+        ends_all = maybe_this_rank_only or code in STOPPED_CODES
+        outcome = Outcome(code, ends_all=ends_all, done=getattr(error, "done", False), reason=reason)
+    if sweep is not None and plan is not None and os.environ.get("RANK", "0") == "0":
+        from experiment.sweep import note_run
+
+        shown |= {"experiment": plan.experiment, "paper": asdict(plan.paper)}
+        note_run(sweep, plan.run_dir(), outcome.status, job.overrides, outcome.reason, **shown)
+    return outcome
+
+
+def work(log: Path) -> None:
+    """Run jobs until the parent closes the pipe, or a signal asks to stop."""
+    answers = os.fdopen(os.dup(1), "w")
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    cpu.configure_process(alone=False)
+    for line in sys.stdin:
+        given = json.loads(line)
+        # The parent has composed and resolved the plan; a worker needs no Hydra.
+        plan = plan_from(given["plan"]).made_by(given["overrides"], given["notes"])
+        job = Job(given["number"], given["overrides"], plan)
+        outcome = run_job(job, given["began"], Path(given["sweep"]), "wait" if given["wait"] else "later", log=True)
+        answers.write(json.dumps(asdict(outcome)) + "\n")
+        answers.flush()
+        if outcome.ends_all:
+            break
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
