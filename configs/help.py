@@ -29,7 +29,8 @@ USAGE = """\
 python train.py KEY=VALUE ...            one run
 python train.py -m KEY=VALUE,VALUE ...   a grid
 python train.py +sweep=NAME ...          a table or figure
-Flags: -m, --multirun; --cfg job (the composed configuration); -h, --help. plan=true prints what would run.
+Flags: -m, --multirun; --cfg job (the composed configuration), --info defaults; -sc install=bash; -h, --help.
+plan=true prints what would run, estimate=true what it would cost.
 A value with other characters than letters, digits and /-_.+ stands in quotes: "output_root='out ü'"."""
 
 
