@@ -11,7 +11,7 @@ What happens between Ctrl-C and the next start:
 
     1. `engine.signals.StopRequest` notes the signal. `Fit.run` looks after each step, writes last.pt, raises `Stopped`.
     2. `RunDirectory.session` writes STOPPED into status.json and unlocks the run directory.
-    3. `run_job` returns code 130 or 143 with `ends_all`: no other job starts. With jobs=N the pool has passed the signal
+    3. `run_job` returns code 130 or 143 with `ends_all`: no other job starts. With jobs=N the pool passes the signal
        on to its workers (`Pool._signals`) and waits until each has done 1 to 3.
     4. `note_run` leaves one file for each job in the directory of the sweep; the command ends with 130 or 143.
     5. The same command comes to the same list of jobs. One that is DONE is skipped, one with a checkpoint resumes after
