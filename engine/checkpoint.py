@@ -30,7 +30,7 @@ def save(payload: dict[str, Any], path: Path, keep_previous: bool = False) -> No
     """Write a payload of tensors and plain types under `path`, all or nothing.
 
     Args:
-        payload: as `torch.load(weights_only=True)` can read.
+        payload: readable by `torch.load(weights_only=True)`.
         path: its folder exists.
         keep_previous: let the file that was there live on as `previous.pt`.
 
@@ -45,7 +45,7 @@ def save(payload: dict[str, Any], path: Path, keep_previous: bool = False) -> No
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, nothing of it executed, every bit verified. Tensors are on the CPU.
+    """Read a checkpoint to the CPU; every bit is verified and nothing in it executed.
 
     Raises:
         CheckpointError: if it is missing, damaged or not a checkpoint.
@@ -71,7 +71,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _dense(value: Any) -> bool:
-    """Whether all tensors within nested containers are plain ones."""
+    """True if all tensors within nested containers are plain ones."""
     if isinstance(value, dict):
         return all(_dense(part) for part in value.values())
     if isinstance(value, list | tuple):
@@ -102,7 +102,7 @@ def load_latest(folder: Path) -> tuple[dict[str, Any], Path] | None:
 
 
 def set_damaged_aside(used: Path) -> None:
-    """After a resume from `previous.pt`: let the damaged `last.pt` not become the next `previous.pt`."""
+    """After a resume from `previous.pt`: rename the damaged `last.pt`, or it would become the next `previous.pt`."""
     last = used.with_name("last.pt")
     if used != last and last.exists():
         os.replace(last, used.with_name("damaged.pt"))

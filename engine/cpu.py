@@ -1,4 +1,4 @@
-"""Settings of the process that a CPU's speed was measured to depend on. To be called before torch is imported.
+"""Process settings that a CPU's speed was measured to depend on. To be called before torch is imported.
 
 Threads: GNU OpenMP lets a thread that has nothing to do spin for a while in the hope of more. On a machine of one's
 own that is right: the step of a narrow ResNet-50 on two cores took 0.21 s, and 0.29 to 0.38 s where threads wait
@@ -32,10 +32,10 @@ def configure_process(alone: bool = True) -> bool:
     """Make the settings, unless they are set in the environment.
 
     Args:
-        alone: False: other trainings are started beside this one.
+        alone: False if other trainings are started beside this one.
 
     Returns:
-        whether the allocator was set; it is only where it is glibc's.
+        True if the allocator was set; it is only where it is glibc's.
     """
     if not alone or ranks_here() > 1:
         os.environ.setdefault(WAITING, "PASSIVE")
@@ -63,11 +63,11 @@ def shared_by(runs: int) -> Iterator[None]:
 
 
 def ranks_here() -> int:
-    """How many ranks of this run share the machine, as torchrun announces it."""
+    """Number of ranks of this run on this machine, as torchrun announces it."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def cores_of_a_rank() -> int:
-    """How many cores this process may call its own: those it may run on, shared with other ranks and runs here."""
+    """Number of cores for this process: those it may run on, shared with the other ranks and runs on this machine."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, mine // (ranks_here() * int(os.environ.get(RUNS_HERE, "1"))))

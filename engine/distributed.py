@@ -48,7 +48,7 @@ class Ranks:
         return number
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """True if the flag is set on any rank."""
         return bool(self.max(int(flag)))
 
     def gather(self, value: T) -> list[T]:
@@ -72,23 +72,23 @@ def _together(operation: Callable[..., object], *arguments: object) -> None:
 
 
 def lost_peer(error: BaseException) -> LostPeer | None:
-    """What gloo says of a closed socket, or of one that stays silent, as a user asks for it; None for other errors."""
+    """Translate a gloo error, of a closed or silent socket, into LostPeer; None for any other error."""
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError) or "gloo" not in text.lower():
         return None
-    said = re.split(r"\.cc:\d+\] ", text)[-1].partition(". ")[0]  # without the place in gloo's code, and its advice
-    return LostPeer(f"another rank has ended or does not answer, its own message says why ({said})")
+    reason = re.split(r"\.cc:\d+\] ", text)[-1].partition(". ")[0]  # without the place in gloo's code, and its advice
+    return LostPeer(f"another rank has ended or does not answer, its own message says why ({reason})")
 
 
 def join(device: torch.device, patience: float) -> Ranks:
-    """Join the process group that torchrun announces in the environment, if it does.
+    """Join the process group that torchrun describes in the environment; one rank where it does not.
 
     Args:
-        device: of this rank.
+        device: this rank's; decides the backend.
         patience: seconds that a rank waits for the others before it gives up.
 
     Raises:
-        ValueError: if the announcement makes no sense, its port is taken, or the peers cannot be reached.
+        ValueError: if the variables make no sense, the port is taken, or the other ranks cannot be reached.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Ranks()
@@ -113,15 +113,15 @@ def _short(error: BaseException) -> str:
 
 
 HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
-)
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
 
 
 def wrap(model: nn.Module, ranks: Ranks, device: torch.device, compiled: bool) -> nn.Module:
-    """What is called in training: the model, compiled if asked, and DistributedDataParallel where there are peers.
+    """Wrap a model for training: torch.compile if asked, DistributedDataParallel where there are several ranks.
 
-    That leaves the buffers alone: running statistics are averaged by `share_statistics`; keep_prob, mask seeds and drop
+    DDP leaves the buffers alone: running statistics are averaged by `share_statistics`; keep_prob, mask seeds and drop
     counters are each rank's own.
     """
     network: Any = torch.compile(model) if compiled else model
@@ -144,7 +144,7 @@ def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def with_hooks(convert: Callable[[nn.Module], nn.Module], model: nn.Module) -> nn.Module:
-    """A conversion that puts new modules in the place of old ones: it keeps their children, this their hooks too.
+    """Convert a model by a function that replaces modules, and carry the hooks of the old modules over.
 
     The sites of a foreign network hang on the hooks of its BatchNorms.
     """
@@ -159,7 +159,7 @@ def with_hooks(convert: Callable[[nn.Module], nn.Module], model: nn.Module) -> n
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """The buffers that a network learns by averaging, such as BatchNorm's means and variances."""
+    """Buffers that a network learns by averaging, such as BatchNorm's means and variances."""
     persistent = model.state_dict(keep_vars=True)
     return [buffer for name, buffer in model.named_buffers() if name in persistent and buffer.is_floating_point()]
 

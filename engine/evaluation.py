@@ -42,24 +42,27 @@ def evaluate(
     """Evaluate a network on one split.
 
     Args:
-        task, network, loader: what is evaluated. The network is in evaluation mode, except for layers that the caller
-            wants to drop at inference.
-        ranks: the split is shared out among them; rank 0 merges what they saw.
-        device, precision: as in training.
+        task, network, loader: the network is in evaluation mode, except for layers that the caller wants to drop at
+            inference.
+        ranks: share the split; rank 0 merges what they saw.
+        device, precision: those of training.
         poll: called before every batch, equally often on all ranks; may raise to end the pass.
 
     Raises:
         ValueError: on all ranks, for a split without samples or one that the task cannot measure.
     """
+    # Every rank takes its share of the split; one that has no part of the last batch still polls with the others.
     evaluator, images = task.evaluator(loader), 0
     with autocast(device, precision):
         batches = iter(loader.epoch(0))
-        for _ in range(ranks.max(len(loader))):  # a rank may have no share of the last one
+        for _ in range(ranks.max(len(loader))):
             poll()
             batch = next(batches, None)
             if batch is not None:
                 evaluator.update(network, batch)
                 images += batch.size
+
+    # Rank 0 merges and measures; the others wait for its result or its error.
     seen, states = zip(*ranks.gather((images, evaluator.state())), strict=True)
     if not sum(seen):
         raise ValueError("a split without samples cannot be evaluated")
@@ -68,7 +71,7 @@ def evaluate(
         try:
             evaluator.merge(list(states))
             merged = Evaluation(evaluator.metrics(), evaluator.tables(), sum(seen))
-        except ValueError as error:  # the other ranks wait for a result
+        except ValueError as error:
             merged = error
     merged = ranks.gather(merged)[0]
     if not isinstance(merged, Evaluation):

@@ -40,7 +40,7 @@ def write_aside(path: Path, parts: Sequence[bytes | memoryview], keep_as: str | 
 
 
 def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSError:
-    """The error of a write with what a user needs to know: which file, why, and how much space is left for it."""
+    """An OSError that tells a user what is needed: the file, the reason, and the space that is left for it."""
     try:
         free = os.statvfs(path.parent)
         space = f"; {free.f_bavail * free.f_frsize / 1e6:.1f} MB free"
@@ -71,16 +71,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writes that a kill cut short have left beside the files of a folder and of those in it."""
+    """Remove the temporary files that a kill inside `write_aside` left in a folder and in those directly in it."""
     for left in [*folder.glob(f"*{ASIDE}*"), *folder.glob(f"*/*{ASIDE}*")]:
         if left.name.rpartition(ASIDE)[2].isdecimal():  # and not a file of the user's
             left.unlink(missing_ok=True)
 
 
 def absent(path: Path, within: Path | None = None) -> list[Path]:
-    """A directory and its parents, as far as they are not there, the innermost first; [] if the directory is there.
+    """Missing directories on the way to a path, the innermost first; [] if the path exists.
 
-    The parents within another directory are named in any case: a process beside this one may have just made them.
+    Parents within another directory are named in any case: a process beside this one may have just made them.
     """
     if path.exists():
         return []
@@ -88,7 +88,7 @@ def absent(path: Path, within: Path | None = None) -> list[Path]:
 
 
 def remove_made(made: Sequence[Path]) -> None:
-    """Remove what was `absent` before: a directory with all that is in it, and its parents where they are empty."""
+    """Remove directories that were `absent` before: the first with all that is in it, its parents where empty."""
     for number, place in enumerate(made):
         if number == 0:
             shutil.rmtree(place, ignore_errors=True)

@@ -56,7 +56,7 @@ class Guard:
     `look_back`, and gradients show as weights or as the next loss.
 
     Args:
-        state: of the run.
+        state: the run's; its gradients are checked.
         ranks, device: where this process stands.
         directory, identity: where `nonfinite.pt` goes, and what every file of the run says about its origin.
     """

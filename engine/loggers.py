@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and a progress bar."""
+"""Writers of a run's numbers: metrics.jsonl with TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SECONDS_BETWEEN_LINES = 30.0  # of progress, into a file or a pipe
 class MetricsWriter:
     """Writes a run's log entries to metrics.jsonl and for TensorBoard, under the same names.
 
-    Opened at `step`, entries after it are removed (they belong to work that a kill undid), so each step stands once.
+    Opening removes the entries after `step`, which belong to work that a kill undid, so each step stands once.
 
     Args:
         folder: the run directory.
         step: the step that the run continues from.
-        evaluates: the run begins with the evaluation of this step: one that a kill undid is removed, too.
+        evaluates: True if the run begins with the evaluation of this step: one that a kill undid is removed, too.
         writes: False on all ranks but the main one; then every method does nothing.
     """
 
@@ -64,7 +64,7 @@ class MetricsWriter:
             raise cannot_write(self.path, error) from error
 
     def _forget_after(self, step: int, evaluates: bool) -> list[dict[str, Any]]:
-        """Returns what is left."""
+        """Rewrite metrics.jsonl without the entries after a step; returns those that are left."""
         if not self.path.exists():
             return []
         kept, entries = [], []
@@ -92,7 +92,7 @@ class MetricsWriter:
                 self._show(step, values)
 
     def add_images(self, step: int, name: str, images: Tensor) -> None:
-        """Pictures (N, 3, H, W) uint8 as one, about as wide as high, for TensorBoard alone."""
+        """Show pictures (N, 3, H, W) uint8 on TensorBoard, as one about as wide as high."""
         if self.writes:
             from torchvision.utils import make_grid
 
@@ -102,7 +102,7 @@ class MetricsWriter:
                 self.writer.add_image(name, make_grid(images, columns, padding=4, pad_value=255), step)
 
     def flush(self) -> None:
-        """To the disk: called before a checkpoint, so that no checkpoint is ahead of its metrics."""
+        """Write to the disk; called before a checkpoint, so that no checkpoint is ahead of its metrics."""
         if self.writes:
             with self._named():
                 self.file.flush()
@@ -147,9 +147,8 @@ class Progress:
     Where there is no terminal, a line every half minute instead.
 
     Args:
-        total: steps of the run.
-        step: those already done.
-        shown: False: neither.
+        total, step: steps of the run, and steps already done.
+        shown: False for no output at all.
     """
 
     def __init__(self, total: int, step: int, shown: bool) -> None:
@@ -182,7 +181,7 @@ class Progress:
             print(f"{self.where}, step {self.step}/{self.total}: {text}", flush=True)
 
     def write(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self.bar.disable:
             print(line, flush=True)
         else:

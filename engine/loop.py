@@ -56,9 +56,9 @@ class Fit:
         data: loaders `train`, `val` (or None) and `test`; their batches know their size and how to split.
         layers: the installed layers.
         recipe, options: how long, how, and how often something is written.
-        seed: of the run; masks draw from (seed, rank, step, micro-batch, layer).
-        directory: of the run.
-        identity: written into every checkpoint: the configuration and the data's fingerprint.
+        seed: masks draw from (seed, rank, step, micro-batch, layer).
+        directory, identity: the run directory, and what every checkpoint says of its origin: the configuration and the
+            data's fingerprint.
         ranks, device: where this process stands.
         stop: looked at after every step and every batch of an evaluation.
         batch_transforms: batch regularizers, applied to images and targets together before the network sees them.
@@ -121,7 +121,7 @@ class Fit:
         """One optimizer step on a batch, over any number of micro-batches and ranks.
 
         Args:
-            batch: of the task, on the device.
+            batch: the task's, on the device.
             progress: share of training that is done, in [0, 1]; keep_prob follows from it.
         """
         state, recipe, rank, step = self.state, self.recipe, self.ranks.rank, self.state.step
@@ -306,7 +306,7 @@ class Fit:
             self.writer.add_images(self.state.step, "test/pictures", self.task.pictures(network, self._samples))
 
     def result(self) -> dict[str, Any]:
-        """What came of the run, each number under the name of the split it comes from.
+        """Results of the run, each number under the name of the split it comes from.
 
         `last`: the last epoch (the headline). `best`: the epoch chosen on val, None without one. `peak`: the maximum
         over the epochs on test, the paper's convention, which chooses nothing.

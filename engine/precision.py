@@ -34,7 +34,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 @cache
 def slow_in_bfloat16() -> bool:
-    """Whether this is an x86 CPU without AVX-512, which oneDNN needs for bfloat16."""
+    """True on an x86 CPU without AVX-512, which oneDNN needs for bfloat16."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return x86 and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 

@@ -32,7 +32,7 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Seed what a network's own random layers draw from (dropout inside a network of torchvision, timm, AmoebaNet)."""
+    """Seed the generator of a network's own random layers (dropout in a network of torchvision, timm, AmoebaNet)."""
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     else:

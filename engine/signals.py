@@ -11,7 +11,7 @@ ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 def asking() -> tuple[signal.Signals, ...]:
-    """The signals that ask to stop. A process started with nohup ignores SIGHUP, and goes on doing so."""
+    """Signals that ask to stop. A process started with nohup ignores SIGHUP, and goes on doing so."""
     ignores = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in ASKING if not (ignores and number == signal.SIGHUP))
 
@@ -30,11 +30,11 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While active, signals that ask to stop are handled at the next step boundary.
+    """Handles signals that ask to stop at the next step boundary, while it is entered.
 
-    Before `defer` is called there is nothing to lose, and the first signal raises `Stopped` where it meets the program.
-    Afterwards it is noted in `received` (its number, 0: nobody asked) for the loop to look at. Python gives signals to
-    the main thread alone: in a run on another thread they are left as they are.
+    Until `defer()`, the first signal raises Stopped immediately. Afterwards its number is noted in `received` (0: none
+    came) for the loop to look at. Python delivers signals to the main thread alone: a run on another thread leaves them
+    as they are.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ PLAIN = (
 
 @dataclass
 class Window:
-    """What was counted since the last log entry.
+    """Counters since the last log entry.
 
     Args:
         start: the step it begins with.
@@ -101,20 +101,20 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
     def started_in(self, environment: dict[str, Any]) -> None:
-        """The run is started or resumed, in the same environment as the last time or in another."""
+        """Note the environment of a start, if it is another than that of the last start."""
         aside = {"date": "", "from_step": self.step}
         if not self.environments or {**self.environments[-1], **aside} != {**environment, **aside}:
             self.environments.append({**environment, "from_step": self.step})
 
     def add_drops(self, units: dict[str, tuple[int, int]]) -> None:
-        """Units (kept, seen) per group, over all ranks, that were met since the last call."""
+        """Add units (kept, seen) per group, over all ranks, to the window and the epoch."""
         for group, (kept, seen) in units.items():
             for drops in (self.window.drops, self.epoch_drops):
                 before = drops.get(group, [0, 0])
                 drops[group] = [before[0] + kept, before[1] + seen]
 
     def add_seconds(self, seconds: float) -> None:
-        """Training took this long."""
+        """Add training time to the window and the run."""
         self.seconds += seconds
         self.window.seconds += seconds
 
@@ -123,7 +123,7 @@ class TrainState:
         self.window = Window(start=self.step)
 
     def end_epoch(self, values: dict[str, float], headline: str) -> bool:
-        """An epoch is over, with these metrics if it was evaluated.
+        """Count an epoch that is over, with its metrics if it was evaluated.
 
         Returns:
             True if they are the best so far on val. Of equals the first is kept.
@@ -189,7 +189,7 @@ class TrainState:
 
 
 def share_of(parts: list[dict[str, Any]], ranks: Ranks) -> tuple[Tensor | None, int]:
-    """This rank's part of the sums that all ranks saved: its own, or all of them on rank 0 if the ranks changed."""
+    """This rank's share of the sums that all ranks saved: its own, or all on rank 0 if their number changed."""
     if len(parts) == ranks.world_size:
         part = parts[ranks.rank]
         return part["sums"], part["images"]

@@ -24,7 +24,7 @@ from experiment.source import NetworkSource
 
 
 def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
-    """The plan that a network was trained to, and its checkpoint; the path of the file stands in it as `file`.
+    """Read the plan of a trained network, and its checkpoint with the path of the file as `file`.
 
     Raises:
         UserError: if there is none, if it is of another run, or if a finished run has lost that of its last step.
@@ -49,7 +49,7 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
 
 
 def _require_run(path: Path) -> None:
-    """Refuse what is no run directory, naming some of the runs that lie in it or one level below."""
+    """Refuse a directory without a run, naming some of the runs that lie in it or one level below."""
     if not (path / "plan.yaml").exists():
         plans = sorted([*path.glob("*/plan.yaml"), *path.glob("*/*/plan.yaml")])
         runs = [str(plan.parent.relative_to(path)) for plan in plans]
@@ -82,22 +82,22 @@ def _of_run(directory: RunDirectory, which: str) -> tuple[dict[str, Any], Path]:
 
 
 def described(payload: dict[str, Any]) -> str:
-    """Which checkpoint: its file, step and epoch."""
+    """File, step and epoch of a checkpoint, as text."""
     epoch = payload.get("epochs_done", payload.get("epoch"))
     return f"{payload['file']}, step {payload.get('step')}" + ("" if epoch is None else f", epoch {epoch}")
 
 
 def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:
-    """What training evaluated: the averaged weights where there are any."""
+    """The weights that training evaluated: the average where there is one."""
     ema = payload.get("ema")
     return payload["model"] if ema is None else ema["module"]
 
 
 def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str, Any], Data]:
-    """The plan that a network was trained to; its checkpoint; the data it was trained on.
+    """Read plan and checkpoint of a trained network, and open the data it was trained on.
 
     Raises:
-        UserError: if the data are others.
+        UserError: if the data have changed.
     """
     plan, payload = load(source)
     try:
@@ -116,7 +116,7 @@ def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str,
 def trained(
     plan: Plan, payload: dict[str, Any], data: Data, device: torch.device, layer: LayerConfig | None = None
 ) -> tuple[nn.Module, LayerControl]:
-    """The network of a checkpoint in evaluation mode, without what dropped in it in training, but with `layer`."""
+    """The network of a checkpoint in evaluation mode: its training layers left out, `layer` installed if given."""
     model, layers = build_network(replace(plan, layer=layer, companions=[]), data, device, pretrained=False)
     model.load_state_dict(weights_of(payload))
     return model.eval(), layers

@@ -1,4 +1,4 @@
-"""The tasks: what is predicted, by which loss, measured how. Each is one file and one entry here."""
+"""The tasks: prediction, loss and metrics. Each is one file and one entry here."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from engine.tasks.detection import Detection
 from engine.tasks.interface import Evaluator, Table, Task
 from engine.tasks.segmentation import Segmentation
 
-# What the loop trains and measures, by the name that a data set gives; called with the names of the classes.
+# By the name that a data set gives; called with the names of the classes.
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": Classification,
     "segmentation": Segmentation,

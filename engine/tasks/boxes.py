@@ -22,7 +22,7 @@ MOST_GROWTH = math.log(1000 / 16)  # of a predicted side over the anchor's: exp 
 
 
 class Detections(NamedTuple):
-    """Of one image, by falling score.
+    """Detections of one image, by falling score.
 
     boxes: (N, 4) in pixels of the batch's image; they may stick out of it.
     scores: (N,) in (0, 1).
@@ -35,7 +35,7 @@ class Detections(NamedTuple):
 
 
 def is_object(boxes: Tensor, labels: Tensor) -> Tensor:
-    """Which of the padded boxes (..., 4) are objects: labelled, and with an area."""
+    """Mask of the padded boxes (..., 4) that are objects: labelled, and with an area."""
     return (labels >= 0) & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
 
 
@@ -50,20 +50,24 @@ def match(anchors: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
     Args:
         anchors: (A, 4).
         boxes: (M, 4), of one image.
-        objects: (M,) bool, which of them count.
+        objects: (M,) bool, the boxes that count.
 
     Returns:
         (A,) int64. On a GPU nothing waits for the device.
     """
+    # Where looking costs nothing, the padding is left out before it is compared with every anchor.
     numbers = torch.arange(len(boxes), device=boxes.device)
-    if boxes.device.type == "cpu":  # where looking costs nothing, the padding need not be compared with every anchor
+    if boxes.device.type == "cpu":
         numbers, boxes, objects = numbers[objects], boxes[objects], objects[objects]
     if not len(boxes):
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+
+    # The box that each anchor overlaps most.
     overlap = torch.where(objects[:, None], box_iou(boxes, anchors), -1.0)
     iou, place = overlap.max(dim=0)
     matched = torch.where(iou >= POSITIVE_IOU, place, BACKGROUND)
-    # The first of the boxes that have the same best anchor: the smallest number among them.
+
+    # The best anchor of each box stands for it; of several boxes with the same best anchor, the first.
     iou, best = overlap.max(dim=1)
     nobody = len(boxes)
     claims = torch.where(iou > 0, torch.arange(nobody, device=boxes.device), nobody)
@@ -73,7 +77,7 @@ def match(anchors: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """What a network should predict for boxes (..., 4): (dx / wa, dy / ha, log(w / wa), log(h / ha))."""
+    """Targets of a network for boxes (..., 4): (dx / wa, dy / ha, log(w / wa), log(h / ha))."""
     sides, anchor_sides = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
     shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2 / anchor_sides
     return torch.cat([shift, (sides / anchor_sides).log()], dim=-1)

@@ -39,9 +39,9 @@ class CocoEvaluator:
 
     Args:
         classes: their names, in the order of the labels.
-        truth: what there is to find, as COCO's JSON: "images", "annotations", "categories"; label i is the category
+        truth: the objects, in the form of COCO's JSON: "images", "annotations", "categories"; label i is the category
             `categories[i]`.
-        detections: of every image of a batch, in pixels of the batch.
+        detections: gives those of every image of a batch, in pixels of the batch.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CocoEvaluator:
         self.rows, self._result = [rows[rows[:, 0].argsort(stable=True)]], None
 
     def metrics(self) -> dict[str, float]:
-        """Those of the twelve numbers that there are objects for, and VOC's AP at IoU 0.5, in percent.
+        """The twelve numbers, without those of sizes that no object has, and VOC's AP at IoU 0.5, in percent.
 
         Raises:
             ValueError: for a split without objects.
@@ -125,7 +125,7 @@ def measure(
     Shares, at most 100 detections an image; -1 where there is nothing to find.
 
     Args:
-        truth: as COCO's JSON.
+        truth: the objects, in the form of COCO's JSON.
         rows: (N, 7) image id, left, top, width, height, score, category id.
         image_ids: the images that count.
     """
@@ -134,9 +134,10 @@ def measure(
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise ValueError("detection is measured by pycocotools: pip install '.[train,detection]'") from error
+
     with redirect_stdout(io.StringIO()):  # both print as they go
+        # Truth and detections; the evaluation writes into the annotations, so it gets copies.
         objects = COCO()
-        # The evaluation writes into the annotations.
         objects.dataset = {**truth, "annotations": [dict(annotation) for annotation in truth["annotations"]]}
         objects.createIndex()
         if len(rows):
@@ -145,6 +146,7 @@ def measure(
             found = COCO()
             found.dataset = {**truth, "annotations": []}
             found.createIndex()
+
         evaluation = COCOeval(objects, found, "bbox")
         evaluation.params.imgIds = sorted(image_ids)
         categories = [category["id"] for category in truth["categories"]]
@@ -152,6 +154,8 @@ def measure(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    everything, most = 0, -1  # of the areas and of the numbers of detections
-    precision = evaluation.eval["precision"][:, :, :, everything, most]  # categories by rising id, whatever was asked
+
+    # Over objects of all sizes, with the most detections; categories come by rising id, whatever was asked.
+    all_sizes, most = 0, -1
+    precision = evaluation.eval["precision"][:, :, :, all_sizes, most]
     return np.asarray(evaluation.stats), precision[:, :, np.searchsorted(np.sort(categories), categories)]

@@ -66,7 +66,7 @@ class Detection:
         return focal + box, sums
 
     def _targets(self, batch: Any, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, A) classes, `BACKGROUND` for none; (B, A, 4) deltas, 0 where there is no box; (B, A) which have one."""
+        """(B, A) classes, `BACKGROUND` for none; (B, A, 4) deltas, 0 where there is no box; (B, A) True for a box."""
         objects = is_object(batch.boxes, batch.labels)
         matched = torch.stack([match(anchors, *image) for image in zip(batch.boxes, objects, strict=True)])
         positive, place = matched != BACKGROUND, matched.clamp(min=0)
@@ -82,7 +82,7 @@ class Detection:
         return CocoEvaluator(self.classes, loader.truth, self.detections)
 
     def detections(self, network: nn.Module, batch: Any) -> list[Detections]:
-        """Of every image of a batch."""
+        """Detections of every image of a batch."""
         logits, deltas, anchors = network(batch.images)
         return [detect(*image, anchors, self.score_threshold) for image in zip(logits, deltas, strict=True)]
 
@@ -121,7 +121,7 @@ def focal_loss(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _focal(logits: Tensor) -> Tensor:
-    """p^gamma -log(1 - p): of a negative pair whose probability is p = sigmoid(logit)."""
+    """Loss p^gamma -log(1 - p) of a negative pair whose probability is p = sigmoid(logit)."""
     return logits.sigmoid().pow(GAMMA) * F.softplus(logits)
 
 

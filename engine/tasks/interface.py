@@ -1,4 +1,4 @@
-"""What the loop asks of a task: the loss of a training batch, and an evaluator of a split."""
+"""The contract between loop and task: the loss of a training batch, and an evaluator of a split."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Table:
-    """Finer results of a split, such as one number per class: plain values, one row a line.
+    """Finer results of a split, such as one number per class: plain values.
 
     Args:
         name: what the rows are.
         header: names of the columns, with units.
-        rows: as long as the header each.
+        rows: one cell per column each.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Evaluator(Protocol):
         """Take in a batch of this rank; called without gradients, in evaluation mode."""
 
     def state(self) -> Any:
-        """What this rank has seen, as plain types and tensors on the CPU."""
+        """Everything this rank has seen, as plain types and tensors on the CPU."""
 
     def merge(self, states: list[Any]) -> None:
         """Replace what was seen by that of all ranks: `states` are their `state()`, this one's among them."""
@@ -44,7 +44,7 @@ class Evaluator(Protocol):
 
 
 class Task(Protocol):
-    """What differs between classification, segmentation and detection.
+    """Classification, segmentation or detection.
 
     name: as in the configuration.
     headline: the metric that the best checkpoint is chosen by.
@@ -58,13 +58,13 @@ class Task(Protocol):
     num_pictures: int
 
     def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """(mean loss to differentiate, float64 vector of sums) of a training batch; vectors of batches add up."""
+        """Mean loss to differentiate and float64 vector of sums of a training batch; vectors of batches add up."""
 
     def train_metrics(self, sums: Tensor, images: int) -> dict[str, float]:
-        """Metrics of training, "loss" among them, from the sum of such vectors over so many images."""
+        """Metrics of training, "loss" among them, from the sum of such vectors over `images` images."""
 
     def evaluator(self, loader: Any) -> Evaluator:
-        """For one pass over this loader's split."""
+        """A new evaluator for one pass over this loader's split."""
 
     def pictures(self, network: nn.Module, batch: Any) -> Tensor:
-        """(N, 3, H, W) uint8: what the network makes of a batch, one image a sample."""
+        """Draw the network's answers to a batch: (N, 3, H, W) uint8, one image a sample."""

@@ -1,4 +1,4 @@
-"""Pixels of what a network was given and of classes, for TensorBoard."""
+"""Images and class maps as pixels, for TensorBoard."""
 
 from __future__ import annotations
 

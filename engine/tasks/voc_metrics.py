@@ -26,7 +26,8 @@ def average_precision(
     """The average precision of each category by its id, a share; None for one without objects.
 
     Args:
-        truth: as COCO's JSON; `iscrowd` marks what VOC calls difficult: neither a hit nor a false alarm.
+        truth: the objects, in the form of COCO's JSON; `iscrowd` marks what VOC calls difficult: neither a hit nor a
+            false alarm.
         rows: (N, 7) image id, left, top, width, height, score, category id.
         image_ids: the images that count.
     """
@@ -34,6 +35,8 @@ def average_precision(
     objects = [annotation for annotation in truth["annotations"] if annotation["image_id"] in seen]
     ignored = np.array([bool(annotation.get("iscrowd")) for annotation in objects], bool)
     categories = np.array([annotation["category_id"] for annotation in objects], np.int64)
+
+    # By falling score, the first detection of an object is a hit, a further one a false alarm.
     rows = rows[np.argsort(-rows[:, 5], kind="stable")]
     found = _best_objects(objects, rows)
     hits = np.flatnonzero(found >= 0)
@@ -41,12 +44,14 @@ def average_precision(
     first[hits[np.unique(found[hits], return_index=True)[1]]] = True
     counted = np.ones(len(rows), bool)
     counted[hits] = ~ignored[found[hits]]
+
+    # The area under the curve of each category. Each hit moves the recall by 1 / number; the precision is the best
+    # at this recall or a higher one.
     result: dict[int, float | None] = {}
     for category in (entry["id"] for entry in truth["categories"]):
         number = int(((categories == category) & ~ignored).sum())
         right = first[(rows[:, 6] == category) & counted]
         precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-        # Each hit moves the recall by 1 / number; precision there is the best at this recall or a higher one.
         best = np.maximum.accumulate(precision[::-1])[::-1]
         result[category] = float(best[right].sum()) / number if number else None
     return result
