@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from engine.checkpoint import load
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 
 
-def curves(run: RunFolder) -> list[dict[str, Any]]:
+def curves(run: RunDirectory) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock measured."""
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in run.metrics()]
 
@@ -33,7 +33,7 @@ def assert_same(ours: Any, theirs: Any, key: str = "") -> None:
         assert ours == theirs, key
 
 
-def assert_identical(run: RunFolder, other: RunFolder) -> None:
+def assert_identical(run: RunDirectory, other: RunDirectory) -> None:
     """Weights, BatchNorm, average, optimizer, counters, curves and results of two finished runs."""
     for name in ("last.pt", "best.pt"):
         assert_same(load(run.checkpoints / name), load(other.checkpoints / name), name)

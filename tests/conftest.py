@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from engine.records import RunFolder  # noqa: E402 - the path comes first
+from engine.run_directory import RunDirectory  # noqa: E402 - the path comes first
 from tests.trainer import WORDS, Starter, only_run  # noqa: E402
 
 # The smallest training through the entry script: a tenth of a second of steps.
@@ -84,11 +85,11 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
+def uninterrupted(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDirectory]:
     """The run of WORDS (or another `base`) and these, left alone; made once for each."""
-    done: dict[tuple[object, ...], RunFolder] = {}
+    done: dict[tuple[object, ...], RunDirectory] = {}
 
-    def get(*more: str, world_size: int = 1, base: tuple[str, ...] = WORDS) -> RunFolder:
+    def get(*more: str, world_size: int = 1, base: tuple[str, ...] = WORDS) -> RunDirectory:
         words = (*base, *more)
         if (words, world_size) not in done:
             root: Path = tmp_path_factory.mktemp("uninterrupted")
@@ -102,3 +103,16 @@ def uninterrupted(starter: Starter, tmp_path_factory: pytest.TempPathFactory) ->
         return done[words, world_size]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def stopped_at_step_4(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Puts a run of WORDS that a signal stopped at its fourth step into an output root; trained once."""
+    root = tmp_path_factory.mktemp("stopped")
+    code, output = starter.run(*WORDS, "checkpoint_every=2", f"output_root={root}", stop_after=4)
+    assert code == 143, output
+
+    def put(place: Path) -> None:
+        shutil.copytree(root, place, dirs_exist_ok=True)
+
+    return put

@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from engine.files import ASIDE
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from tests.last_of_each import last_of_each
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,9 +196,9 @@ def kill_tree(pid: int) -> None:
     until(lambda: all(gone(process.pid) for process in tree))
 
 
-def only_run(root: Path) -> RunFolder:
+def only_run(root: Path) -> RunDirectory:
     (path,) = root.glob("*-*/*/seed-*")
-    return RunFolder(path)
+    return RunDirectory(path)
 
 
 def written(root: Path) -> int:
@@ -214,7 +214,7 @@ def being_written(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if ASIDE in name]
 
 
-def assert_no_scars(run: RunFolder) -> None:
+def assert_no_scars(run: RunDirectory) -> None:
     """Every step stands once and in order in both histories, and both say the same."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

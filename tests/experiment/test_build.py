@@ -10,7 +10,7 @@ from configs.compose import plan_of
 from configs.plan import written
 from engine.distributed import Ranks
 from engine.optim import LearningRate
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from engine.signals import StopRequest
 from experiment.build import build_fit, open_data
 from tests.engine.test_task_conformance import CPU
@@ -25,7 +25,7 @@ def test_a_run_has_the_average_and_the_auxiliary_loss_of_its_plan(tmp_path: Path
     words = ("data=fake", "model=amoebanet_b", "model.width=4", "model.options.cells=1", "device=cpu")
     plan = plan_of(*words, "recipe.ema_decay=0.99", "recipe.ema_warmup=true")
     data = open_data(plan, CPU, Ranks())
-    fit, _ = build_fit(plan, data, RunFolder(tmp_path), CPU, Ranks(), StopRequest())
+    fit, _ = build_fit(plan, data, RunDirectory(tmp_path), CPU, Ranks(), StopRequest())
     assert fit.task.aux_weight == fit.state.model.aux_weight > 0
     weight, average = next(fit.state.model.parameters()), next(fit.state.evaluated.parameters())
     for value in (0.0, 1.0):

@@ -16,7 +16,7 @@ from configs.command_line import check_arguments
 from configs.compose import plan_of
 from engine import checkpoint
 from engine.distributed import Ranks
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from engine.signals import StopRequest
 from experiment.build import build_fit
 from experiment.command import run_command
@@ -128,7 +128,7 @@ def test_micro_batches_without_an_image_are_refused() -> None:
     plan = plan_of("data=fake", "batch_size=4", "recipe.accumulate=4")
     two = Ranks(0, 2)
     with pytest.raises(UserError, match="a rank has 2 of the 4 images of a step"):
-        build_fit(plan, None, RunFolder(Path()), torch.device("cpu"), two, StopRequest())  # type: ignore[arg-type]
+        build_fit(plan, None, RunDirectory(Path()), torch.device("cpu"), two, StopRequest())  # type: ignore[arg-type]
 
 
 def test_a_refused_run_is_not_priced(capsys: pytest.CaptureFixture[str]) -> None:

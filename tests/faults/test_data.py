@@ -16,7 +16,7 @@ from PIL import Image
 from data.loader import BatchReader, Made
 from data.splits import Indices
 from engine.loop import Fit
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from experiment import run as run_module
 from experiment.evaluation import evaluate
 from experiment.source import NetworkSource
@@ -141,7 +141,7 @@ def test_another_set_of_classes_does_not_resume_a_run(
     words = (*PHOTOS, f"data.root={photos}", "workers=0")
     assert train(*words) == 0
     (run,) = tmp_path.glob("imagenet-resnet18/*/seed-1")
-    RunFolder(run).set_status("STOPPED")
+    RunDirectory(run).set_status("STOPPED")
     for split in ("train", "val"):
         (photos / split / "cat").rename(photos / split / "lynx")
     capsys.readouterr()
@@ -164,7 +164,7 @@ def test_a_bad_image_ends_the_run_or_is_left_out_and_listed(
     assert "data.on_bad_image=skip" in line
     assert train(*words, "data.on_bad_image=skip") == 0
     (summary,) = tmp_path.glob("imagenet-resnet18/*/seed-1/summary.json")
-    assert list((RunFolder(summary.parent).summary() or {})["bad_images"]) == [str(bad)]
+    assert list((RunDirectory(summary.parent).summary() or {})["bad_images"]) == [str(bad)]
 
 
 def test_evaluation_counts_the_images_that_were_evaluated(train: Train, photos: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_images_left_out_before_a_stop_stay_listed(
         assert train(*words) == 143
     assert train(*words) == 0  # which only evaluates: it reads no training image
     (summary,) = tmp_path.glob("imagenet-resnet18/*/seed-1/summary.json")
-    assert list(RunFolder(summary.parent).summary()["bad_images"]) == [str(bad)]
+    assert list(RunDirectory(summary.parent).summary()["bad_images"]) == [str(bad)]
 
 
 def test_a_run_whose_loader_was_killed_goes_on(

@@ -12,14 +12,14 @@ import pytest
 import evaluate
 import train
 from engine.checkpoint import load
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from tests.box_files import write_coco, write_voc
 from tests.comparison import assert_identical
 from tests.faults.two_ranks import trained_by_two_ranks
 from tests.resume.test_kills import kill_often
 from tests.trainer import DETECTION, Starter, assert_no_scars, only_run
 
-Reference = Callable[..., RunFolder]
+Reference = Callable[..., RunDirectory]
 
 
 def test_killed_at_random(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:

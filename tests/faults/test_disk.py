@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from tests.comparison import assert_identical
 from tests.trainer import WORDS, Starter, being_written, only_run
 
 Train = Callable[..., int]
-Reference = Callable[..., RunFolder]
+Reference = Callable[..., RunDirectory]
 
 
-def test_a_full_disk_keeps_the_old_checkpoint(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
+def test_a_full_disk_keeps_the_old_checkpoint(
+    starter: Starter, tmp_path: Path, uninterrupted: Reference, stopped_at_step_4: Callable[[Path], None]
+) -> None:
     words = (*WORDS, "checkpoint_every=2", f"output_root={tmp_path}")
-    assert starter.run(*words, stop_after=4)[0] == 143
+    stopped_at_step_4(tmp_path)
     run = only_run(tmp_path)
     before = {path.name: path.read_bytes() for path in run.checkpoints.iterdir()}
     code, output = starter.run(*words, file_limit=100_000)
@@ -36,10 +38,14 @@ def test_a_full_disk_keeps_the_old_checkpoint(starter: Starter, tmp_path: Path, 
 
 @pytest.mark.parametrize("size", [500, 2500])
 def test_a_disk_too_full_for_the_smallest_files_is_reported_in_one_line(
-    starter: Starter, tmp_path: Path, uninterrupted: Reference, size: int
+    starter: Starter,
+    tmp_path: Path,
+    uninterrupted: Reference,
+    stopped_at_step_4: Callable[[Path], None],
+    size: int,
 ) -> None:
     words = (*WORDS, "checkpoint_every=2", f"output_root={tmp_path}")
-    assert starter.run(*words, stop_after=4)[0] == 143
+    stopped_at_step_4(tmp_path)
     code, output = starter.run(*words, "log_every=1", file_limit=size)
     assert code == 1
     assert [line for line in output.splitlines() if line.startswith("error: ") and "cannot write" in line], output

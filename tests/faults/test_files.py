@@ -22,13 +22,13 @@ import evaluate
 from configs.checking import load_yaml
 from configs.plan import Plan, plan_from
 from engine.checkpoint import CheckpointError, load, load_latest, save
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from experiment import run_plan
 from tests.comparison import assert_identical
 from tests.trainer import ROOT, WORDS, Starter, only_run
 
 Train = Callable[..., int]
-Reference = Callable[..., RunFolder]
+Reference = Callable[..., RunDirectory]
 
 
 def small(step: int) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def test_hostile_files_in_a_run_folder_run_nothing(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("regularizer=none", "epochs=1", f"run_dir={tmp_path / 'run'}") == 0
-    run, mark = RunFolder(tmp_path / "run"), tmp_path / "mark"
+    run, mark = RunDirectory(tmp_path / "run"), tmp_path / "mark"
     hostile = payloads(mark)["os.system"]
     save({**load(run.checkpoints / "last.pt"), "extra": hostile}, run.checkpoints / "last.pt")
     run.set_status("STOPPED")
@@ -224,11 +224,11 @@ def test_no_source_loads_or_runs_what_a_file_says() -> None:
 
 
 @pytest.fixture(scope="module")
-def stopped(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def stopped(starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run to go on from. Several tests share it, so none of them does."""
     root = tmp_path_factory.mktemp("stopped")
     assert starter.run(*WORDS, f"run_dir={root}", stop_after=3)[0] == 143
-    return RunFolder(root)
+    return RunDirectory(root)
 
 
 EDITS: dict[str, Callable[[Plan], Plan]] = {
@@ -246,7 +246,7 @@ EDITS: dict[str, Callable[[Plan], Plan]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_another_plan_does_not_resume_a_run(stopped: RunFolder, edit: str) -> None:
+def test_another_plan_does_not_resume_a_run(stopped: RunDirectory, edit: str) -> None:
     plan = plan_from(load_yaml(stopped.path / "plan.yaml"))
     with pytest.raises(ValueError, match="holds another run") as caught:
         run_plan(EDITS[edit](plan))
@@ -258,7 +258,7 @@ def test_how_it_is_run_may_change_on_resume(starter: Starter, tmp_path: Path, un
     words = (*WORDS, f"run_dir={tmp_path}")
     assert starter.run(*words, stop_after=3)[0] == 143
     assert starter.run(*words, "workers=1", "checkpoint_every=1", "compile=false", "rank_timeout=60")[0] == 0
-    assert_identical(RunFolder(tmp_path), uninterrupted())
+    assert_identical(RunDirectory(tmp_path), uninterrupted())
 
 
 def test_a_checkpoint_of_another_run_or_other_data_is_refused(starter: Starter, tmp_path: Path) -> None:

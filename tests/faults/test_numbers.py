@@ -39,7 +39,7 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool], facto
     monkeypatch.setattr(Classification, "loss", patched)
 
 
-@pytest.mark.parametrize("step", [0, 3, 8])
+@pytest.mark.parametrize("step", [0, 3, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_loss_that_is_no_number_never_reaches_the_weights(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:

@@ -14,14 +14,14 @@ import evaluate
 import train
 from engine.checkpoint import load
 from engine.guard import all_finite
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from tests.comparison import assert_identical
 from tests.data.mask_files import write_folder, write_mask
 from tests.faults.two_ranks import trained_by_two_ranks
 from tests.resume.test_kills import kill_often
 from tests.trainer import SEGMENTATION, Starter, assert_no_scars, only_run
 
-Reference = Callable[..., RunFolder]
+Reference = Callable[..., RunDirectory]
 FOUR_EPOCHS = (*SEGMENTATION, "epochs=4")
 
 

@@ -142,14 +142,26 @@ def train(place: Path, world_size: int, accumulate: int = 1) -> list[SimpleNames
     return [SimpleNamespace(**torch.load(place / f"rank{rank}.pt")) for rank in range(world_size)]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One rank with the whole batch."""
+    (rank,) = train(tmp_path_factory.mktemp("runs") / "alone", 1)
+    return rank
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[SimpleNamespace]:
+    """Two ranks with half of it each."""
+    return train(tmp_path_factory.mktemp("runs") / "two", 2)
+
+
 def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest difference of two sets of weights, as a share of the largest weight of its tensor."""
     return max(float((one[name] - other[name]).abs().max() / other[name].abs().max()) for name in other)
 
 
-def test_one_rank_with_the_whole_batch_is_two_with_halves(tmp_path: Path) -> None:
-    (alone,) = train(tmp_path / "1", 1)
-    first, second = train(tmp_path / "2", 2)
+def test_one_rank_with_the_whole_batch_is_two_with_halves(alone: SimpleNamespace, two: list[SimpleNamespace]) -> None:
+    first, second = two
     assert apart(first.weights, second.weights) == 0
     # 18 steps of float32 sums in another order; a gradient summed and not averaged ends ten thousand times as far away.
     assert apart(first.weights, alone.weights) < 1e-4
@@ -159,13 +171,14 @@ def test_one_rank_with_the_whole_batch_is_two_with_halves(tmp_path: Path) -> Non
     assert rates[0] == rates[1] == rates[2]
 
 
-def test_gradients_travel_once_for_an_accumulated_batch(tmp_path: Path) -> None:
-    (whole,) = train(tmp_path / "whole", 1)
+def test_gradients_travel_once_for_an_accumulated_batch(
+    tmp_path: Path, alone: SimpleNamespace, two: list[SimpleNamespace]
+) -> None:
     accumulated, _ = train(tmp_path / "parts", 2, accumulate=2)
-    plain, _ = train(tmp_path / "plain", 2)
+    plain = two[0]
     assert [step["reductions"] for step in accumulated.steps] == [step["reductions"] for step in plain.steps]
     assert plain.steps[-1]["reductions"] >= len(plain.steps)
-    assert apart(accumulated.weights, whole.weights) < 1e-4
+    assert apart(accumulated.weights, alone.weights) < 1e-4
 
 
 def test_synchronized_batch_norm_is_for_gpus() -> None:
@@ -193,9 +206,11 @@ def test_synchronized_batch_norm_keeps_the_sites_of_a_foreign_network(name: str)
     assert set(calls.values()) == {1}
 
 
-def test_random_layers_of_a_network_draw_apart_on_every_rank_and_again_the_same(tmp_path: Path) -> None:
-    first, second = train(tmp_path / "1", 2)
-    again, _ = train(tmp_path / "2", 2)
+def test_random_layers_of_a_network_draw_apart_on_every_rank_and_again_the_same(
+    tmp_path: Path, two: list[SimpleNamespace]
+) -> None:
+    first, second = two
+    again, _ = train(tmp_path / "again", 2)
     assert len(first.draws) == len(set(first.draws)) == EPOCHS * (288 // BATCH)
     assert not set(first.draws) & set(second.draws)
     assert first.draws == again.draws

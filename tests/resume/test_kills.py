@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from engine.checkpoint import load
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from tests.comparison import assert_identical
 from tests.trainer import (
     ENVIRONMENT,
@@ -36,7 +36,7 @@ from tests.trainer import (
 )
 
 MANY = ("epochs=4", "checkpoint_every=2")
-Reference = Callable[..., RunFolder]
+Reference = Callable[..., RunDirectory]
 
 
 def kill_somewhere(processes: list[Process], root: Path, before: int, draw: random.Random, in_write: bool) -> bool:
@@ -67,7 +67,7 @@ def kill_somewhere(processes: list[Process], root: Path, before: int, draw: rand
 
 def kill_often(
     start: Callable[[], list[Process]], root: Path, kills: int, draw: random.Random
-) -> tuple[RunFolder, int, int]:
+) -> tuple[RunDirectory, int, int]:
     """Start, kill, start again; after that many kills (or when it was faster) let it end.
 
     Returns:
@@ -138,7 +138,7 @@ def test_every_sample_once_per_epoch_whatever_happens(starter: Starter, tmp_path
 def kill_many(
     tmp_path: Path,
     start: Callable[[Path, Path], list[Process]],
-    reference: RunFolder,
+    reference: RunDirectory,
     *,
     kills: int,
     in_write: int = 0,
@@ -214,7 +214,9 @@ def workers_of(launcher: Process) -> list[int]:
         return []
 
 
-def kill_one_rank_again_and_again(tmp_path: Path, kills: int, words: tuple[str, ...]) -> tuple[RunFolder, list[float]]:
+def kill_one_rank_again_and_again(
+    tmp_path: Path, kills: int, words: tuple[str, ...]
+) -> tuple[RunDirectory, list[float]]:
     draw = random.Random(4)
     job = torchrun(*WORDS, *words, f"output_root={tmp_path}", log=tmp_path / "log", restarts=kills)
     waits = []

@@ -18,7 +18,7 @@ import pytest
 from configs.checking import load_yaml
 from configs.plan import plan_from
 from engine.checkpoint import load
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from experiment import plan_of, run_plan
 
 HERE = Path(__file__).parent
@@ -68,11 +68,11 @@ OLD_RUNS = {
 }
 
 
-def unpacked(name: str, place: Path) -> RunFolder:
+def unpacked(name: str, place: Path) -> RunDirectory:
     archive, folder, _, _ = OLD_RUNS[name]
     with tarfile.open(HERE / archive) as file:
         file.extractall(place, filter="data")
-    return RunFolder(place / folder)
+    return RunDirectory(place / folder)
 
 
 def losses(lines: list[dict[str, Any]]) -> list[float]:
@@ -105,7 +105,7 @@ def test_a_run_of_older_code_is_resumed(tmp_path: Path, capsys: pytest.CaptureFi
     assert record_of(run) == json.loads((HERE / "records_of_c48c186.json").read_text())[name]
 
 
-def record_of(run: RunFolder) -> dict[str, list[str]]:
+def record_of(run: RunDirectory) -> dict[str, list[str]]:
     """Everything by name that a finished run leaves to TensorBoard, reports and scripts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

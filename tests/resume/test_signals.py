@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import load
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
+from engine.signals import ASKING, Stopped, StopRequest
 from tests.comparison import assert_identical
 from tests.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, entry_script, only_run, until, written
 
-Reference = Callable[..., RunFolder]
+Reference = Callable[..., RunDirectory]
 SOON = 10.0  # seconds
 
 
@@ -33,9 +34,27 @@ def pending(process: Process, number: int) -> bool:
     return any(int(line[1], 16) >> (number - 1) & 1 for line in lines if line[0] in ("SigPnd:", "ShdPnd:"))
 
 
+@pytest.mark.parametrize("number", ASKING, ids=str)
+def test_every_signal_that_asks_to_stop_is_noted_and_has_its_exit_code(number: signal.Signals) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
+    try:
+        with StopRequest() as stop:
+            stop.defer()
+            os.kill(os.getpid(), number)
+            assert stop.received == number
+        assert Stopped(number, "").exit_code == (130 if number == signal.SIGINT else 143)
+        with StopRequest(), pytest.raises(Stopped):  # nothing has begun: there is nothing to wait for
+            signal.raise_signal(number)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
+    [
+        *((signal.SIGTERM, 143), (signal.SIGINT, 130)),
+        *(pytest.param(number, 143, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGHUP)),
+    ],
     ids=str,
 )
 def test_one_signal_finishes_the_step_and_writes(
@@ -85,16 +104,18 @@ def test_a_signal_meets_the_program_anywhere(
     assert time.monotonic() - begin < SOON
     if where != "compose":
         assert only_run(tmp_path).status()["status"] == "STOPPED"
-    if where == "evaluation":  # it was left to the next attempt
+    if where == "evaluation":  # it was left to the next start
         state = load(only_run(tmp_path).checkpoints / "last.pt")
         assert (state["step"], state["epochs_done"]) == (STEPS_PER_EPOCH, 0)
     assert starter.run(*words)[0] == 0
     assert_identical(only_run(tmp_path), uninterrupted())
 
 
-def test_a_second_interrupt_ends_at_once(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
+def test_a_second_interrupt_ends_at_once(
+    starter: Starter, tmp_path: Path, uninterrupted: Reference, stopped_at_step_4: Callable[[Path], None]
+) -> None:
     words = (*WORDS, "checkpoint_every=2", f"output_root={tmp_path}")
-    assert starter.run(*words, stop_after=4)[0] == 143
+    stopped_at_step_4(tmp_path)
     before = written(tmp_path)
     process = starter.start(*words, slow=30.0)  # the next write takes longer than anybody waits
     folder = only_run(tmp_path).checkpoints
@@ -114,10 +135,10 @@ def test_a_second_interrupt_ends_at_once(starter: Starter, tmp_path: Path, unint
 
 
 def test_a_write_that_outlasts_the_grace_costs_the_work_since_the_last_one(
-    starter: Starter, tmp_path: Path, uninterrupted: Reference
+    starter: Starter, tmp_path: Path, uninterrupted: Reference, stopped_at_step_4: Callable[[Path], None]
 ) -> None:
     words = (*WORDS, "checkpoint_every=2", f"output_root={tmp_path}")
-    assert starter.run(*words, stop_after=4)[0] == 143
+    stopped_at_step_4(tmp_path)
     process = starter.start(*words, slow=30.0)
     folder = only_run(tmp_path).checkpoints
     until(lambda: any(f".tmp.{process.pid}" in path.name for path in folder.iterdir()), 60, process.output)
