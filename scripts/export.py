@@ -20,7 +20,7 @@ from pathlib import Path
 from configs.checking import UserError
 from configs.command_line import read_values
 from engine.files import write_aside
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from experiment.source import NetworkSource
 from experiment.trained import described, load, weights_of
 from scripts.entry import guarded
@@ -41,7 +41,7 @@ def export(source: NetworkSource, target: Path, card: bool = False) -> dict[str,
     plan, payload = load(source)
     weights = {key: value.contiguous() for key, value in weights_of(payload).items()}
     # The text inside the file: a checkpoint without its run has no record to name a commit from.
-    summary = RunFolder(Path(source.run)).summary() if source.run is not None else {}
+    summary = RunDirectory(Path(source.run)).summary() if source.run is not None else {}
     text = {"format": "pt", "step": str(payload["step"]), "checkpoint": described(payload)}
     text |= {"plan": json.dumps(asdict(plan)), "source": str(source.run or source.checkpoint)}
     if source.run is not None:

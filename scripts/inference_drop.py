@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from configs.command_line import read_values
 from engine import cpu
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from experiment.outcome import report_error
 from experiment.source import NetworkSource
 from scripts.entry import folder, guarded, parser_of
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     cpu.configure_process()
     from scripts.reporting.runs import read_sweep
 
-    runs = [RunFolder(run["path"]) for run in read_sweep(given.sweep).runs]
+    runs = [RunDirectory(run["path"]) for run in read_sweep(given.sweep).runs]
     failed = 0
     for i, run in enumerate(runs, start=1):
         done = measured(run) >= {(block, kept) for block in given.block_size for kept in KEEP_PROBS}
@@ -57,13 +57,13 @@ def main(arguments: list[str]) -> int:
     return int(failed > 0)
 
 
-def measured(run: RunFolder) -> set[tuple[int, float]]:
+def measured(run: RunDirectory) -> set[tuple[int, float]]:
     """(block size, keep_prob) that a run was tested with."""
     points = (run.read("under_drop.json") or {}).get("under_drop", [])
     return {(point["block_size"], point["keep_prob"]) for point in points}
 
 
-def measure(run: RunFolder, blocks: Sequence[int], place: Place) -> None:
+def measure(run: RunDirectory, blocks: Sequence[int], place: Place) -> None:
     """Evaluate one run with these blocks at every keep_prob; the points join those of other blocks."""
     from experiment.evaluation import evaluate
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from configs.checking import UserError
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from scripts.entry import folder, guarded, parser_of
 from scripts.pages import RESULTS, fill_all
 from scripts.reporting.regimes import draw_regimes
@@ -46,7 +46,7 @@ def keep_first_runs(runs: list[Path], file: Path) -> None:
     """
     kept = json.loads(file.read_text()) if file.exists() else {}
     for run in runs:
-        summary = RunFolder(run).summary()
+        summary = RunDirectory(run).summary()
         if not summary:
             raise UserError(f"{run}: no finished run, there is no summary.json in it")
         metric, data = summary["headline"], summary["plan"]["data"]["name"]

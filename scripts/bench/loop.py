@@ -26,7 +26,7 @@ from engine.distributed import Ranks
 from engine.loggers import MetricsWriter, Progress
 from engine.loop import Fit
 from engine.precision import autocast
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from engine.signals import StopRequest
 from engine.tasks.segmentation import IGNORE
 from experiment.build import build_fit, open_data
@@ -69,7 +69,7 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> Row:
     data = open_data(plan, device, Ranks())
 
     def fit() -> Fit:
-        return build_fit(plan, data, RunFolder(place), device, Ranks(), StopRequest())[0]
+        return build_fit(plan, data, RunDirectory(place), device, Ranks(), StopRequest())[0]
 
     batch = next(iter(data.train.epoch(0)))
     clocks = {key: Clock(device, CLOCKS[arguments.clock]) for key in (BARE, OURS)}

@@ -19,7 +19,7 @@ from configs.checking import UserError, check, load_yaml
 from configs.command_line import values_given
 from configs.paper import StudyConfig, paper_from
 from configs.plan import plan_from
-from engine.records import DONE, RunFolder, same_data
+from engine.run_directory import DONE, RunDirectory, same_data
 from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, colour_of, knob_text, label_of, metric_label
 from scripts.reporting.statistics import Spread
 
@@ -70,7 +70,7 @@ class Sweep:
             row["label"] = label(self, row)
 
 
-def record_of(run: RunFolder, note: Mapping[str, Any]) -> Record:
+def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
     """A finished run as one flat record.
 
     Args:
@@ -295,7 +295,7 @@ def read_sweep(folder: Path) -> Sweep:
     Raises:
         UserError: if the folder is no sweep, none of its runs is finished, or their data have changed between them.
     """
-    notes = RunFolder(folder / "runs")
+    notes = RunDirectory(folder / "runs")
     names = sorted(path.name for path in notes.path.glob("*.json"))
     if not names:
         if (folder / "multirun.yaml").exists():
@@ -312,7 +312,7 @@ def read_sweep(folder: Path) -> Sweep:
         if note is None:
             lost.append((name, "UNREADABLE", f"{notes.path / name} is damaged"))
             continue
-        run = RunFolder(place_of(folder, Path(note["run"])))
+        run = RunDirectory(place_of(folder, Path(note["run"])))
         noted.append((run, note))
         status = run.status().get("status", "MISSING")
         if status == DONE and run.summary():
@@ -350,7 +350,7 @@ def read_runs(folders: Sequence[Path]) -> Sweep:
     runs: list[Record] = []
     seen: dict[tuple[str, int], Path] = {}
     for folder in dict.fromkeys(path.resolve() for path in folders):
-        run = RunFolder(folder)
+        run = RunDirectory(folder)
         if not run.summary():
             raise UserError(f"{folder}: no finished run, there is no summary.json in it")
         runs.append(record_of(run, {"experiment": run.summary()["plan"].get("experiment")}))
@@ -396,9 +396,9 @@ def pilots_beside(folder: Path, study: StudyConfig) -> list[Record]:
     """The finished runs of the sweep that chose keep_prob, from its own folder beside this one."""
     found = {}
     for place in sorted(folder.resolve().parent.glob(f"{study.pilot_sweep}*")) if study.pilot_sweep else []:
-        notes = RunFolder(place / "runs")
+        notes = RunDirectory(place / "runs")
         for note in filter(None, (notes.read(path.name) for path in sorted(notes.path.glob("*.json")))):
-            run = RunFolder(place_of(place, Path(note["run"])))
+            run = RunDirectory(place_of(place, Path(note["run"])))
             if run.summary():
                 found[run.path] = record_of(run, note)
     return list(found.values())
@@ -427,7 +427,9 @@ def asked_for(folder: Path) -> dict[str, Any]:
     return {**given, **{key: given.get(key, value) for key, value in params.items()}}
 
 
-def not_run(asked: Mapping[str, Any], noted: Sequence[tuple[RunFolder, Mapping[str, Any]]], sweep: Sweep) -> list[str]:
+def not_run(
+    asked: Mapping[str, Any], noted: Sequence[tuple[RunDirectory, Mapping[str, Any]]], sweep: Sweep
+) -> list[str]:
     """The jobs of a sweep that have left no note: every row that was asked for, in every seed that is known.
 
     Args:

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from evaluate import main, result_text
 from experiment.evaluation import trained
 
 
 @pytest.fixture
-def run(train: Callable[..., int], tmp_path: Path) -> RunFolder:
+def run(train: Callable[..., int], tmp_path: Path) -> RunDirectory:
     assert train("regularizer=dropblock", "recipe.ema_decay=0.5") == 0
     (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
-    return RunFolder(path)
+    return RunDirectory(path)
 
 
-def test_equal_to_the_summary(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_to_the_summary(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary, out = run.summary(), tmp_path / "result.json"
     for words, which, split in (
         ([f"run={run.path}"], "last", "test"),
@@ -41,7 +41,7 @@ def test_equal_to_the_summary(run: RunFolder, tmp_path: Path, capsys: pytest.Cap
     assert "class 3" in capsys.readouterr().out
 
 
-def test_drop_at_inference(run: RunFolder, tmp_path: Path) -> None:
+def test_drop_at_inference(run: RunDirectory, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     assert main([f"run={run.path}", "keep_prob=[1,0.1]", "block_size=[1,7]", f"json={out}", "device=cpu"]) == 0
     result = json.loads(out.read_text())

@@ -20,7 +20,7 @@ from configs.checking import UserError
 from configs.command_line import read_arguments
 from configs.compose import plan_of
 from engine import cpu
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from experiment.outcome import Job
 from experiment.pool import Pool
 from experiment.progress import Progress, last_entries
@@ -45,8 +45,8 @@ def start(root: Path, *more: str, words: Sequence[str] = WORDS) -> subprocess.Po
     )
 
 
-def runs(root: Path) -> list[RunFolder]:
-    return [RunFolder(path.parent) for path in sorted(root.glob("fake-resnet18/*/seed-*/plan.yaml"))]
+def runs(root: Path) -> list[RunDirectory]:
+    return [RunDirectory(path.parent) for path in sorted(root.glob("fake-resnet18/*/seed-*/plan.yaml"))]
 
 
 def workers(parent: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -60,7 +60,7 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def assert_as_one_by_one(root: Path, one_by_one: list[RunFolder]) -> None:
+def assert_as_one_by_one(root: Path, one_by_one: list[RunDirectory]) -> None:
     """Every run has ended as the same run of the other sweep, those that are done with the same numbers."""
     for ours, theirs in zip(runs(root), one_by_one, strict=True):
         status = ours.status()["status"]

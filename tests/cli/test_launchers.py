@@ -14,7 +14,7 @@ import pytest
 from configs.checking import UserError
 from configs.compose import nodes
 from configs.plan import choices
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from experiment.launchers import PLUGINS, installed
 from experiment.precheck import precheck
 from tests.comparison import assert_identical
@@ -101,14 +101,14 @@ def test_ray_runs_a_grid_and_takes_up_the_run_of_a_killed_worker(tmp_path: Path)
     while not (begun := [*(tmp_path / "ray").glob("fake-*/*/seed-*/metrics.jsonl")]):
         assert parent.poll() is None
         time.sleep(0.05)
-    psutil.Process(RunFolder(begun[0].parent).status()["pid"]).kill()
+    psutil.Process(RunDirectory(begun[0].parent).status()["pid"]).kill()
     shown = parent.communicate(timeout=280)[0].decode()
     assert parent.returncode == 1, shown
     assert "4 runs done, 2 not" in shown
     assert shown.count("\n") < 20, shown  # quiet
     ours, theirs = (sorted((tmp_path / name).glob("fake-*/*/seed-*")) for name in ("ray", "one"))
     assert len(ours) == len(theirs) == 6
-    for a, b in zip(map(RunFolder, ours), map(RunFolder, theirs), strict=True):
+    for a, b in zip(map(RunDirectory, ours), map(RunDirectory, theirs), strict=True):
         assert a.status()["status"] == b.status()["status"]
         if b.status()["status"] == "DONE":
             assert_identical(a, b)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from evaluate import main as evaluate
 
 Train = Callable[..., int]
@@ -16,7 +16,7 @@ Train = Callable[..., int]
 
 def summary_of(root: Path) -> dict[str, dict[str, float]]:
     (path,) = root.glob("fake-*/*/seed-1")
-    drops: dict[str, dict[str, float]] = RunFolder(path).summary()["drop_last_epoch"]
+    drops: dict[str, dict[str, float]] = RunDirectory(path).summary()["drop_last_epoch"]
     return drops
 
 
@@ -69,7 +69,7 @@ def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> No
     assert train(*words, "epochs=3", "log_every=10") == 0
     (run,) = tmp_path.glob("digits-amoebanet_b/*/seed-1")
     # 79 and 86 % as two processors round; a network that learns nothing stays at 10 %.
-    assert (RunFolder(run).summary() or {})["last"]["test/top1"] > 60
+    assert (RunDirectory(run).summary() or {})["last"]["test/top1"] > 60
 
 
 @pytest.mark.parametrize(

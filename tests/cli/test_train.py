@@ -20,15 +20,15 @@ from omegaconf import OmegaConf
 from engine import checkpoint
 from engine.checkpoint import load
 from engine.loop import Fit
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[..., int]
 
 
-def only_run(root: Path, pattern: str = "fake-resnet18/*/seed-*") -> RunFolder:
+def only_run(root: Path, pattern: str = "fake-resnet18/*/seed-*") -> RunDirectory:
     (path,) = root.glob(pattern)
-    return RunFolder(path)
+    return RunDirectory(path)
 
 
 def test_a_run_leaves_a_complete_record(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +120,7 @@ def test_one_failing_job_does_not_end_the_grid(
 def test_accumulation_draws_the_same_samples_and_learns_alike(train: Train, tmp_path: Path) -> None:
     assert train("regularizer=none") == 0
     assert train("regularizer=none", "recipe.accumulate=2") == 0
-    losses = [RunFolder(p).summary()["last"]["test/loss"] for p in tmp_path.glob("fake-resnet18/none-*/seed-1")]
+    losses = [RunDirectory(p).summary()["last"]["test/loss"] for p in tmp_path.glob("fake-resnet18/none-*/seed-1")]
     assert losses[0] != losses[1]  # BatchNorm sees smaller batches
     assert losses[0] == pytest.approx(losses[1], rel=0.2)
 
@@ -198,18 +198,18 @@ def test_a_fresh_grid_does_its_work_once(train: Callable[..., int], tmp_path: Pa
 def test_a_signal_after_the_last_step_ends_the_grid(
     train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = RunFolder.write
+    write = RunDirectory.write
 
-    def signalled(folder: RunFolder, name: str, value: object) -> None:
+    def signalled(folder: RunDirectory, name: str, value: object) -> None:
         if name == "summary.json":
             os.kill(os.getpid(), signal.SIGTERM)
         write(folder, name, value)
 
-    monkeypatch.setattr(RunFolder, "write", signalled)
+    monkeypatch.setattr(RunDirectory, "write", signalled)
     assert train("-m", "regularizer=none,dropblock", "epochs=1") == 143
     (run,) = tmp_path.glob("fake-resnet18/*/seed-1")
-    assert RunFolder(run).status()["status"] == "DONE"
-    assert RunFolder(run).summary()
+    assert RunDirectory(run).status()["status"] == "DONE"
+    assert RunDirectory(run).summary()
 
 
 def test_images_per_second_is_that_of_the_whole_window(

@@ -17,7 +17,7 @@ from PIL import Image
 from configs.compose import plan_of
 from data import DATASETS, Data, SegmentationBatch, masks
 from data.interface import IGNORE
-from engine.records import same_data
+from engine.run_directory import same_data
 from tests.data.mask_files import write_camvid, write_folder, write_mask, write_voc
 from tests.opening import build_data
 from train import main

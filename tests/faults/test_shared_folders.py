@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from configs.compose import plan_of
-from engine.records import RunFolder, RunLocked
+from engine.run_directory import RunDirectory, RunLocked
 from experiment.job import run_job
 from experiment.outcome import Job
 from experiment.sweep import read_runs
 from tests.comparison import assert_identical
 from tests.trainer import WORDS, Starter, kill_tree, only_run, until
 
-Reference = Callable[..., RunFolder]
+Reference = Callable[..., RunDirectory]
 SHORT = (*WORDS, "epochs=1")
 
 
@@ -44,7 +44,7 @@ def test_racing_pairs(starter: Starter, tmp_path: Path, uninterrupted: Reference
 
 
 def test_who_asks_whether_a_folder_is_in_use_does_not_keep_others_out(tmp_path: Path) -> None:
-    folder, over = RunFolder(tmp_path), threading.Event()
+    folder, over = RunDirectory(tmp_path), threading.Event()
     folder.lock().close()
 
     def ask() -> None:
@@ -65,7 +65,7 @@ def test_who_asks_whether_a_folder_is_in_use_does_not_keep_others_out(tmp_path: 
 
 def test_a_job_of_a_launcher_says_that_another_process_has_its_run(tmp_path: Path) -> None:
     job = Job(0, [], plan_of("data=fake", f"output_root={tmp_path}"))
-    with RunFolder(job.run).lock():
+    with RunDirectory(job.run).lock():
         outcome = run_job(job, time.time(), tmp_path / "sweeps" / "x")
     assert (outcome.status, outcome.in_use) == ("FAILED", False)
     (noted,) = read_runs(tmp_path / "sweeps" / "x")
@@ -88,8 +88,8 @@ def test_two_fresh_starts_lose_nothing(starter: Starter, tmp_path: Path) -> None
     folders = sorted(tmp_path.iterdir())
     assert len(folders) == 1 + codes.count(0)
     for folder in folders:
-        assert RunFolder(folder).status()["status"] == "DONE"
-        assert RunFolder(folder).summary()["steps"] == 6
+        assert RunDirectory(folder).status()["status"] == "DONE"
+        assert RunDirectory(folder).summary()["steps"] == 6
 
 
 def test_a_killed_run_is_known_as_such_and_taken_over(
@@ -111,8 +111,8 @@ def test_a_killed_run_is_known_as_such_and_taken_over(
     assert not list(only_run(tmp_path).path.glob("**/*.tmp.*"))
 
 
-def runs_of(root: Path) -> dict[str, RunFolder]:
-    return {path.name: RunFolder(path) for path in sorted(root.glob("fake-resnet18/*/seed-*"))}
+def runs_of(root: Path) -> dict[str, RunDirectory]:
+    return {path.name: RunDirectory(path) for path in sorted(root.glob("fake-resnet18/*/seed-*"))}
 
 
 def test_two_processes_share_a_grid(starter: Starter, tmp_path: Path) -> None:
@@ -138,7 +138,9 @@ def test_a_grid_goes_on_past_what_fails(starter: Starter, tmp_path: Path) -> Non
     table = output[output.index("status  ") :].splitlines()
     assert sorted(line.split()[0] for line in table[2:6]) == ["DONE", "FAILED", "FAILED", "FAILED"]
     assert "1 run done, 3 not" in output
-    (failed,) = [run for path in tmp_path.glob("fake-*/*/*") if (run := RunFolder(path)).status()["status"] == "FAILED"]
+    (failed,) = [
+        run for path in tmp_path.glob("fake-*/*/*") if (run := RunDirectory(path)).status()["status"] == "FAILED"
+    ]
     assert "NonFinite" in (failed.path / "error.txt").read_text()
     code, output = starter.run(*words)  # skips what is done, tries the failed one again
     assert code == 1

@@ -11,7 +11,7 @@ import torch
 
 from configs.compose import plan_of
 from engine import checkpoint
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from evaluate import main as evaluate
 from scripts.export import main
 from scripts.model_card import card_text
@@ -20,13 +20,13 @@ safetensors = pytest.importorskip("safetensors")
 
 
 @pytest.fixture
-def run(train: Callable[..., int], tmp_path: Path) -> RunFolder:
+def run(train: Callable[..., int], tmp_path: Path) -> RunDirectory:
     assert train("regularizer=dropblock", "recipe.ema_decay=0.5") == 0
     (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
-    return RunFolder(path)
+    return RunDirectory(path)
 
 
-def test_the_file_holds_what_training_evaluated(run: RunFolder, tmp_path: Path) -> None:
+def test_the_file_holds_what_training_evaluated(run: RunDirectory, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     assert main([f"run={run.path}", str(file)]) == 0
     averaged = checkpoint.load(run.checkpoints / "last.pt")["ema"]["module"]
@@ -39,17 +39,17 @@ def test_the_file_holds_what_training_evaluated(run: RunFolder, tmp_path: Path) 
     assert text["commit"] == run.summary()["environment"]["commit"]
 
 
-def test_it_is_a_network_to_start_from(run: RunFolder, train: Callable[..., int], tmp_path: Path) -> None:
+def test_it_is_a_network_to_start_from(run: RunDirectory, train: Callable[..., int], tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     assert main([f"checkpoint={run.checkpoints / 'best.pt'}", str(file)]) == 0
     assert train("regularizer=none", f"model.pretrained={file}", "seed=2", "lr=1e-20") == 0
     (again,) = tmp_path.glob("fake-resnet18/*/seed-2")
-    ours = checkpoint.load(RunFolder(again).checkpoints / "last.pt")["model"]
+    ours = checkpoint.load(RunDirectory(again).checkpoints / "last.pt")["model"]
     best = checkpoint.load(run.checkpoints / "best.pt")["model"]
     assert all(torch.allclose(ours[name], best[name], atol=1e-15) for name in ours if name.endswith("weight"))
     file.unlink()  # whoever has the run needs it no more
     assert evaluate([f"run={again}", "device=cpu"]) == 0
-    RunFolder(again).set_status("STOPPED")
+    RunDirectory(again).set_status("STOPPED")
     assert train("regularizer=none", f"model.pretrained={file}", "seed=2", "lr=1e-20") == 0
 
 
@@ -69,12 +69,12 @@ def test_mistakes_take_one_line(words: list[str], culprit: str, capsys: pytest.C
     assert printed.count("\n") == 1
 
 
-def test_a_place_that_cannot_be_written(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_cannot_be_written(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"run={run.path}", "/nowhere/weights.safetensors"]) == 2
     assert "/nowhere/weights.safetensors" in capsys.readouterr().err
 
 
-def test_a_model_card_has_the_index_of_its_numbers(run: RunFolder, tmp_path: Path) -> None:
+def test_a_model_card_has_the_index_of_its_numbers(run: RunDirectory, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
     assert main([str(run.path), str(tmp_path / "weights.safetensors"), "--card"]) == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import experiment.evaluation
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from scripts import inference_drop
 from tests.scripts.made_up_sweep import note, plan_of, write_run
 
@@ -35,5 +35,5 @@ def test_further_blocks_join_the_earlier_and_a_failing_run_stops_no_other(
         assert "1 runs measured, 1 not" in capsys.readouterr().out
     points = json.loads((runs[1] / "under_drop.json").read_text())["under_drop"]
     assert len(points) == 3 * len(inference_drop.KEEP_PROBS)
-    assert inference_drop.measured(RunFolder(runs[1])) == {(p["block_size"], p["keep_prob"]) for p in points}
+    assert inference_drop.measured(RunDirectory(runs[1])) == {(p["block_size"], p["keep_prob"]) for p in points}
     assert inference_drop.main([str(sweep), "nonsense=1"]) == 2

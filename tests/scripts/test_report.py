@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.records import RunFolder
+from engine.run_directory import RunDirectory
 from scripts import compare as compare_script
 from scripts.report import main
 from scripts.reporting.compare import compare
@@ -294,7 +294,7 @@ def test_networks_of_a_library_and_maps_out_of_reach(tmp_path: Path) -> None:
     folder = grid(tmp_path, {(*library, f"block_size={size}"): [80.0] for size in (3, 7)})
     for run in read_sweep(folder).runs:
         lost = {"group": 3, "map_sizes": [], "block": None, "layer": "out of reach"}
-        RunFolder(run["path"]).write("sites.json", [*run["sites"], lost])
+        RunDirectory(run["path"]).write("sites.json", [*run["sites"], lost])
     assert main([str(folder)]) == 0
     text = (folder / "report.md").read_text()
     assert "efficientnet_b0 on " in text
@@ -340,7 +340,7 @@ def test_drop_at_inference_is_a_table_and_a_picture(tmp_path: Path) -> None:
     folder = made_up(tmp_path, "fig5_inference", seeds=2)
     for run in read_sweep(folder).runs:
         points = [{"keep_prob": kp, "block_size": b, "top1": 80 * kp, "loss": 1.0} for b in (1, 7) for kp in (1.0, 0.5)]
-        RunFolder(run["path"]).write("under_drop.json", {"under_drop": points})
+        RunDirectory(run["path"]).write("under_drop.json", {"under_drop": points})
     assert main([str(folder)]) == 0
     text = (folder / "report.md").read_text()
     assert "| DropBlock, keep_prob 0.9, block 7 | 7 | 80.00 ± 0.00 | 40.00 ± 0.00 |" in text
