@@ -56,13 +56,8 @@ def slow_start(progress: float) -> float:
 def main(*overrides: str, epochs: int = 8, seeds: int = 3) -> Path:
     """Train everything; returns the directory of the sweep."""
     register_model("small_net", SmallNet)
-    register_layer(
-        *("shared_dropblock", SharedDropBlock),
-        keep_prob=0.9,
-        block_size=3,
-        group_divisor=4.0,
-        label="DropBlock, shared mask",
-    )
+    label = "DropBlock, shared mask"
+    register_layer("shared_dropblock", SharedDropBlock, keep_prob=0.9, block_size=3, group_divisor=4.0, label=label)
     register_schedule("slow_start", slow_start)
 
     plans = [

@@ -103,6 +103,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"]).replace('OUTPUTS = "outputs"', f"OUTPUTS = {str(tmp_path)!r}")
+            source = source.replace('"device=cpu"', '"device=cpu", "data.train_subset=64"')
             exec(compile(source, "dropblock.ipynb", "exec"), names)
     assert names["summary"]["last"]["test/top1"] > 0
     assert list(tmp_path.glob("sweeps/*/report.md"))
@@ -172,9 +173,9 @@ def test_a_report_in_another_process_has_label_and_colour_of_a_layer(tmp_path: P
     from dropblock import DropBlock2d
 
     register_layer("mine", DropBlock2d, keep_prob=0.9, block_size=3, label="my own layer", colour="#12ab34")
-    words = ("data=fake", "epochs=1", "progress=false", "device=cpu", "model=resnet18", "model.width=4")
-    plans = [plan_of(*words, f"regularizer={name}", f"output_root={tmp_path}") for name in ("none", "mine")]
-    sweep = run_sweep(plans, "two")
+    words = ("data=fake", "data.train_subset=64", "epochs=1", "progress=false", "device=cpu", "model=resnet18")
+    words += ("model.width=4", f"output_root={tmp_path}")
+    sweep = run_sweep([plan_of(*words, f"regularizer={name}") for name in ("none", "mine")], "two")
     report = [sys.executable, str(ROOT / "scripts" / "report.py"), str(sweep)]
     subprocess.run(report, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     assert "| my own layer, keep_prob 0.9, block 3 | 1 |" in (sweep / "report.md").read_text()
