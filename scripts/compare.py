@@ -1,4 +1,4 @@
-"""Compare runs that no sweep lists: python scripts/compare.py RUN RUN ... [--out DIR]
+"""Compare runs that no sweep lists: python -m scripts.compare RUN RUN ... [--out DIR]
 
 A RUN is the directory of one finished run (outputs/.../seed-1), or the directory above it for all of its seeds. The
 first is what the others are compared with, seed by seed. Prints the table; --out writes a whole report into DIR.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.entry import folder, guarded, parser_of
 

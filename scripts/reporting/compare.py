@@ -165,7 +165,7 @@ def but_for_keep_prob(row: Row) -> tuple[object, ...]:
 def under_drop(sweep: Sweep) -> list[dict[str, Any]]:
     """Each row, tested with blocks of one size: the headline on test by keep_prob at inference.
 
-    scripts/inference_drop.py measured it; nothing before it did so for every row, as runs may be of two sweeps.
+    `scripts.inference_drop` measured it; nothing before it did so for every row, as runs may be of two sweeps.
     """
     tested = []
     for row in sweep.rows:

@@ -302,7 +302,7 @@ def read_sweep(folder: Path) -> Sweep:
             raise UserError(f"{folder}: none of its runs has ended yet; the command that began them goes on with them")
         raise UserError(
             f"{folder}: no sweep, there is no runs/*.json in it; give a folder that train.py listed runs in, "
-            "or compare runs by scripts/compare.py"
+            "or compare runs by python -m scripts.compare"
         )
 
     found: list[Record] = []
