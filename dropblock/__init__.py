@@ -18,6 +18,7 @@ from dropblock.places import Place, known_places
 from dropblock.rates import effective_block, expected_drop, seed_rate
 from dropblock.reference import apply_mask, drop_block_reference
 from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_prob_in_group
+from dropblock.shakedrop import ShakeDrop
 from dropblock.sites import Site, declared_sites, install
 from dropblock.table import DropRow, SiteRow, drops_text, site_table, table_text
 
@@ -40,6 +41,7 @@ __all__ = [
     "LayerControl",
     "LayerSpec",
     "Place",
+    "ShakeDrop",
     "Site",
     "SiteRow",
     "SpatialDropout",

@@ -84,6 +84,10 @@ class LayerControl:
         for number, spec in enumerate(specs, start=1):
             if spec.depth_rule != "group" and kind_of(spec.name).own_depth:
                 raise ValueError(f"depth_rule={spec.depth_rule}: {spec.name} has a depth rule of its own")
+            if spec.schedule != "constant" and kind_of(spec.name).in_evaluation:
+                raise ValueError(
+                    f"schedule={spec.schedule}: {spec.name} scales by keep_prob in evaluation: constant only"
+                )
             sites = install_layers(
                 model, spec.name, keep_prob=spec.keep_prob, groups=spec.groups, skip=spec.skip, **spec.options
             )

@@ -25,6 +25,7 @@ from dropblock.baselines import (
 )
 from dropblock.fractal import FractalDropPath, JoinSite
 from dropblock.layers import DropBlock2d, DropLayer
+from dropblock.shakedrop import ShakeDrop, check_ends
 from dropblock.sites import Site, declared_sites, groups_text, install
 
 
@@ -38,6 +39,7 @@ class Kind:
         before: called with the model before installation, for a layer that needs sites of its own.
         after: called with the model after installation, for layers that depend on one another's place.
         own_depth: the layer divides its rate by depth itself, so depth_rule=linear would do it twice.
+        in_evaluation: the layer acts in evaluation as well, by its keep_prob, which therefore is constant over a run.
     """
 
     make: Callable[..., DropLayer]
@@ -45,6 +47,7 @@ class Kind:
     before: Callable[[nn.Module], None] = lambda model: None
     after: Callable[[nn.Module], None] = lambda model: None
     own_depth: bool = False
+    in_evaluation: bool = False
 
     def options(self) -> dict[str, bool]:
         """The options of this layer: name -> True if it has to be given."""
@@ -59,6 +62,17 @@ def _dropblock(site: Site, keep_prob: float, *, block_size: int) -> DropLayer:
 def _fractal_drop_path(site: Site, keep_prob: float, *, global_share: float = 0.5) -> DropLayer:
     assert isinstance(site, JoinSite)
     return FractalDropPath(site.joins, keep_prob=keep_prob, global_share=global_share)
+
+
+def _shakedrop(
+    site: Site,
+    keep_prob: float,
+    *,
+    alpha: Sequence[float] = (-1.0, 1.0),
+    beta: Sequence[float] = (0.0, 1.0),
+    together: str = "image",
+) -> DropLayer:
+    return ShakeDrop(alpha=alpha, beta=beta, together=together, keep_prob=keep_prob)
 
 
 def on_maps(site: Site) -> bool:
@@ -84,6 +98,7 @@ LAYERS: dict[str, Kind] = {
         lambda site: isinstance(site, WeightSite),
         before=declare_weight_sites,
     ),
+    "shakedrop": Kind(_shakedrop, on_branches, after=check_ends, in_evaluation=True),
     "fractal_drop_path": Kind(_fractal_drop_path, lambda site: isinstance(site, JoinSite)),
 }
 

@@ -6,6 +6,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from configs.plan import Plan, plan_from
 from configs.schema import LayerConfig
 from data import Data
 from dropblock import LayerControl
+from dropblock.kinds import kind_of
+from dropblock.shakedrop import folded
 from engine import checkpoint
 from engine.distributed import Ranks
 from engine.run_directory import DONE, RunDirectory, differences, same_data
@@ -87,10 +90,20 @@ def described(payload: dict[str, Any]) -> str:
     return f"{payload['file']}, step {payload.get('step')}" + ("" if epoch is None else f", epoch {epoch}")
 
 
-def weights_of(payload: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights that training evaluated: the average where there is one."""
+def weights_of(plan: Plan, payload: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights that training evaluated, for a network without layers: the average where there is one.
+
+    The scale of a layer that acts in evaluation (ShakeDrop) is part of them.
+    """
     ema = payload.get("ema")
-    return payload["model"] if ema is None else ema["module"]
+    weights: dict[str, Tensor] = payload["model"] if ema is None else ema["module"]
+    acting = [layer for layer in plan.layers if kind_of(layer.name).in_evaluation]
+    if not acting:
+        return weights
+    # Any classes and images will do: only where the layers sit, and their keep_prob, are read off this network.
+    shape: Any = SimpleNamespace(num_classes=2, image_shape=(3, plan.data.image_size, plan.data.image_size))
+    alike = replace(plan, layer=acting[0], companions=acting[1:])
+    return folded(build_network(alike, shape, torch.device("cpu"), pretrained=False)[0], weights)
 
 
 def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str, Any], Data]:
@@ -118,5 +131,5 @@ def trained(
 ) -> tuple[nn.Module, LayerControl]:
     """The network of a checkpoint in evaluation mode: its training layers left out, `layer` installed if given."""
     model, layers = build_network(replace(plan, layer=layer, companions=[]), data, device, pretrained=False)
-    model.load_state_dict(weights_of(payload))
+    model.load_state_dict(weights_of(plan, payload))
     return model.eval(), layers

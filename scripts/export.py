@@ -39,7 +39,7 @@ def export(source: NetworkSource, target: Path, card: bool = False) -> dict[str,
     except ImportError as error:
         raise UserError("exporting needs the package safetensors: pip install '.[train,export]'") from error
     plan, payload = load(source)
-    weights = {key: value.contiguous() for key, value in weights_of(payload).items()}
+    weights = {key: value.contiguous() for key, value in weights_of(plan, payload).items()}
     # The text inside the file: a checkpoint without its run has no record to name a commit from.
     summary = RunDirectory(Path(source.run)).summary() if source.run is not None else {}
     text = {"format": "pt", "step": str(payload["step"]), "checkpoint": described(payload)}

@@ -188,7 +188,7 @@ def options(name: str) -> dict[str, int]:
     return {"block_size": 2} if name == "dropblock" else {}
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "fractal_drop_path"])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("fractal_drop_path", "shakedrop")])
 def test_in_a_network_keys_stay_and_evaluation_is_the_plain_network(name: str) -> None:
     plain, model = network(), network()
     install_layers(model, name, keep_prob=0.5, **options(name))
@@ -239,7 +239,7 @@ def test_it_measures_what_it_expects_and_resumes_on_the_same_draws(name: str) ->
     assert not torch.equal(outputs[0], outputs[1])
     # Draws in group 4, which has 2 residual units: 30 steps, 8 samples, 128 channels. DropBlock's 2x2 blocks are
     # fewer than a map has units. 4.5 standard errors: false alarm 7e-6 a case.
-    draws = {"stochastic_depth": 2 * 30, "drop_path": 2 * 30 * 8}.get(name, 2 * 30 * 8 * 16)
+    draws = {"stochastic_depth": 2 * 30, "drop_path": 2 * 30 * 8, "shakedrop": 2 * 30 * 8}.get(name, 2 * 30 * 8 * 16)
     for group, expected in control.expected_drop([0.6]).items():
         kept, seen = (sum(count[group][i] for count in counts[:-1]) for i in (0, 1))
         assert abs(1 - kept / seen - expected) < 4.5 * (0.25 / draws) ** 0.5

@@ -104,6 +104,7 @@ LAYERS: dict[str, Callable[[], DropLayer]] = {
     "DropPath": lambda: dropblock.DropPath(keep_prob=0.5),
     "StochasticDepth": lambda: dropblock.StochasticDepth(keep_prob=0.2),
     "DropConnect": lambda: dropblock.DropConnect(keep_prob=0.7),
+    "ShakeDrop": lambda: dropblock.ShakeDrop(keep_prob=0.5),
     "FractalDropPath": lambda: FractalDropPath([[1, 2], [1, 2, 3]] * 3, keep_prob=0.6),
     "torchvision.DropBlock2d": lambda: torchvision.DropBlock2d(0.3, 4),
     "torchvision.DropBlock3d": lambda: torchvision.DropBlock3d(0.3, 2),
