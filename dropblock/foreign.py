@@ -104,6 +104,7 @@ def declare(place: Place, path: str, owner: nn.Module, slot: str) -> Site:
     label = ".".join(parts[max((i for i, part in enumerate(parts) if not part.isdigit()), default=0) :])
     after = {"before": f"before {label}", "after": label, "in": "identity"}.get(place.where, "identity")
     reachable = place.where != "out of reach"
+    # A child of the owner, so that copies, devices and modes follow; without parameters, so that no key is added.
     site = Site(place.group, place.branch, after, place.ends_branch, reachable=reachable, note=place.note)
     site.train(owner.training)
     setattr(owner, slot, site)

@@ -170,6 +170,7 @@ def install_layers(
         ValueError: for an unknown name, an option that the layer does not have or misses, a group that the network
             does not have, or no site to install into.
     """
+    # The options of a layer are the keywords of its `make`: a new one is declared nowhere else.
     kind = kind_of(name)
     known = kind.options()
     for option in options.keys() - known.keys():

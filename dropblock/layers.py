@@ -78,6 +78,7 @@ class DropLayer(nn.Module):
         if not self.training:
             return x
         y, kept = self.drop(x, self.seed_of(x))
+        # The second forward pass of activation checkpointing is not counted again.
         if transformed():
             count_node(self.kept_units, self.seen_units, kept, x.numel())
         elif not in_backward():

@@ -64,6 +64,7 @@ def gpu_backend(device: torch.device) -> Backend:
 
 def drop(backend: Backend, x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Drop blocks with the given backend, differentiably: (output in the layout of `x`, number of kept units)."""
+    # The layout decides the indices of the sparse mask: backward has to see the same one.
     x = as_stored(x, channels_last(x))
     with torch.no_grad():
         kept, mask = backend.draw(x, keep_prob, block_size, seed)

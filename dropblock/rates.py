@@ -112,6 +112,7 @@ def expected_drop(keep_prob: float, block_size: int, *size: int) -> float:
 @lru_cache(maxsize=256)
 def _units_by_covering_seeds(block_size: int, *size: int) -> tuple[tuple[int, int], ...]:
     """(number of valid seeds whose block covers a unit, how many units of the map have that number)."""
+    # A block covers a unit if it does so along every axis: the counts of the axes multiply.
     product = Counter({1: 1})
     for side, block in zip(size, effective_block(block_size, *size), strict=True):
         along_axis = Counter(covering_seeds(side, block))

@@ -139,6 +139,7 @@ class KeepProbSchedule:
             raise TypeError(f"keep_prob must be a number in [0, 1], not {keep_prob!r}")
         if total_steps is not None and total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, not {total_steps}")
+        # Steps are shares of `length`; without total_steps progress is a share already, and the length 1.
         self.keep_prob, self.schedule, self.length = keep_prob, schedule, total_steps or 1
         self.start = None if schedule_start is None else schedule_start / self.length
         self.end = None if schedule_end is None else schedule_end / self.length
@@ -147,6 +148,7 @@ class KeepProbSchedule:
         self.layers: list[DropLayer] = installed_layers(model) if layers is None else list(layers)
         if not self.layers:
             raise ValueError("no layer to schedule: install one first")
+        # The division of the rate over groups or depth.
         self.group_divisor, self.last_group, self.group_shares = group_divisor, last_group, group_shares
         self.head_share = head_share
         self._check_shares()

@@ -26,6 +26,7 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
         return torch.empty(0, dtype=torch.float64)
     if rate >= 1.0:
         return torch.arange(trials, dtype=torch.float64)
+    # One batch of gaps reaches the last trial but for five standard deviations.
     generator = torch.Generator().manual_seed(folded(seed))
     expected, per_log = trials * rate, 1 / math.log1p(-rate)
     batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
@@ -74,6 +75,7 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
             corner = corner.add(above, alpha=(side - seeds) * of.strides[axis])
     map_ = above
     dropped = count_units(map_, corner, of)
+    # Offsets so far are those of maps stored one after the other; with channels last a unit is c apart from the next.
     if channels_last(x):
         sample = (map_ / c).floor_()
         corner = (corner * c).sub_(map_, alpha=of.units * c - 1).add_(sample, alpha=(of.units - 1) * c)

@@ -21,7 +21,7 @@ class SiteRow:
 
     Args:
         site: module path.
-        group, branch, after, note: as in `Site`; branch is "-" for a layer at none.
+        group, branch, after, note: see `Site`; branch is "-" for a layer at none.
         layer: class of the layer.
         map_sizes: (channels, height, width) of every feature map that the site sees in one pass; other numbers of axes
             for 1-D and 3-D layers.
@@ -77,6 +77,7 @@ def site_table(model: nn.Module, example: Tensor | tuple[Tensor, ...], *schedule
     Raises:
         ValueError: if a layer has no schedule.
     """
+    # One forward pass finds the maps of every place that holds a layer.
     scheduled = {layer: schedule for schedule in schedules for layer in schedule.layers}
     rows, places = [], places_of(model)
     sizes = map_sizes(model, example, {path: place for path, place in places.items() if layer_at(place) is not None})

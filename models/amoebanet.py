@@ -76,14 +76,14 @@ class AmoebaNet(nn.Module):
 
     Args:
         num_classes: outputs of the classifier (the released code has 1001 for ImageNet).
-        in_channels: of the images.
+        in_channels: channels of the images.
         width: F, the filters of the first stack.
         stem: `imagenet` (3x3 stride 2 without padding, then two reduction cells at F / 4 and F / 2) or `small` (the
             released code's basic stem: 3x3 stride 1 without padding).
         cells: N, normal cells in each of the three stacks.
         auxiliary: build the auxiliary head, after the last cell of the second stack.
         image_size: side of the images; only the auxiliary head depends on it.
-        dense_keep_prob: of the dropout before the classifier.
+        dense_keep_prob: keep_prob of the dropout before the classifier.
         dilation: dilate the 5x5 in the reduction cell by 2, as its name says; the released code does not.
         last_half: `all_cells` or `normal_cells`, see the head of this file.
         bn_momentum, bn_eps: the defaults are those of the released code's runner; its table of hyper-parameters has
@@ -117,6 +117,7 @@ class AmoebaNet(nn.Module):
         self.stem_conv = nn.Conv2d(in_channels, STEM_FILTERS, 3, stride=2 if stem == "imagenet" else 1, bias=False)
         self.stem_bn = nn.BatchNorm2d(STEM_FILTERS)
         self.stem_site = Site(1, "conv", "bn of the stem")
+        # Every cell reads the one before it and the one before that; the first has the stem for both.
         sequence = cell_sequence(cells, width, stem)
         self.cells = nn.ModuleList()
         current = previous = Maps(STEM_FILTERS, 0)
@@ -127,6 +128,7 @@ class AmoebaNet(nn.Module):
             previous, current = current, cell.output
             if stack == 2:
                 self.middle, middle = len(self.cells) - 1, current
+        # The head's one fully connected convolution is as large as the maps it sees, hence `image_size`.
         self.auxiliary: AuxiliaryHead | None = None
         if auxiliary:
             self.auxiliary = AuxiliaryHead(middle.channels, math.ceil(side / 2**middle.halvings), num_classes)
@@ -157,7 +159,7 @@ class AmoebaNet(nn.Module):
 
 
 def initialise(model: nn.Module, bn_momentum: float, bn_eps: float) -> None:
-    """As the released code: every weight truncated normal of variance 2 / fan-out, biases 0.
+    """Initialise as the released code: every weight truncated normal of variance 2 / fan-out, biases 0.
 
     The cut at two standard deviations takes away variance; the factor 1.3 under the root makes up for it.
     """

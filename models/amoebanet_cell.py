@@ -115,7 +115,7 @@ class Pool(nn.Module):
 
 @dataclass(frozen=True)
 class OpPlace:
-    """Where an operation stands: what its layers and sites need to know."""
+    """The place of an operation in a cell: channels, stride and group for its layers and sites."""
 
     channels: int
     filters: int
@@ -189,7 +189,7 @@ def operation(name: str, state: int, place: OpPlace) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Maps:
-    """What a cell hands on: the number of channels, and how often the maps were halved."""
+    """Output of a cell: its number of channels, and how often the maps were halved."""
 
     channels: int
     halvings: int
@@ -200,9 +200,9 @@ class Cell(nn.Module):
 
     Args:
         plan: NORMAL, or REDUCTION, which halves the maps.
-        filters: of every state.
+        filters: channels of every state.
         current, previous: what arrives; `previous` is `current` itself in the first cell.
-        group: of all its sites.
+        group: group of all its sites.
         dilation: see `AmoebaNet`.
     """
 
@@ -211,6 +211,7 @@ class Cell(nn.Module):
         stride = 2 if plan is REDUCTION else 1
         self.plan, self.output = plan, Maps(filters * len(plan.output), current.halvings + stride - 1)
         self.current = ReluConvBN(Site(group, "conv", "bn of the input"), SameConv2d(current.channels, filters, 1))
+        # The previous output joins as it is where it fits, else through a convolution; its site is the skip branch.
         skip = Site(group, "skip", "previous output")
         if previous.halvings != current.halvings:
             self.previous: nn.Module = FactorizedReduction(skip, previous.channels, filters)
@@ -218,6 +219,7 @@ class Cell(nn.Module):
             self.previous = ReluConvBN(skip, SameConv2d(previous.channels, filters, 1))
         else:
             self.previous = skip
+        # Channels of the seven states; in a reduction cell the operations on the two inputs have the stride.
         widths = [filters, previous.channels if self.previous is skip else filters] + 5 * [filters]
 
         def build(name: str, state: int) -> nn.Sequential:

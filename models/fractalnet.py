@@ -34,9 +34,9 @@ class Form:
     """One published form, everything in units of the first block.
 
     Args:
-        channels: of the joins, block by block.
-        widths: of the columns relative to the joins, from the shallowest.
-        kernels: of the convolutions in each column.
+        channels: channels of the joins, block by block.
+        widths: widths of the columns relative to the joins, from the shallowest.
+        kernels: kernel sides of the convolutions in each column.
     """
 
     channels: tuple[float, ...]
@@ -83,7 +83,7 @@ class FractalBlock(nn.Module):
     """One block: all columns from one input, joined row by row, pooled before the last join.
 
     Args:
-        in_channels, channels: of its input, and of its joins.
+        in_channels, channels: channels of its input, and of its joins.
         form: says how many columns, how wide they are, and their kernels.
         group: the number of the block.
     """
@@ -92,6 +92,7 @@ class FractalBlock(nn.Module):
         super().__init__()
         self.ends = joining_columns(len(form.widths))
         widths = [max(1, round(channels * width)) for width in form.widths]
+        # Each column whose convolution ends in a row gets a step; after a join it goes on with the join's width.
         arriving = [in_channels] * len(widths)
         columns: list[list[nn.Module]] = [[] for _ in widths]
         for row, ended in enumerate(self.ends):
@@ -109,6 +110,7 @@ class FractalBlock(nn.Module):
 
     def forward(self, x: Tensor, weights: list[Tensor]) -> Tensor:
         """`weights`: for every join of the block in order, (its inputs,) numbers, all 1 for a plain mean."""
+        # `at` is what each column holds; those that ended in a row go on with the mean of their join.
         at = [x] * len(self.columns)
         steps = [iter(column.children()) for column in self.columns]
         joins = iter(weights)
@@ -136,7 +138,7 @@ class FractalNet(nn.Module):
     Args:
         form: blocks and columns.
         num_classes: outputs of the classifier.
-        in_channels: of the images.
+        in_channels: channels of the images.
         width: channels of the first block of Fractal-20 (64 in the paper); all else is in proportion.
         stem: `small` (none, the blocks see the image: the form for CIFAR) or `imagenet` (ResNet's 7x7 stride 2 and
             max-pool, the form for 224 pixels).

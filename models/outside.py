@@ -30,7 +30,7 @@ def build_torchvision(
         num_classes: outputs of the classifier.
         in_channels: 3; torchvision's networks take no other images.
         architecture: its name there, such as `resnet50` or `efficientnet_b0`.
-        places: where to declare sites, each with the fields of `dropblock.Place`. None takes the places that are known
+        places: places to declare sites at, with the fields of `dropblock.Place`. None takes the places that are known
             for the family; a family without any gets no sites.
 
     Raises:
@@ -58,7 +58,7 @@ def build_timm(
     """A network of timm, without weights; arguments as for `build_torchvision`, with any number of channels.
 
     Raises:
-        ValueError: as there, and if timm is not installed.
+        ValueError: see there; or timm is not installed.
     """
     try:
         import timm
@@ -75,7 +75,7 @@ def with_sites(model: nn.Module, num_classes: int, places: Sequence[Mapping[str,
     """`declared`, with places as a YAML file has them.
 
     Raises:
-        ValueError: as `declared`, and for a field that `dropblock.Place` does not have.
+        ValueError: see `declared`; or a field that `dropblock.Place` does not have.
     """
     known = [field.name for field in fields(Place)]
     for place in places or ():
@@ -90,7 +90,7 @@ def declared(model: nn.Module, num_classes: int, places: Sequence[Place] | None 
     Args:
         model: changed in place; what it has already stays.
         num_classes: outputs of the classifier.
-        places: where to declare sites; None takes those that the network has, or else the known ones of its family.
+        places: places to declare sites at; None takes those that the network has, or else the known ones of its family.
     """
     if places is not None:
         declare_sites(model, places)

@@ -52,7 +52,7 @@ def load_pretrained(model: nn.Module, path: str | Path, into: str = "") -> None:
 
 
 def read_weights(path: Path) -> Any:
-    """What the file holds, on the CPU."""
+    """Load the file onto the CPU."""
     if not path.is_file():
         raise ValueError(f"no weights file {path}")
     try:
@@ -87,7 +87,7 @@ def named_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], show: int = 3) -> list[str]:
-    """Which keys are missing, which are too many, which have another shape; the first few of each."""
+    """Missing keys, unexpected keys, and keys of another shape; the first few of each."""
 
     def listed(kind: str, keys: list[str]) -> list[str]:
         more = f" and {len(keys) - show} more" if len(keys) > show else ""

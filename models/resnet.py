@@ -107,7 +107,7 @@ class ResNet(nn.Module):
         block: the residual unit.
         units: how many of them each group has.
         num_classes: outputs of the classifier.
-        in_channels: of the images.
+        in_channels: channels of the images.
         width: channels of group 1's 3x3 convolutions (64 in the paper); doubles with every group.
         stem: `imagenet` (7x7 stride 2, then 3x3 max-pool stride 2), `stride2` (3x3 stride 2 and no pool, for dense
             prediction on images of 128 pixels or so) or `small` (3x3 stride 1 and no pool, for images of 32 pixels or

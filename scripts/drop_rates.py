@@ -1,4 +1,4 @@
-"""What each library's DropBlock really drops, by its own sampling rule: asked for 10 % of the units.
+"""The share that each library's DropBlock really drops, by its own sampling rule: asked for 10 % of the units.
 
     python -m scripts.drop_rates [--out docs/results]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scripts.bench.drop_rules import RULES
+from scripts.bench.harness import table_of_cells
 from scripts.bench.op import contestants
 from scripts.entry import guarded, parser_of
 
@@ -52,33 +54,29 @@ def measure(units: float) -> dict[str, Any]:
             if name in contestants(1.0 - ASKED, 3, "cpu")
         }
         rows.append(row)
-    return {"asked": ASKED, "units": units, "sizes": SIZES, "versions": versions(), "rows": rows}
-
-
-def versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in ("torch", "torchvision", "timm"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {"asked": ASKED, "units": units, "sizes": SIZES, "versions": versions, "rows": rows}
+
+
+def percent(value: float) -> str:
+    """One digit, two below 1 %."""
+    return f"{value:.1f}" if value >= 0.95 else f"{value:.2f}"
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table: closed forms, and below them what was measured of the libraries that can be run."""
-    sizes = [f"{side}x{side}, block {block}" for side, block in result["sizes"]]
-    lines = [
-        f"| asked: {100 * result['asked']:g} % | " + " | ".join(sizes) + " |",
-        "|---" * (len(sizes) + 1) + "|",
-    ]
+    """The table: closed forms, and below them the measured shares of the libraries that can be run."""
+    lines = []
     for row in result["rows"]:
-        cells = [f"{value:.1f} %" if value >= 0.95 else f"{value:.2f} %" for value in row["closed_form"]]
-        lines.append(f"| **{row['name']}**: {row['libraries']} | " + " | ".join(cells) + " |")
+        cells = [f"{percent(value)} %" for value in row["closed_form"]]
+        lines.append([f"**{row['name']}**: {row['libraries']}", *cells])
         for label, values in row["measured"].items():
             name = " ".join(filter(None, (label, result["versions"].get(label))))
-            lines.append(f"| {name}, measured | " + " | ".join(f"{m:.2f} ± {e:.2f} %" for m, e in values) + " |")
-    return "\n".join(lines)
+            lines.append([f"{name}, measured", *(f"{mean:.2f} ± {error:.2f} %" for mean, error in values)])
+    sizes = [f"{side}x{side}, block {block}" for side, block in result["sizes"]]
+    return table_of_cells([f"asked: {100 * result['asked']:g} %", *sizes], lines)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -88,22 +86,25 @@ def page(result: dict[str, Any]) -> str:
         for row in result["rows"]
         for closed, (mean, error) in zip(row["closed_form"], row["simulated"], strict=True)
     )
-    sources = [f"* {row['name']}: {'; '.join(row['sources'])}" for row in result["rows"]]
-    return "\n".join(
-        [
-            "# What each library's DropBlock drops\n",
-            "p: rate asked; b: block size; seed: where a block starts; "
-            "gamma: the probability that a position is a seed.\n",
-            markdown(result),
-            "\nClosed forms from each library's own rule; a simulation of every cell "
-            f"({result['units'] / 1e6:.0f} million units) lies within {far:.1f} standard errors of it.\n"
-            "Measured: mean ± standard error over feature maps.\n",
-            "Where each rule was read:\n",
-            *sources,
-            "\n![The same as a picture](drop_rates.png)\n",
-            "Made by `python -m scripts.drop_rates`.\n",
-        ]
-    )
+    sources = "\n".join(f"* {row['name']}: {'; '.join(row['sources'])}" for row in result["rows"])
+    return f"""# What each library's DropBlock drops
+
+p: rate asked; b: block size; seed: where a block starts; gamma: the probability that a position is a seed.
+
+{markdown(result)}
+
+Closed forms from each library's own rule; a simulation of every cell \
+({result["units"] / 1e6:.0f} million units) lies within {far:.1f} standard errors of it.
+Measured: mean ± standard error over feature maps.
+
+Where each rule was read:
+
+{sources}
+
+![The same as a picture](drop_rates.png)
+
+Made by `python -m scripts.drop_rates`.
+"""
 
 
 def draw(result: dict[str, Any], out: Path) -> None:
@@ -119,8 +120,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
             panel.barh(places, values, color=colours, height=0.7)
             panel.axvline(100 * result["asked"], color="#222222", linewidth=1, linestyle="--")
             for place, value in zip(places, values, strict=True):
-                shown = f"{value:.1f}" if value >= 0.95 else f"{value:.2f}"
-                panel.text(2000, place, shown, va="center", ha="right", fontsize=9)
+                panel.text(2000, place, percent(value), va="center", ha="right", fontsize=9)
             panel.set_xscale("log")
             panel.set_xlim(0.05, 2000)
             panel.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])

@@ -1,12 +1,11 @@
-"""A picture of what each layer drops: python -m scripts.masks [--out docs/results/masks.png]
+"""A picture of the masks of each layer: python -m scripts.masks [--out docs/results/masks.png]
 
-A photograph goes through a ResNet-50 as it is initialised; its maps at the end of group 3 are what the layers get.
+A photograph goes through a ResNet-50 as it is initialised; its maps at the end of group 3 are the input of the layers.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +14,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from torch import Tensor, nn
 
@@ -27,26 +25,6 @@ GROUP, SIDE, CHANNELS = 3, 448, 2
 DROPPED, KEPT, INK = "#d9d4cc", "#31506f", "#222222"
 MAPS = "magma"
 SEEDS = 10000  # tried until something is dropped that is shown
-
-
-@dataclass(frozen=True)
-class Column:
-    """A layer of the picture, under its name and what it drops together."""
-
-    name: str
-    together: str
-    layer: DropLayer
-
-
-def columns(keep_prob: float) -> list[Column]:
-    """From the smallest to the largest thing that is dropped as one."""
-    return [
-        Column("dropout", "single units", Dropout(keep_prob=keep_prob)),
-        Column("DropBlock, block 3", "3x3 squares", DropBlock2d(block_size=3, keep_prob=keep_prob)),
-        Column("DropBlock, block 7", "7x7 squares", DropBlock2d(block_size=7, keep_prob=keep_prob)),
-        Column("SpatialDropout", "whole channels", SpatialDropout(keep_prob=keep_prob)),
-        Column("drop path", "all channels of a sample", DropPath(keep_prob=keep_prob)),
-    ]
 
 
 def photograph(side: int) -> Tensor:
@@ -93,34 +71,45 @@ def drop_visibly(layer: DropLayer, shape: torch.Size, shown: list[int]) -> Tenso
     raise ValueError(f"{type(layer).__name__} drops nothing that would be seen: choose a lower keep_prob")
 
 
-def bare(axes: Axes) -> Axes:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_visible(False)
-    return axes
-
-
 def draw(image: Tensor, maps: Tensor, keep_prob: float, out: Path) -> None:
     """One column a layer: its mask of the first channel, then what is left of each channel."""
+    # From the smallest to the largest thing that is dropped as one.
+    layers: list[tuple[str, str, DropLayer]] = [
+        ("dropout", "single units", Dropout(keep_prob=keep_prob)),
+        ("DropBlock, block 3", "3x3 squares", DropBlock2d(block_size=3, keep_prob=keep_prob)),
+        ("DropBlock, block 7", "7x7 squares", DropBlock2d(block_size=7, keep_prob=keep_prob)),
+        ("SpatialDropout", "whole channels", SpatialDropout(keep_prob=keep_prob)),
+        ("drop path", "all channels of a sample", DropPath(keep_prob=keep_prob)),
+    ]
     shown = distinct_channels(maps, CHANNELS)
-    layers = columns(keep_prob)
     figure, grid = plt.subplots(
         CHANNELS + 1, len(layers) + 1, figsize=(2.05 * (len(layers) + 1), 2.05 * (CHANNELS + 1) + 0.85),
         gridspec_kw={"wspace": 0.07, "hspace": 0.07, "left": 0.045, "right": 0.99, "top": 0.9, "bottom": 0.07},
     )  # fmt: skip
-    title(grid[0, 0], "input", "a photograph")
-    bare(grid[0, 0]).imshow(image[0].permute(1, 2, 0).numpy())
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+
+    # The first column is the input: the photograph, and the channels as they are.
+    grid[0, 0].imshow(image[0].permute(1, 2, 0).numpy())
+    masks = [drop_visibly(layer, maps.shape, shown) for _, _, layer in layers]
+    for i, kept in enumerate(masks, start=1):
+        colours = ListedColormap([DROPPED, KEPT])
+        grid[0, i].imshow(kept[0, shown[0]].numpy(), cmap=colours, vmin=0, vmax=1)
+    for axes, (name, together, *_) in zip(grid[0], [("input", "a photograph"), *layers], strict=True):
+        axes.text(0.5, 1.17, name, transform=axes.transAxes, ha="center", fontsize=11.5, color=INK, weight="bold")
+        axes.text(0.5, 1.05, together, transform=axes.transAxes, ha="center", fontsize=9, color="#666666")
+
+    # One row a channel, colours from its dark to its bright end; dropped units in grey.
+    everything = torch.ones(maps.shape, dtype=torch.bool)
     for row, channel in enumerate(shown, start=1):
-        show(grid[row, 0], maps[0, channel])
+        values = maps[0, channel]
+        low, high = float(values.quantile(0.02)), float(values.quantile(0.995))
         grid[row, 0].set_ylabel(f"channel {channel}", fontsize=10, color=INK)
-    for i, column in enumerate(layers, start=1):
-        kept = drop_visibly(column.layer, maps.shape, shown)
-        title(grid[0, i], column.name, column.together)
-        mask = ListedColormap([DROPPED, KEPT])
-        bare(grid[0, i]).imshow(kept[0, shown[0]].numpy(), cmap=mask, vmin=0, vmax=1)
-        for row, channel in enumerate(shown, start=1):
-            show(grid[row, i], maps[0, channel], kept[0, channel])
+        for axes, kept in zip(grid[row], [everything, *masks], strict=True):
+            left = np.ma.masked_array(values.numpy(), ~kept[0, channel].numpy())
+            axes.imshow(left, cmap=plt.get_cmap(MAPS).with_extremes(bad=DROPPED), vmin=low, vmax=high)
+
     height, width = maps.shape[2:]
     caption = (
         f"Maps of {height}x{width} units at the end of group {GROUP} of an untrained ResNet-50. Every layer has "
@@ -131,19 +120,6 @@ def draw(image: Tensor, maps: Tensor, keep_prob: float, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     plt.close(figure)
-
-
-def show(axes: Axes, values: Tensor, kept: Tensor | None = None) -> None:
-    """One channel, colours from its dark to its bright end; dropped units in grey."""
-    colours = plt.get_cmap(MAPS).with_extremes(bad=DROPPED)
-    low, high = values.quantile(0.02), values.quantile(0.995)
-    dropped = False if kept is None else ~kept.numpy()
-    bare(axes).imshow(np.ma.masked_array(values.numpy(), dropped), cmap=colours, vmin=float(low), vmax=float(high))
-
-
-def title(axes: Axes, name: str, below: str) -> None:
-    axes.text(0.5, 1.17, name, transform=axes.transAxes, ha="center", fontsize=11.5, color=INK, weight="bold")
-    axes.text(0.5, 1.05, below, transform=axes.transAxes, ha="center", fontsize=9, color="#666666")
 
 
 @guarded

@@ -20,7 +20,7 @@ class Rule:
     """A sampling rule, and who has it.
 
     Args:
-        name: of the rule.
+        name: name of the rule.
         libraries: whose DropBlock samples like this, with the version or file that was read.
         sources: where it stands.
         closed_form: (asked drop rate, block, side) -> share of dropped units.

@@ -229,6 +229,10 @@ def interval(measured: dict[str, Any], form: str) -> str:
 
 def table(columns: Mapping[str, Callable[[Any], object]], rows: Iterable[Any]) -> str:
     """A Markdown table: a column is its head and what it shows of a row."""
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join(str(cell(row)) for cell in columns.values())} |" for row in rows]
-    return "\n".join(lines)
+    return table_of_cells(columns, [[str(cell(row)) for cell in columns.values()] for row in rows])
+
+
+def table_of_cells(heads: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
+    heads = list(heads)
+    shown = [f"| {' | '.join(cells)} |" for cells in (heads, *lines)]
+    return "\n".join([shown[0], "|---" * len(heads) + "|", *shown[1:]])

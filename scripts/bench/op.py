@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import itertools
 from collections.abc import Callable
-from operator import itemgetter
 from statistics import geometric_mean
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from dropblock import drop_block2d, expected_drop
 from scripts.bench import harness
-from scripts.bench.harness import Row, quartiles, table
+from scripts.bench.harness import Row, quartiles, table, table_of_cells
 
 FLOOR, DROPOUT = "x * scalar", "nn.Dropout"
 OURS = "dropblock (this)"
@@ -130,8 +129,7 @@ def short(result: dict[str, Any]) -> str:
     lines = [[name, *means(name, "to_floor", 1)] for name in groups if name != FLOOR]
     lines.append(["torchvision / this", *means(OURS, "torchvision_to_this", 0)])
     heads = [f"{FAMILIES.get(family, family)}, {dtype}" for family, dtype in groups[OURS]]
-    columns = {head: itemgetter(i) for i, head in enumerate(["forward + backward, x * scalar = 1", *heads])}
-    return table(columns, lines)
+    return table_of_cells(["forward + backward, x * scalar = 1", *heads], lines)
 
 
 def markdown(result: dict[str, Any]) -> str:

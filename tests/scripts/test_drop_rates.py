@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageColor
 
 from scripts.bench.drop_rules import RULES, Rule
 from scripts.drop_rates import ASKED, CHUNK, SIZES, draw, main, markdown, page, share_dropped
@@ -55,4 +56,8 @@ def test_drawing_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     draw(json.loads((RESULTS / "drop_rates.json").read_text()), tmp_path / "rates.png")
-    assert (tmp_path / "rates.png").stat().st_size > 10_000
+    with Image.open(tmp_path / "rates.png") as picture:
+        pixels = {colour: number for number, colour in picture.convert("RGB").getcolors(1 << 24)}
+    most = pixels[ImageColor.getrgb("#1f5fb4")]  # the paper's rule: about 10 % in each of six panels
+    least = pixels[ImageColor.getrgb("#a0703c")]  # a tenth of a percent, the shortest bar
+    assert most > 2 * least > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import nn
 
 from dropblock import DropPath, SpatialDropout
@@ -21,7 +21,11 @@ def test_masks_show_every_layer(tmp_path: Path) -> None:
     maps, image = torch.rand(1, 16, 14, 14), torch.rand(1, 3, 32, 32)
     masks.draw(image, maps, 0.75, tmp_path / "new" / "masks.png")
     with Image.open(tmp_path / "new" / "masks.png") as picture:
-        assert picture.size[0] > picture.size[1] > 500
+        pixels = {colour: number for number, colour in picture.convert("RGB").getcolors(1 << 24)}
+    kept, dropped = (pixels[ImageColor.getrgb(colour)] for colour in (masks.KEPT, masks.DROPPED))
+    # Five masks in the colour of kept units; grey in them and in the maps below. An axes has some 200 x 200 pixels.
+    assert 2 * 40_000 < kept < 5 * 40_000
+    assert 40_000 < dropped < 15 * 40_000
 
 
 def test_masks_drop_something_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
