@@ -1,4 +1,4 @@
-"""What follows from the rows together: differences from the baseline, verdicts, claims, and which row val chooses."""
+"""Columns that follow from the rows together: differences from the baseline, verdicts, claims, the choices of val."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def compare(sweep: Sweep) -> Sweep:
 
 
 def baseline_of(sweep: Sweep, row: Row) -> Row | None:
-    """What a row is compared with: the row without a regularizer in its setting, or the one that was chosen."""
+    """Return the row without a regularizer in the setting of `row`, or the one that was chosen for all rows."""
     if sweep.compared_to is not None:
         return sweep.compared_to
     return next((other for other in sweep.rows if other["is_baseline"] and other["setting"] == row["setting"]), None)
@@ -136,7 +136,7 @@ def few_rows(sweep: Sweep) -> list[Row]:
 
 
 def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:
-    """How a row came by its keep_prob."""
+    """Say how a row came by its keep_prob: varied, not tuned, or chosen on val, and from which candidates."""
     own, study = row["keep_prob"], sweep.study
     if own is None:
         return ""
@@ -187,7 +187,7 @@ SETTING = ("data", "train_subset", "model", "width", "epochs")  # columns of wha
 
 
 def columns_of(row: Row) -> dict[str, str]:
-    """What a row is, by the columns of runs.csv and as it spells them; '' where it has no value."""
+    """The values of a row by the columns of runs.csv and as it spells them; '' where it has none."""
     values = {name: row[name] for name in ("experiment", "regularizer", *KNOBS, *SETTING)}
     values["regularizer"] = "+".join(row["regularizer"])
     values["groups"] = None if row["groups"] is None else "+".join(map(str, row["groups"]))
@@ -195,7 +195,7 @@ def columns_of(row: Row) -> dict[str, str]:
 
 
 def answers(sweep: Sweep) -> list[dict[str, Any]]:
-    """What the rows say of every claim that the sweep declares.
+    """Answer every claim that the sweep declares, as one dict each.
 
     cells: the mean difference of every cell, a pair of rows that are alike but for the claim's column.
     difference: seed by seed the mean over the cells, over the seeds that all of them have; None without cells.

@@ -1,4 +1,4 @@
-"""How the setting of a sweep differs from the paper's, read from the configurations of both."""
+"""Differences between the setting of a sweep and the paper's, read from the configurations of both."""
 
 from __future__ import annotations
 

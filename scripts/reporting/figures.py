@@ -410,7 +410,7 @@ def legend_below(figure: Figure, panels: Sequence[Axes], title: str | None = Non
 
 
 def setting(sweep: Sweep) -> str:
-    """What was trained on what, for an axis."""
+    """Data, network and number of seeds, for an axis."""
     run = sweep.runs[0]
     counts = sorted({len(row["runs"]) for row in sweep.rows})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]}-{counts[-1]}"

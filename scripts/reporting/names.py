@@ -1,4 +1,4 @@
-"""What regularizers, knobs and metrics are called in a report; label and colour of a regularizer are in its YAML.
+"""Names of regularizers, knobs and metrics in a report; label and colour of a regularizer are in its YAML.
 
 Those of a layer that a script registered are in the record of its runs (`styles` in summary.json).
 """
@@ -33,7 +33,7 @@ def _style_of(name: str, recorded: Styles | None) -> tuple[str, str | None]:
 
 
 def label_of(regularizers: Sequence[str], recorded: Styles | None = None) -> str:
-    """A list of regularizers as a reader calls it."""
+    """The label of a list of regularizers."""
     return " + ".join(_style_of(name, recorded)[0] for name in regularizers)
 
 

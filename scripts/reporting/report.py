@@ -51,7 +51,7 @@ def write_report(sweep: Sweep, out: Path, with_page: bool = True) -> Path:
 
 
 def content_of(sweep: Sweep) -> dict[str, Any]:
-    """What both templates say, from the rows compared."""
+    """Compare the rows and collect what both templates show."""
     compare(sweep)
     return {
         "name": sweep.name,
@@ -125,7 +125,7 @@ def prose(text: str) -> Markup:
 
 
 def setting_text(sweep: Sweep) -> str:
-    """What was run, on what, by which code."""
+    """One paragraph: network, data, recipe, seeds, machine and code of the runs."""
     runs, first = sweep.runs, sweep.runs[0]
     environments = [environment for run in runs for environment in run["environments"]]
     commits = sorted({str(e["commit"])[:9] + ("+" if e["dirty"] else "") for e in environments})

@@ -306,28 +306,24 @@ def read_sweep(folder: Path) -> Sweep:
         )
 
     found: list[Record] = []
-    lost, noted = [], []
+    lost = []
     for name in names:
         note = notes.read(name)
         if note is None:
             lost.append((name, "UNREADABLE", f"{notes.path / name} is damaged"))
             continue
         run = RunDirectory(place_of(folder, Path(note["run"])))
-        noted.append((run, note))
         status = run.status().get("status", "MISSING")
         if status == DONE and run.summary():
             found.append(record_of(run, note))
         else:
-            parts = "/".join(Path(note["run"]).parts[-2:])
-            job = f"{note['experiment']} ({parts})" if note.get("experiment") else parts
-            lost.append((job, "NO RECORD" if status == DONE else status, note.get("reason", "")))
+            lost.append((job_name(note), "NO RECORD" if status == DONE else status, note.get("reason", "")))
     if not found:
         raise UserError(f"{folder}: none of its {len(names)} runs is finished")
 
     # Pilots chose keep_prob on val: those of the sweep itself and of the sweep that its file names. They enter no row,
     # and those of another setting chose nothing here.
-    asked = asked_for(folder)
-    study = study_of(asked.get("table", asked.get("sweep")))
+    study = study_of(sweep_of(folder))
     rows = rows_of([run for run in found if run["seed"] != study.pilot_seed] or found)
     settings = [row["setting"] for row in rows]
     pilots = [
@@ -337,7 +333,7 @@ def read_sweep(folder: Path) -> Sweep:
     ]
     refuse_changed_data([*(run for row in rows for run in row["runs"]), *pilots])
     sweep = Sweep(folder.resolve().name, rows, lost, study, rows_of(pilots))
-    sweep.lost += [(job, "NOT RUN", "") for job in not_run(asked, noted, sweep)]
+    sweep.lost += [(job, "NOT RUN", "") for job in not_run(folder, names, rows)]
     return sweep
 
 
@@ -404,71 +400,46 @@ def pilots_beside(folder: Path, study: StudyConfig) -> list[Record]:
     return list(found.values())
 
 
+def sweep_of(folder: Path) -> str | None:
+    """The name of the sweep's file, from the command line in multirun.yaml; None for a plain grid."""
+    try:
+        given = values_given(load_yaml(folder / "multirun.yaml")["hydra"]["overrides"]["task"])
+    except (UserError, KeyError, TypeError):
+        return None
+    return given.get("table", given.get("sweep"))
+
+
 def study_of(sweep: str | None) -> StudyConfig:
     """The `study` of a sweep's file; the defaults for another folder."""
     return check(tables.study_of(sweep), StudyConfig)
 
 
-# What is missing.
-
-
-def asked_for(folder: Path) -> dict[str, Any]:
-    """The values of a sweep's file, by key, and the overrides of its last command, which replace them; {} if unknown.
-
-    Both are in the multirun.yaml that Hydra leaves.
-    """
-    try:
-        hydra = load_yaml(folder / "multirun.yaml")["hydra"]
-        params = dict(hydra["sweeper"].get("params") or {})
-        given = values_given((hydra.get("overrides") or {}).get("task") or [])
-    except (UserError, KeyError, TypeError, AttributeError):
-        return {}
-    # A sweep's own experiments are not set from outside; the seeds, and a knob, may be.
-    return {**given, **{key: given.get(key, value) for key, value in params.items()}}
-
-
-def not_run(
-    asked: Mapping[str, Any], noted: Sequence[tuple[RunDirectory, Mapping[str, Any]]], sweep: Sweep
-) -> list[str]:
-    """The jobs of a sweep that have left no note: every row that was asked for, in every seed that is known.
+def not_run(folder: Path, noted: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The jobs of a sweep that have left no note in its folder: its plans minus the runs found.
 
     Args:
-        asked: values of the sweep by key; of a plain grid, which names no experiments, its rows are those that exist.
-        noted: (folder, note) of every job that has left one.
-        sweep: what was found.
+        folder: the folder of the sweep, where jobs.json lists the jobs of all its commands.
+        noted: `place_in_notes` of every job that has left one.
+        rows: the rows found. Without jobs.json, as for sweeps of earlier versions, each is expected in every seed.
     """
-    knob = next((name for name in ("keep_prob", "block_size") if name in asked), None)
+    listed = RunDirectory(folder).read("jobs.json")
+    if listed is not None:
+        return [job_name(job) for job in listed if place_in_notes(Path(job["run"])) not in noted]
+    seeds = sorted({seed for row in rows for seed in row["seeds"]})
+    expected = [(row, seed, row["runs"][0]["path"].with_name(f"seed-{seed}")) for row in rows for seed in seeds]
+    return [
+        f"{row['label']} seed {seed}"
+        for row, seed, run in expected
+        if seed not in row["seeds"] and place_in_notes(run) not in noted
+    ]
 
-    # Each noted job as (experiment, value of the knob, seed), from its plan, or the overrides that it was started with.
-    left: set[tuple[str | None, float | None, int]] = set()
-    folders = set()
-    for run, note in noted:
-        given = values_given(note.get("overrides", []))
-        try:
-            plan = load_yaml(run.path / "plan.yaml")
-            seed, value = plan["seed"], layer_values(plan.get("layer")).get(knob or "")
-        except UserError:
-            seed = int(given.get("seed", run.path.name.removeprefix("seed-")))
-            value = float(given[knob]) if knob in given else None
-        left.add((note.get("experiment"), value, seed))
-        folders.add((run.path.parent.name, seed))
 
-    wanted = [int(seed) for seed in str(asked.get("seed", "")).split(",") if seed.strip().isdigit()]
-    seeds = sorted({*wanted, *(seed for _, _, seed in left)} - {sweep.study.pilot_seed})
-    experiments = [name.strip() for name in str(asked.get("experiment", "")).split(",") if name.strip()]
-    if not experiments:
-        places = [(row["runs"][0]["path"].parent.name, row["label"]) for row in sweep.rows]
-        return [f"{name} seed {seed}" for place, name in places for seed in seeds if (place, seed) not in folders]
+def job_name(note: Mapping[str, Any]) -> str:
+    """A job as a reader knows it: its experiment, and its run directory below that of data and network."""
+    run = "/".join(Path(note["run"]).parts[-2:])
+    return f"{note['experiment']} ({run})" if note.get("experiment") else run
 
-    try:
-        values: list[float | None] = [float(value) for value in str(asked[knob]).split(",")] if knob else [None]
-    except ValueError:  # Hydra's choice() and range(), which are not taken apart here
-        values = []
-    # An experiment without the knob, such as the baseline, has one job a seed.
-    knobless = {experiment for experiment, value, _ in left if value is None}
-    missing = []
-    for experiment in experiments:
-        for value in [None] if experiment in knobless else values:
-            at = "" if value is None else f" {knob}={value:g}"
-            missing += [f"{experiment}{at} seed {seed}" for seed in seeds if (experiment, value, seed) not in left]
-    return missing
+
+def place_in_notes(run: Path) -> str:
+    """The name of the file in which a sweep's folder notes a run."""
+    return f"{'_'.join(run.parts[-3:])}.json"

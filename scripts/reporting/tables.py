@@ -107,7 +107,7 @@ def results(sweep: Sweep) -> Table:
 
 
 def details(sweep: Sweep) -> Table:
-    """What else is known of every row."""
+    """Loss, gap, peak, measured drop, size and time of every row."""
     heads = ["", "by seed", "smallest difference", "test loss", "its difference [95 %]", "train - test", "peak"]
     heads += [
         "dropped in the last epoch: measured (expected)",
@@ -214,7 +214,7 @@ def beside_the_paper(sweep: Sweep) -> Table:
     metrics = list(dict.fromkeys(name for row in sweep.rows for name in row["paper"].get("metrics") or {}))
     heads = [""]
     for name in metrics:
-        heads += [metric_label(name, sweep.runs[0]), "paper"]
+        heads += [metric_label(name, sweep.runs[0]), f"{name}, paper"]
     rows: list[list[object]] = []
     if not sweep.made_up and set(metrics) - {sweep.headline}:
         for row in sweep.rows:

@@ -84,13 +84,21 @@ def recorded(run: Path, change: Callable[[dict[str, Any]], object] | None = None
 
 
 def note(root: Path, plan: Plan, run: Path, status: str = "DONE", reason: str = "") -> Path:
-    """What a sweep notes of a job; returns the sweep's folder."""
+    """Note a job as a sweep does; returns the sweep's folder."""
     runs = root / "sweeps" / "made-up" / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     entry = {"run": str(run), "status": status, "overrides": [], "reason": reason, "time": 0.0}
     entry |= {"experiment": plan.experiment, "paper": asdict(plan.paper)}
     (runs / ("_".join(run.parts[-3:]) + ".json")).write_text(json.dumps(entry))
     return runs.parent
+
+
+def list_jobs(folder: Path, *entries: dict[str, Any]) -> None:
+    """Add jobs to those that the commands of a sweep asked for; without entries, those that left a note."""
+    listed = folder / "jobs.json"
+    known = json.loads(listed.read_text()) if listed.exists() else []
+    noted = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
+    listed.write_text(json.dumps([*known, *(entries or noted)]))
 
 
 def grid(root: Path, rows: Mapping[tuple[str, ...], Sequence[float]], epochs: int = 5) -> Path:
@@ -120,6 +128,5 @@ def made_up(root: Path, sweep: str, seeds: int = 3, spread: float = 0.3) -> Path
             gain = (((plan.paper.metrics.get("top1") or [None])[0] or curve or 76.0) - 76.51) / 2
             top1 = 84.0 + gain + float(np.random.default_rng([seed, i]).normal(0, spread))
             folder = note(root, plan, write_run(root, plan, top1))
-    params = table_of(sweep).axes()
-    OmegaConf.save(OmegaConf.create({"hydra": {"sweeper": {"params": params}}}), folder / "multirun.yaml")
+    list_jobs(folder)
     return folder

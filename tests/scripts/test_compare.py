@@ -1,4 +1,4 @@
-"""How rows compare: differences from their baseline, claims, the choice of keep_prob, and numbers in their columns."""
+"""Comparison of rows: differences from their baseline, claims, the choice of keep_prob, the numbers of each column."""
 
 from __future__ import annotations
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.checking import UserError, load_yaml
+from configs.checking import UserError
 from configs.paper import StudyConfig
 from scripts import compare as compare_script
 from scripts.report import main
-from scripts.reporting.runs import Sweep, curve, epoch_means, read_runs, read_sweep, spread, study_of
-from tests.scripts.made_up_sweep import grid, jobs, made_up, note, plan_of, recorded, write_run
+from scripts.reporting.runs import Sweep, curve, epoch_means, read_runs, read_sweep, spread, study_of, sweep_of
+from tests.scripts.made_up_sweep import grid, list_jobs, made_up, note, plan_of, recorded, write_run
 
 NONE, DROPOUT = ("regularizer=none",), ("regularizer=dropout",)
 
@@ -135,12 +135,10 @@ def test_a_folder_that_moved_is_still_read(tmp_path: Path) -> None:
 
 
 def test_run_directories_of_other_names_are_read(tmp_path: Path) -> None:
-    for name, plan in (("a", plan_of("experiment=table1/baseline")), ("b", plan_of("experiment=table1/dropblock"))):
+    for name, words in (("a", NONE), ("b", DROPOUT)):
+        plan = plan_of(*words)
         run = write_run(tmp_path, plan, 80.0, epochs=1).rename(tmp_path / f"my run {name}")
         folder = note(tmp_path, plan, run)
-    # Values that Hydra takes apart name no job.
-    params = "{experiment: 'table1/baseline,table1/dropblock', keep_prob: 'choice(0.9,0.95)'}"
-    (folder / "multirun.yaml").write_text(f"hydra: {{sweeper: {{params: {params}}}}}\n")
     sweep = read_sweep(folder)
     assert (len(sweep.runs), sweep.lost) == (2, [])
 
@@ -152,7 +150,7 @@ def test_runs_that_were_moved_aside_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_runs_differ_by_configuration_not_by_place(tmp_path: Path) -> None:
-    """As `run_dir=` leaves them: side by side in one directory."""
+    """Runs side by side in one directory, where `run_dir=` put them."""
     places = []
     for place, name in (("one", "none"), ("two", "dropblock"), ("three", "dropblock")):
         run = write_run(tmp_path, plan_of(f"regularizer={name}"), 80.0, epochs=1)
@@ -190,7 +188,7 @@ def test_values_that_decide_nothing_about_the_data_hide_no_change(tmp_path: Path
 
 
 def test_an_older_fingerprint_joins_no_two_others(tmp_path: Path) -> None:
-    """That of segmentation once lacked the sizes of the splits."""
+    """Fingerprints of segmentation once lacked the sizes of the splits."""
     folder = grid(tmp_path, {NONE: [80.0, 80.1, 80.2]})
     runs = [run["path"] for run in read_sweep(folder).runs]
     for run, sizes in zip(runs, ("", "-5-2-2", "-5-2-2"), strict=True):
@@ -240,81 +238,57 @@ def test_the_sweep_files_declare_what_the_schema_knows() -> None:
 
 
 def test_lost_jobs_are_counted_and_named(tmp_path: Path) -> None:
-    for name, seed, status in (
-        ("baseline", 1, "DONE"),
-        ("baseline", 2, "DONE"),
-        ("dropout", 1, "DONE"),
-        ("dropblock", 1, "FAILED"),
-    ):
-        plan = plan_of(f"experiment=table1/{name}", f"seed={seed}")
-        run = write_run(tmp_path, plan, 80.0, epochs=5)
-        if status == "FAILED":
-            (run / "summary.json").unlink()
-            (run / "status.json").write_text(json.dumps({"status": status}))
-        folder = note(tmp_path, plan, run, status, "" if status == "DONE" else "the loss is not finite | step 3")
+    folder = grid(tmp_path, {NONE: [80.0, 80.1], DROPOUT: [80.5, 80.6]})
+    done = [run["path"] for run in read_sweep(folder).runs]
+    list_jobs(folder)
+    never = {"run": "outputs/place/dropblock-b7-kp0.9-e40-123456/seed-1", "experiment": "table1/dropblock", "seed": 1}
+    list_jobs(folder, never)
+    assert missing(read_sweep(folder)) == ["table1/dropblock (dropblock-b7-kp0.9-e40-123456/seed-1)"]
+
+    # Failed, stopped before its record was written, never begun, and with a note that cannot be read.
+    (done[0] / "summary.json").unlink()
+    (done[0] / "status.json").write_text(json.dumps({"status": "FAILED"}))
+    failed = json.loads(noted(folder, done[0]).read_text()) | {"reason": "the loss is not finite | step 3"}
+    noted(folder, done[0]).write_text(json.dumps(failed))
+    (done[1] / "summary.json").unlink()
+    noted(folder, done[2]).unlink()
     (folder / "runs" / "torn.json").write_text("{")
-    (folder / "multirun.yaml").write_text(
-        "hydra: {sweeper: {params: {experiment: 'table1/baseline,table1/dropout,table1/dropblock,table1/cutout'}}}\n"
-    )
     sweep = read_sweep(folder)
-    assert [(status, what.split(" ")[0]) for what, status, _ in sweep.lost] == [
-        ("FAILED", "table1/dropblock"),
+    assert {(status, job.rpartition("/")[2].rstrip(")")) for job, status, _ in sweep.lost} == {
+        ("FAILED", "seed-1"),
+        ("NO RECORD", "seed-2"),
+        ("NOT RUN", "seed-1"),
         ("UNREADABLE", "torn.json"),
-        ("NOT RUN", "table1/dropout"),  # seed 2, which the baseline has
-        ("NOT RUN", "table1/dropblock"),
-        ("NOT RUN", "table1/cutout"),
-        ("NOT RUN", "table1/cutout"),
-    ]
+    }
+    assert len(missing(sweep)) == 2
     assert main([str(folder)]) == 0
     text = (folder / "report.md").read_text()
-    assert "3 runs done, 6 not" in text
+    assert "1 run done, 5 not" in text
     assert r"the loss is not finite \| step 3" in text  # in a cell of a Markdown table
 
 
+def test_without_a_list_of_jobs_every_row_is_expected_in_every_seed(tmp_path: Path) -> None:
+    """Folders of earlier versions have none."""
+    folder = grid(tmp_path, {NONE: [80.0, 80.1, 80.2], DROPOUT: [80.5]})
+    run = next(run["path"] for run in read_sweep(folder).runs if run["is_baseline"] and run["seed"] == 3)
+    (run / "summary.json").unlink()
+    assert missing(read_sweep(folder)) == ["dropout, keep_prob 0.7 seed 2"]  # seed 3 of none has left a note
+
+
 def test_every_missing_point_of_a_figure_is_counted_once(tmp_path: Path) -> None:
-    folder = made_up(tmp_path, "fig4_block_size_small", seeds=2)
+    """The baseline has no block size: its jobs meet in one run."""
+    folder = made_up(tmp_path, "fig4_block_size_small", seeds=1)
     sweep = read_sweep(folder)
     assert sweep.lost == []
-    runs = {(run["experiment"], run["block_size"], run["seed"]): run["path"] for run in sweep.runs}
-    stopped = runs["fig4/group4_conv_skip", 2, 2]
-    (stopped / "summary.json").unlink()
-    (stopped / "status.json").write_text(json.dumps({"status": "STOPPED"}))
-    for point in (("fig4/group4_conv_skip", 8, 1), ("fig4/group4_conv_skip", 8, 2), ("fig4/baseline", None, 2)):
+    runs = {(run["experiment"], run["block_size"]): run["path"] for run in sweep.runs}
+    for point in (("fig4/group4_conv_skip", 8), ("fig4/baseline", None)):
         noted(folder, runs[point]).unlink()
-    sweep = read_sweep(folder)
-    assert missing(sweep) == [
-        "fig4/baseline seed 2",
-        "fig4/group4_conv_skip block_size=8 seed 1",
-        "fig4/group4_conv_skip block_size=8 seed 2",
-    ]
-    stopped_job = f"fig4/group4_conv_skip ({stopped.parent.name}/seed-2)"
-    assert (stopped_job, "STOPPED", "") in sweep.lost
-
-
-def test_overrides_of_the_command_replace_the_values_of_the_sweeps_file(tmp_path: Path) -> None:
-    folder = made_up(tmp_path, "fig3_keep_prob", seeds=1)
-    for run in read_sweep(folder).runs:
-        if run["keep_prob"] not in (None, 0.8, 0.9):
-            noted(folder, run["path"]).unlink()
-    params = load_yaml(folder / "multirun.yaml")["hydra"]["sweeper"]
-    words = ["+sweep=fig3_keep_prob", "keep_prob=0.8,0.9", "seed=1,2"]
-    asked = {"hydra": {"sweeper": params, "overrides": {"task": words}}}
-    (folder / "multirun.yaml").write_text(json.dumps(asked))
     found = missing(read_sweep(folder))
-    assert len(found) == 1 + 5 * 2
-    assert all(job.endswith("seed 2") for job in found)
+    assert [job.partition(" ")[0] for job in found] == ["fig4/baseline", "fig4/group4_conv_skip"]
 
 
-def test_the_seeds_of_a_sweeps_own_file_are_asked_for(tmp_path: Path) -> None:
-    names = ("schedules_overfit/none", "schedules_overfit/linear")
-    folder = grid(tmp_path, {(f"experiment={name}",): [80.0] for name in names})
-    params = {"seed": "1,2", "experiment": ",".join(names)}
-    for words, seeds in (([], ["2", "2"]), (["seed=1"], [])):  # a command's own seeds replace them
-        hydra = {"sweeper": {"params": params}, "overrides": {"task": words}}
-        (folder / "multirun.yaml").write_text(json.dumps({"hydra": hydra}))
-        assert [job.rpartition(" ")[2] for job in missing(read_sweep(folder))] == seeds
-
-
-def test_jobs_are_those_of_the_sweeps_file() -> None:
-    assert len(jobs("table1")) == 9
-    assert len(jobs("fig3_keep_prob")) == 6 * 5
+def test_a_folder_knows_the_file_of_its_sweep(tmp_path: Path) -> None:
+    assert sweep_of(tmp_path) is None
+    for words, name in (([], None), (["+sweep=table1_small", "seed=1"], "table1_small"), (["lr=0.1"], None)):
+        (tmp_path / "multirun.yaml").write_text(json.dumps({"hydra": {"overrides": {"task": words}}}))
+        assert sweep_of(tmp_path) == name
