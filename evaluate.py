@@ -8,7 +8,7 @@
                         block_size=7 or another; both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
     json=FILE           write the result as JSON
-    device, workers, data_root, download: as in train.py
+    device, workers, data_root, download: see train.py
 
 Prints the metrics of the network's task, and those of every class. Exit codes as in train.py.
 """
@@ -82,7 +82,7 @@ def result_text(result: dict[str, Any]) -> str:
 
 
 def headline_and_loss(row: dict[str, Any], headline: str) -> tuple[str, str]:
-    """Of one evaluation; detection is evaluated without a loss."""
+    """Headline and loss of one evaluation as text; "-" for detection, which is evaluated without a loss."""
     return metric_text(headline, row[headline]), f"{row['loss']:.4f}" if "loss" in row else "-"
 
 

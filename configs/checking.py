@@ -43,7 +43,7 @@ def check(config: Any, schema: type[T], takes_grid: bool = False) -> T:
     A plain structured config lets `+typo=1` through; merging into a fresh one does not.
 
     Args:
-        takes_grid: whether several values of a key make a grid, for the message about a list in place of one.
+        takes_grid: True where several values of a key make a grid, for the message about a list in place of one.
 
     Raises:
         UserError: one line that names the key, and the nearest valid one.
@@ -62,21 +62,21 @@ def check(config: Any, schema: type[T], takes_grid: bool = False) -> T:
 
 @cache
 def _target(schema: type) -> DictConfig:
-    """What to merge into, which merging copies; making it takes half of the time of a check."""
+    """An empty configuration of a schema to merge into; cached, as making it takes half of the time of a check."""
     target = OmegaConf.structured(schema)
     _make_writable(target)
     return target
 
 
 def _make_writable(node: Any) -> None:
-    """Frozen dataclasses come as read-only nodes, which a merge could not fill."""
+    """Let a merge fill the nodes of frozen dataclasses, which come read-only."""
     if isinstance(node, DictConfig) and not node._is_none():
         OmegaConf.set_readonly(node, False)
         for key in node:
             _make_writable(node._get_node(key))
 
 
-_EXPECTED = {  # a part of OmegaConf's message -> what the user should have given
+_EXPECTED = {  # a part of OmegaConf's message -> the kind of value that the key takes
     "to Float": "a number",
     "to Integer": "a whole number",
     "to string": "a single value",

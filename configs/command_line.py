@@ -284,12 +284,12 @@ T = TypeVar("T")
 
 
 def read_values(arguments: list[str], schema: type[T]) -> T:
-    """KEY=VALUE arguments of a small program as its dataclass; a single value stands for a list of one.
+    """Read KEY=VALUE arguments of a small program into its dataclass; a single value stands for a list of one.
 
-    A directory without KEY= is the run that a program with such a key is about.
+    A directory without KEY= is the value of `run`, in a program that has this key.
 
     Raises:
-        UserError: in one line.
+        UserError: one line that names the argument.
     """
     hints = get_type_hints(schema)
     takes_run = "run" in hints

@@ -34,7 +34,7 @@ def plan_of(*overrides: str, grid: bool = False) -> Plan:
     """The plan of `python train.py OVERRIDES`: `plan_of("data=digits", "epochs=2")`.
 
     Args:
-        overrides: as on the command line, without flags.
+        overrides: those of the command line, without flags.
         grid: resolve as a job of a grid, where a knob that the regularizer ignores is no error.
 
     Raises:

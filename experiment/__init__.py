@@ -24,8 +24,8 @@ def run_plan(plan: Plan, model: Callable[..., Any] | None = None) -> dict[str, A
     """Train in the run directory of the plan, from the start or from the last checkpoint; returns the summary.
 
     Args:
-        plan: of the run.
-        model: a class or function that builds another network than the plan's, as `register_model` takes it. The run
+        plan: the run to train.
+        model: a class or function that builds another network than the plan's, see `register_model`. The run
             directory is named after it.
 
     Raises:
@@ -49,14 +49,14 @@ def run_sweep(plans: Iterable[Plan], name: str) -> Path:
     work. A run that fails does not end the others.
 
     Args:
-        plans: of the runs; those that differ in nothing but the seed become one row of the report.
-        name: of the sweep.
+        plans: the runs; those that differ in nothing but the seed become one row of the report.
+        name: name of the sweep.
 
     Returns:
         the directory of the sweep, for `scripts/report.py`.
 
     Raises:
-        RuntimeError: in the end, if a run failed; names the first.
+        RuntimeError: at the end, if a run failed; names the first.
     """
     from experiment.command import train_all
 

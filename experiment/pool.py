@@ -179,7 +179,7 @@ class Pool:
 
 
 def _die_with_parent() -> None:
-    """In the worker, before it starts: stop as after SIGTERM, resumable, if the parent is killed."""
+    """Have the system send a worker SIGTERM if its parent is killed, so that its run stops, resumable."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -12,7 +12,6 @@ import sys
 from configs.checking import UserError
 from configs.command_line import check_arguments
 from configs.compose import plan_of
-from configs.plan import Plan
 from experiment.outcome import report_error
 
 
@@ -20,22 +19,21 @@ def precheck(arguments: list[str], processes: int) -> None:
     """Refuse a command that no number of restarts would help.
 
     Args:
-        arguments: of train.py.
+        arguments: the command line of train.py.
         processes: ranks that will share each batch.
 
     Raises:
-        UserError: in one line.
+        UserError: one line that names the key.
     """
     read = check_arguments(arguments)
-    given = read.given
-    alone = [key for key in ("hydra/launcher", "jobs") if given.get(key, "1") != "1"]
-    if alone:
-        raise UserError(f"{alone[0]}={given[alone[0]]}: its runs have one process each; call train.py itself")
-    if not read.is_grid:  # of a grid each job is checked as it comes
-        _check_plan(plan_of(*read.overrides), processes)
+    for key in ("hydra/launcher", "jobs"):
+        if read.given.get(key, "1") != "1":
+            raise UserError(f"{key}={read.given[key]}: its runs have one process each; call train.py itself")
+    if read.is_grid:  # a job that is refused does not end the others
+        return
 
-
-def _check_plan(plan: Plan, processes: int) -> None:
+    # Every rank and micro-batch needs the same number of images.
+    plan = plan_of(*read.overrides)
     batch = plan.recipe.batch_size
     if batch % processes:
         raise UserError(f"batch_size={batch}: cannot be shared equally by {processes} processes")

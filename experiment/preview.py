@@ -35,7 +35,7 @@ def preview(plan: Plan) -> str:
 
 
 def built(plan: Plan) -> tuple[Data, nn.Module, LayerControl, torch.device]:
-    """What a run builds before its first step, so that a plan that cannot run is refused; where it is built."""
+    """Build all that a run has before its first step, so that a plan that cannot run is refused."""
     device = find_device(plan.runtime.device)
     data = open_data(plan, device, Ranks())
     build_task(plan, data)

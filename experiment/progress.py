@@ -122,7 +122,7 @@ class Progress:
             self._line(self._summary(running))
 
     def _summary(self, running: Sequence[Job]) -> str:
-        """How many jobs are where, and the time left at the pace so far."""
+        """The number of jobs done, running and waiting, and the time left at the pace so far."""
         counts = Counter(self.ended.values())
         failed = f", {counts[FAILED]} failed" if counts[FAILED] else ""
         waiting = len(self.jobs) - len(self.ended) - len(running)

@@ -1,4 +1,4 @@
-"""Which finished network a command is about. Imports no torch."""
+"""The finished network that a command is about. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from configs.checking import UserError, one_of
 
 @dataclass
 class NetworkSource:
-    """A run directory or a checkpoint file, and where its data are.
+    """A run directory or a checkpoint file, and the place of its data.
 
     Args:
         run: run directory; or
         checkpoint: a file that train.py wrote.
-        which: of a run: the checkpoint of the last epoch (`last`) or the one chosen on val (`best`).
-        data_root: where the data are, if not where the run found them.
-        download: whether missing data may be downloaded.
+        which: the checkpoint of the last epoch (`last`) or the one chosen on val (`best`), with `run`.
+        data_root: directory of the data, if it is another one than the run found them in.
+        download: download missing data.
         workers: loader processes; None: one per core.
     """
 

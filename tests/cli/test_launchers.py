@@ -12,11 +12,13 @@ import psutil
 import pytest
 
 from configs.checking import UserError
-from configs.compose import nodes
+from configs.compose import config_of, nodes, plan_of
 from configs.plan import choices
 from engine.run_directory import RunDirectory
-from experiment.launchers import PLUGINS, installed
+from experiment.launchers import PLUGINS, installed, run_launched
+from experiment.outcome import Job
 from experiment.precheck import precheck
+from experiment.sweep import read_runs
 from tests.comparison import assert_identical
 from train import main
 
@@ -60,12 +62,23 @@ def test_without_the_plugin_the_user_is_reported_what_to_install(
 def test_the_slurm_launcher_is_composed() -> None:
     from hydra import compose, initialize_config_dir
 
-    nodes()
+    nodes([])
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         words = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=60", "hydra.sweep.dir=there"]
         launcher = compose("config", words, return_hydra_config=True).hydra.launcher
         assert launcher._target_.endswith("SlurmLauncher")
         assert (launcher.timeout_min, launcher.gpus_per_node, launcher.submitit_folder) == (60, 1, "there/slurm")
+
+
+def test_a_job_that_composes_to_another_hash_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the launcher's side, where another version of the code may lie."""
+    monkeypatch.setattr("experiment.run.run_plan", lambda *_: {"last": {}, "headline": "top1"})
+    overrides = ["data=fake", f"output_root={tmp_path}"]
+    asked, sweep = Job(0, overrides, plan_of(*overrides)), tmp_path / "sweeps" / "x"
+    for lr, status in (("0.1", "DONE"), ("0.07", "FAILED")):
+        run_launched([asked], sweep, time.time(), False, 0, config_of(*overrides, f"lr={lr}"))
+        (noted,) = read_runs(sweep)
+        assert (noted["run"], noted["status"]) == (str(asked.run), status)
 
 
 @pytest.mark.slow

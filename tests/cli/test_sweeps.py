@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs import compose
 from configs.checking import UserError, check, load_yaml
 from configs.command_line import check_arguments, sweep_name, values_given
 from configs.compose import config_of, plan_of
@@ -241,6 +242,19 @@ def test_an_output_root_in_quotes_is_that_of_the_sweep_and_its_jobs(tmp_path: Pa
     jobs = jobs_of(arguments)
     assert [job.plan and job.plan.runtime.output_root for job in jobs] == [str(root)] * 2
     assert [config_of(*job.overrides).output_root for job in jobs] == [str(root)] * 2  # as a launcher composes them
+
+
+def test_a_command_is_composed_once(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job once, whether it runs here or in a worker, and is not composed again to be shown or priced."""
+    count: list[list[str]] = []
+    composed = compose._composed
+    monkeypatch.setattr("configs.compose._composed", lambda hydra, job: count.append(job) or composed(hydra, job))
+    monkeypatch.setattr("experiment.run.run_plan", lambda *_: {"last": {}, "headline": "top1"})
+    monkeypatch.setattr("experiment.command.run_pool", lambda *_: None)
+    for more in ([], ["jobs=2"], ["plan=true"]):
+        train("-m", "keep_prob=0.8,0.9", *more)
+        assert len(count) == 2
+        count.clear()
 
 
 def test_a_sweep_lists_the_jobs_of_all_its_commands(tmp_path: Path) -> None:
