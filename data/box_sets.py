@@ -11,10 +11,9 @@ import numpy as np
 from configs.schema import AugmentConfig, DataConfig
 from data import coco, voc_xml
 from data.boxes import Annotated, Categories, Objects, annotated, open_detection, require_training_boxes
-from data.class_folders import IMAGENET_STATISTICS
 from data.decode import pick_decoder
 from data.interface import Data, Loading
-from data.loader import channel_statistics
+from data.loader import IMAGENET_STATISTICS, channel_statistics
 from data.scenes import CLASSES, compose
 
 TRAIN_SCENES, TEST_SCENES = 2000, 400

@@ -6,9 +6,9 @@ A few flat arrays rather than an object per box: COCO's 860,000 boxes would be c
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class Annotated(Samples):
         """(N,) the number of objects in each image."""
         return self["last"] - self["first"]
 
-    @property
+    @cached_property
     def objects(self) -> Objects:
         """The objects of these images, one image after the other."""
         rows = [np.arange(first, last) for first, last in zip(self["first"], self["last"], strict=True)]
@@ -103,17 +103,6 @@ class Annotated(Samples):
         owners = self.owners
         starts, sides = np.split(self.objects.boxes, 2, axis=1)
         return owners[np.maximum(-starts, starts + sides - self["sizes"][owners, ::-1]).max(1) > 1]
-
-    def trained_boxes(self) -> Ints:
-        """(N,) the number of objects in each image that are not ignored."""
-        return np.bincount(self.owners[~self.objects.ignored], minlength=len(self))
-
-    def identity(self) -> list[NDArray[Any]]:
-        """The arrays that tell this split from others."""
-        found, starts = self.objects, np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
-        arrays = [self["name"], self["image_ids"], self["sizes"], starts, np.array(self.categories.ids, np.int64)]
-        arrays += [found.boxes, found.labels, found.ignored]
-        return [*arrays, self["images"]] if self.in_memory else arrays
 
     def truth(self) -> dict[str, Any]:
         """The split in COCO's format, with boxes in pixels of the original images; label i is `categories[i]["id"]`."""
@@ -161,11 +150,14 @@ def annotated(
         pixels: the decoder of the image files, or (N, H, W, 3) images in memory.
         Others: see `Annotated`.
     """
+    # Degenerate boxes, and those of which no part lies in the image, can neither be learned nor found.
     shapes = np.asarray(sizes, np.int64).reshape(-1, 2)
     starts, sides = np.split(objects.boxes, 2, axis=1)
     proper = (sides > 0).all(1)
-    inside = ((starts < shapes[owners, ::-1]) & (starts + sides > 0)).all(1)  # in part
+    inside = ((starts < shapes[owners, ::-1]) & (starts + sides > 0)).all(1)
     kept = np.flatnonzero(proper & inside)
+
+    # Sorted by image, so that each image's objects are a range of rows.
     kept = kept[np.argsort(owners[kept], kind="stable")]
     ends = np.cumsum(np.bincount(owners[kept], minlength=len(names)))
     columns = {
@@ -175,15 +167,14 @@ def annotated(
         "first": np.concatenate([[0], ends[:-1]]).astype(np.int64),
         "last": ends.astype(np.int64),
     }
+    decode = None if isinstance(pixels, np.ndarray) else pixels
     if isinstance(pixels, np.ndarray):
-        columns["images"], read = pixels, partial(with_objects, _column, objects[kept])
-    else:
-        read = partial(with_objects, partial(_decoded, folder, pixels), objects[kept])
+        columns["images"] = pixels
     return Annotated(
         columns=columns,
-        read=read,
+        read=partial(read_objects, folder, decode, objects[kept]),
         folder=folder,
-        in_memory=isinstance(pixels, np.ndarray),
+        in_memory=decode is None,
         everything=objects[kept],
         categories=categories,
         degenerate=int((~proper).sum()),
@@ -191,27 +182,21 @@ def annotated(
     )
 
 
-def with_objects(read: Callable[[Row], Pixels], objects: Objects, row: Row) -> Sample:
-    """The pixels of an image and its boxes; not the crowds."""
-    found = objects[int(row["first"]) : int(row["last"])]
-    found = found[~found.ignored]
-    return {"images": read(row), "boxes": found.boxes, "labels": found.labels, "image_ids": row["image_ids"]}
+def read_objects(folder: Path, decode: Decode | None, objects: Objects, row: Row) -> Sample:
+    """The pixels of an image and its boxes; not the crowds.
 
-
-def _column(row: Row) -> Pixels:
-    pixels: Pixels = row["images"]
-    return pixels
-
-
-def _decoded(folder: Path, decode: Decode, row: Row) -> Pixels:
-    """Pixels of a file; ValueError for an image of another size than its annotation says."""
-    pixels = decode(read_file(folder, row)["images"], whole)
+    Raises:
+        ValueError: for an image of another size than its annotation says.
+    """
+    pixels = decode(read_file(folder, row)["images"], whole) if decode else row["images"]
     (height, width), said = pixels.shape[:2], row["sizes"].tolist()
     if [height, width] != said:
         raise ValueError(
             f"it has {width}x{height} pixels, its annotation says {said[1]}x{said[0]}: one of the two is wrong"
         )
-    return pixels
+    found = objects[int(row["first"]) : int(row["last"])]
+    found = found[~found.ignored]
+    return {"images": pixels, "boxes": found.boxes, "labels": found.labels, "image_ids": row["image_ids"]}
 
 
 def open_detection(
@@ -232,7 +217,8 @@ def open_detection(
     Raises:
         ValueError: for a split without boxes.
     """
-    name, size = data.name, data.image_size
+    name, size, classes = data.name, data.image_size, splits["train"].categories.names
+    # A split without boxes is found before anything is trained: its AP would not be a number.
     require_training_boxes(name, splits["train"])
     parts: dict[str, Any] = cut(splits, data)
     for split in ("val", "test"):
@@ -240,6 +226,13 @@ def open_detection(
             of_cut = "; they were cut from train: give data.val_split or another val_fraction"
             instead = "" if split in splits else of_cut
             raise ValueError(f"{name}: the {split} images have no boxes to measure AP by{instead}")
+
+    # Two runs with the same fingerprint saw the same boxes in images of the same names and sizes.
+    identity: list[Any] = [name, classes]
+    for part in parts.values():
+        found, starts = part.objects, np.concatenate([[0], np.cumsum(part.counts)]).astype(np.int64)
+        identity += [part["name"], part["image_ids"], part["sizes"], starts, np.array(part.categories.ids, np.int64)]
+        identity += [found.boxes, found.labels, found.ignored, *([part["images"]] if part.in_memory else [])]
 
     def loader(samples: Samples, batches: Batches) -> FileLoader:
         steps = placed(size, augment, loading.regularizers, batches.shuffled, enlarge=True)
@@ -250,12 +243,9 @@ def open_detection(
         parts,
         loader,
         loading,
-        classes=splits["train"].categories.names,
+        classes=classes,
         image_shape=(3, size, size),
-        fingerprint=fingerprint(
-            *(name, splits["train"].categories.names),
-            *(array for part in parts.values() for array in part.identity()),
-        ),
+        fingerprint=fingerprint(identity),
         notes=[*notes, *cut_notes(data, splits, parts), *_box_notes(name, splits)],
     )
 
@@ -271,7 +261,7 @@ def _box_notes(name: str, splits: Mapping[str, Annotated]) -> list[str]:
     found = list(splits.values())
     degenerate = sum(split.degenerate for split in found)
     ignored = sum(int(split.objects.ignored.sum()) for split in found)
-    crowded = sum(int((split.trained_boxes() > MAX_BOXES).sum()) for split in found)
+    crowded = sum(int((np.bincount(split.owners[~split.objects.ignored]) > MAX_BOXES).sum()) for split in found)
     outside = [image for split in found for image in split.outside]
     reaching = [split.name(position) for split in found for position in split.reaching_out().tolist()]
     notes = _class_notes(name, splits["train"])

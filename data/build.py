@@ -52,8 +52,8 @@ def build_data(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Da
 
     Args:
         data: its name, one of `DATASETS`; where it is and how it is read.
-        augment: of training images.
-        loading: of the batches.
+        augment: changes of training images.
+        loading: how batches are made.
 
     Raises:
         FileNotFoundError: if the data are not there; says what to do.
@@ -64,6 +64,7 @@ def build_data(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Da
         raise ValueError(f"unknown data '{name}', choose one of {', '.join(DATASETS)}")
     if data.prepared and name not in ("imagenet", "imagenette"):
         raise ValueError(f"prepared=true is for imagenet and imagenette, not for {name}")
+    # Keys that this data set does not read.
     known = OPTIONS.get(name, ())
     for option in data.options():
         if option not in known:

@@ -31,7 +31,7 @@ from data.folders import (
     size_on_disk,
 )
 from data.interface import ClassificationBatch, Data, Loading, assemble
-from data.loader import FileLoader, Statistics, channel_statistics
+from data.loader import IMAGENET_STATISTICS, FileLoader, Statistics, channel_statistics, statistics_given
 from data.photographs import center, resized
 from data.pipelines import photograph
 from data.samples import Row, Sample, Samples, cut, cut_notes, decoded, fingerprint, positions, read_file, with_test
@@ -39,7 +39,6 @@ from data.shards import is_prepared, open_prepared
 from data.splits import Batches
 from data.tensors import TensorLoader
 
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IN_MEMORY = 64  # side of the largest images that are kept in memory
 SPLITS = ("train", "val", "test")
 MOST_COUNTED = 1000  # images of a held-out split that are in train as well; more are not looked for
@@ -52,6 +51,9 @@ def open_class_folders(data: DataConfig, augment: AugmentConfig, loading: Loadin
     found = _official(data)
     splits = {"train": found.train, "test": found.test}
     parts = cut(splits, data)
+    identity: list[Any] = [data.name, found.classes, *positions(splits, data)]
+    identity += [samples[column] for samples in splits.values() for column in ("name", "labels")]
+    identity += [found.version] if found.version else []
     return assemble(
         data,
         parts,
@@ -59,11 +61,7 @@ def open_class_folders(data: DataConfig, augment: AugmentConfig, loading: Loadin
         loading,
         classes=found.classes,
         image_shape=(3, data.image_size, data.image_size),
-        fingerprint=fingerprint(
-            *(data.name, found.classes, *positions(splits, data)),
-            *(found.train["name"], found.train["labels"], found.test["name"], found.test["labels"]),
-            *([found.version] if found.version else []),
-        ),
+        fingerprint=fingerprint(identity),
         notes=[*found.notes, *cut_notes(data, splits, parts)],
     )
 
@@ -121,14 +119,64 @@ def open_own_folders(data: DataConfig, augment: AugmentConfig, loading: Loading)
         FileNotFoundError: if there are no class folders; says which layout is expected.
         ValueError: for splits with different classes, or a class folder without an image; names it.
     """
-    given = statistics_given(data)
-    splits, classes, notes = find_splits(data.name, data.root)
-    splits, of_test = with_test(data.name, splits, "training images")
+    name, size, statistics = data.name, data.image_size, statistics_given(data)
+    # The folder's own splits, and what is missing cut from train.
+    splits, classes, notes = find_splits(name, data.root)
+    splits, of_test = with_test(name, splits, "training images")
     parts = cut(splits, data)
     notes = [*notes, *of_test, *cut_notes(data, splits, parts)]
-    if data.image_size > IN_MEMORY:
-        return _per_batch(data, augment, loading, parts, classes, given, notes)
-    return _in_memory(data, augment, loading, parts, classes, given, notes)
+    identity: list[Any] = [name, classes]
+    loader: Callable[[Samples, Batches], FileLoader | TensorLoader]
+
+    if size > IN_MEMORY:  # read for each batch, as photographs are; what is hashed is the size of each file
+        refuse_padding(name, augment)
+        channels = 3
+        if statistics is None:
+            statistics = IMAGENET_STATISTICS
+            notes.append(f"{name}: normalized with ImageNet's mean and std; data.mean and data.std set others")
+        loader = photograph_loader(data, augment, loading, statistics)
+        for split, samples in parts.items():
+            sizes = np.array([size_on_disk(samples.name(i)) for i in range(len(samples))], np.int64)
+            identity += [split, samples["name"], samples["labels"], sizes]
+    else:
+        decode, skip = pick_decoder(data.decoder), data.on_bad_image == "skip"
+        for split, files in parts.items():
+            if len(files):
+                read = partial(_square, Path(files.folder), size, decode)
+                parts[split] = decoded(files, read, loading.workers, skip, "usable image")
+        full = {split: samples for split, samples in parts.items() if len(samples)}
+        # Where no image of any split has a colour, one channel says all.
+        channels = 1 if all(samples["gray"].all() for samples in full.values()) else 3
+        if statistics is None:
+            statistics = channel_statistics(parts["train"]["images"][:, :channels])
+
+        def loader(samples: Samples, batches: Batches) -> TensorLoader:
+            images = samples["images"][:, :channels]
+            return TensorLoader(images, samples["labels"], batches, statistics, augment, loading)
+
+        for split, samples in full.items():
+            identity += [split, samples["name"], samples["labels"], samples["images"]]
+        # What opening changed or left out.
+        changed = sum(int(samples["resized"].sum()) for samples in full.values())
+        left_out = sum(len(samples.left_out) for samples in full.values())
+        if changed:
+            of = f"{changed:,} of {sum(map(len, full.values())):,}"
+            notes.append(f"{name}: {of} images came in another size; short side to {size}, centre cropped")
+        if left_out:
+            notes.append(f"{name}: {left_out:,} unreadable file{'s are' if left_out > 1 else ' is'} left out")
+
+    if len(statistics[0]) != channels:
+        raise ValueError(f"data.mean and data.std name {len(statistics[0])} channels, the images have {channels}")
+    return assemble(
+        data,
+        parts,
+        loader,
+        loading,
+        classes=classes,
+        image_shape=(channels, size, size),
+        fingerprint=fingerprint(identity),
+        notes=notes,
+    )
 
 
 def find_splits(name: str, place: str | None) -> tuple[dict[str, Samples], tuple[str, ...], list[str]]:
@@ -138,6 +186,7 @@ def find_splits(name: str, place: str | None) -> tuple[dict[str, Samples], tuple
     root = Path(place)
     if not root.is_dir():
         raise FileNotFoundError(f"{name}: no folder {root}; data.root {OWN_LAYOUT}")
+    # The most frequent mistake: class folders right below the root.
     held = 0 if (root / "train").exists() else len(image_folders(root))
     if held:
         of = "1 folder" if held == 1 else f"{held} folders"
@@ -146,11 +195,14 @@ def find_splits(name: str, place: str | None) -> tuple[dict[str, Samples], tuple
     classes = class_names(name, root / "train", OWN_LAYOUT)
     if len(classes) < 2:
         raise ValueError(f"{name}: {root / 'train'} holds the one class folder {classes[0]}; two or more are needed")
+
     splits: dict[str, Samples] = {}
     for split in SPLITS:
         if (root / split).is_dir():
             require_same(name, classes, root, split, OWN_LAYOUT)
             splits[split] = list_files(name, root / split, classes)
+
+    # What a user may not have meant: folders of another name, and test images that are trained on.
     notes = []
     others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in SPLITS)
     if others:
@@ -180,87 +232,6 @@ def equal_files(one: str, other: str) -> bool:
         return False
 
 
-def _per_batch(
-    data: DataConfig,
-    augment: AugmentConfig,
-    loading: Loading,
-    parts: dict[str, Samples],
-    classes: tuple[str, ...],
-    given: Statistics | None,
-    notes: list[str],
-) -> Data:
-    """Large images, decoded anew for each batch as photographs are."""
-    refuse_padding(data.name, augment)
-    mean, std = given or IMAGENET_STATISTICS
-    if len(mean) != 3:
-        raise ValueError(f"data.mean and data.std name {len(mean)} channels; above {IN_MEMORY} pixels there are 3")
-    if not given:
-        notes = [*notes, f"{data.name}: normalized with ImageNet's mean and std; data.mean and data.std set others"]
-    identity: list[Any] = []
-    for split, files in parts.items():
-        sizes = np.array([size_on_disk(files.name(i)) for i in range(len(files))], np.int64)
-        identity += [split, files["name"], files["labels"], sizes]
-    return assemble(
-        data,
-        parts,
-        photograph_loader(data, augment, loading, (mean, std)),
-        loading,
-        classes=classes,
-        image_shape=(3, data.image_size, data.image_size),
-        fingerprint=fingerprint(data.name, classes, *identity),
-        notes=notes,
-    )
-
-
-def _in_memory(
-    data: DataConfig,
-    augment: AugmentConfig,
-    loading: Loading,
-    parts: dict[str, Samples],
-    classes: tuple[str, ...],
-    given: Statistics | None,
-    notes: list[str],
-) -> Data:
-    """Small images, decoded once: another size has its short side resized and its centre cropped."""
-    name, size, skip = data.name, data.image_size, data.on_bad_image == "skip"
-    found: dict[str, Samples] = {}
-    for split, files in parts.items():
-        read = partial(_square, Path(files.folder), size, pick_decoder(data.decoder))
-        found[split] = decoded(files, read, loading.workers, skip, "usable image") if len(files) else files
-    full = [samples for samples in found.values() if len(samples)]
-    # Where no image of any split has a colour, one channel says all.
-    channels = 1 if all(samples["gray"].all() for samples in full) else 3
-    statistics = given or channel_statistics(found["train"]["images"][:, :channels])
-    if len(statistics[0]) != channels:
-        raise ValueError(f"data.mean and data.std name {len(statistics[0])} channels, the images have {channels}")
-    changed, total = sum(int(samples["resized"].sum()) for samples in full), sum(map(len, full))
-    left_out = sum(len(samples.left_out) for samples in full)
-    if changed:
-        sizes = f"short side to {size}, centre cropped"
-        notes = [*notes, f"{name}: {changed:,} of {total:,} images came in another size; {sizes}"]
-    if left_out:
-        notes = [*notes, f"{name}: {left_out:,} unreadable file{'s are' if left_out > 1 else ' is'} left out"]
-    identity: list[Any] = []
-    for split, samples in found.items():
-        if len(samples):
-            identity += [split, samples["name"], samples["labels"], samples["images"]]
-
-    def loader(samples: Samples, batches: Batches) -> TensorLoader:
-        images = samples["images"][:, :channels]
-        return TensorLoader(images, samples["labels"], batches, statistics, augment, loading)
-
-    return assemble(
-        data,
-        found,
-        loader,
-        loading,
-        classes=classes,
-        image_shape=(channels, size, size),
-        fingerprint=fingerprint(name, classes, *identity),
-        notes=notes,
-    )
-
-
 def _square(folder: Path, size: int, decode: Decode, row: Row) -> Sample:
     """Pixels (3, size, size) of a file; whether it is gray, and came in another size."""
     from PIL import Image
@@ -278,19 +249,3 @@ def _square(folder: Path, size: int, decode: Decode, row: Row) -> Sample:
         pixels = resized(pixels, height, width)[top : top + size, left : left + size]
     images = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return {"images": images, "labels": row["labels"], "gray": gray, "resized": other_size}
-
-
-def statistics_given(data: DataConfig) -> Statistics | None:
-    """`data.mean` and `data.std`, or None without them.
-
-    Raises:
-        ValueError: for one without the other, or values outside [0, 1].
-    """
-    mean, std = data.mean, data.std
-    if (mean is None) != (std is None):
-        raise ValueError("data.mean and data.std belong together: give both or none")
-    if mean is None or std is None:
-        return None
-    if len(mean) != len(std) or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
-        raise ValueError(f"data.mean={list(mean)} data.std={list(std)}: one number in [0, 1] for each channel")
-    return tuple(mean), tuple(std)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,31 +66,37 @@ def _arrays(path: Path, folder: Path, content: dict[str, Any], decode: Decode) -
         raise ValueError(f"{path}: lists {len(images)} images and {len(listed)} categories")
 
     def column(what: str, entries: list[dict[str, Any]], key: str, convert: Callable[[Any], Any]) -> list[Any]:
-        """One value of each entry; an entry that has no such value is named."""
+        """One value of each entry; the one rule for all of them names an entry that has no such value."""
         values = []
         for entry in entries:
             try:
                 values.append(convert(entry[key]))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise ValueError(
-                    f"{path}: {key} of {what} {entry.get('id')} must be {MEANT[convert]}, not {entry.get(key)!r}"
-                ) from error
+                kind, given = convert.__name__.replace("_", " "), entry.get(key)
+                raise ValueError(f"{path}: {key} of {what} {entry.get('id')} must be {kind}, not {given!r}") from error
         return values
 
-    # Labels number the categories in the order of their ids, which have gaps.
+    # The columns of the three lists. Labels number the categories in the order of their ids, which have gaps.
     categories = sorted(
-        zip(column("category", listed, "id", whole), column("category", listed, "name", str), strict=True)
+        zip(column("category", listed, "id", a_whole_number), column("category", listed, "name", str), strict=True)
     )
     category_ids, names = zip(*categories, strict=True)
-    image_ids = column("image", images, "id", whole)
+    image_ids = column("image", images, "id", a_whole_number)
     files = column("image", images, "file_name", str)
-    sizes = list(zip(column("image", images, "height", side), column("image", images, "width", side), strict=True))
+    sizes = list(
+        zip(
+            column("image", images, "height", a_positive_number),
+            column("image", images, "width", a_positive_number),
+            strict=True,
+        )
+    )
     places: dict[str, Sequence[int]] = {"image": image_ids, "category": category_ids}
     for what, ids in places.items():
         if len(set(ids)) < len(ids):
-            raise ValueError(f"{path}: {what} id {next(i for i in ids if ids.count(i) > 1)} occurs twice")
+            raise ValueError(f"{path}: {what} id {Counter(ids).most_common(1)[0][0]} occurs twice")
     _present(path, folder, files)
 
+    # Each annotation by the positions of its image and its category.
     found = {}
     for what, ids in places.items():
         key, place = f"{what}_id", {number: position for position, number in enumerate(ids)}
@@ -99,52 +106,43 @@ def _arrays(path: Path, folder: Path, content: dict[str, Any], decode: Decode) -
                     f"{path}: annotation {entry.get('id')} has the {key} {entry[key]}, which is not listed"
                 )
         found[key] = np.array([place[entry[key]] for entry in annotations], np.int64)
-    boxes = np.array(column("annotation", annotations, "bbox", box), np.float64).reshape(-1, 4)
+    boxes = np.array(column("annotation", annotations, "bbox", four_finite_numbers), np.float64).reshape(-1, 4)
     # An object without an area of its own has that of its box.
     sides = [(float(width * height), entry) for entry, (_, _, width, height) in zip(annotations, boxes, strict=True)]
     given = [entry if entry.get("area") is not None else {**entry, "area": area} for area, entry in sides]
     objects = Objects(
         boxes,
         found["category_id"],
-        np.array(column("annotation", given, "area", finite), np.float64),
+        np.array(column("annotation", given, "area", a_finite_number), np.float64),
         np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], bool),
     )
     known = Categories(category_ids, names)
     return annotated(folder, files, image_ids, sizes, found["image_id"], objects, known, decode)
 
 
-def whole(value: Any) -> int:
-    """An id; it becomes a number of 64 bits."""
+def a_whole_number(value: Any) -> int:
+    """An id, of 64 bits."""
     return int(np.int64(value))
 
 
-def side(value: Any) -> int:
-    """The height or width of an image."""
-    if whole(value) < 1:
+def a_positive_number(value: Any) -> int:
+    """The height or width of an image: a whole number above 0."""
+    if np.int64(value) < 1:
         raise ValueError
-    return whole(value)
+    return int(value)
 
 
-def finite(value: Any) -> float:
-    """A finite number."""
+def a_finite_number(value: Any) -> float:
+    """An area, or a side of a box."""
     if not math.isfinite(value):
         raise ValueError
     return float(value)
 
 
-def box(value: Any) -> list[float]:
-    """Left, top, width and height."""
-    left, top, width, height = map(finite, value)
+def four_finite_numbers(value: Any) -> list[float]:
+    """A box: left, top, width and height."""
+    left, top, width, height = map(a_finite_number, value)
     return [left, top, width, height]
-
-
-MEANT: dict[Callable[[Any], Any], str] = {
-    str: "a text",
-    whole: "a whole number of 64 bits",
-    side: "a whole number above 0",
-    finite: "a finite number",
-    box: "four finite numbers",
-}
 
 
 def _present(path: Path, folder: Path, names: list[str]) -> None:

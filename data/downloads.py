@@ -15,7 +15,7 @@ PROBE_SECONDS, STALL_SECONDS = 4.0, 60.0
 
 
 def default_root() -> Path:
-    """Where downloads go when no root is given: `dropblock-repro` in the user's cache folder."""
+    """The place of downloads when no root is given: `dropblock-repro` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dropblock-repro"
 
 
@@ -26,7 +26,7 @@ def fetch(name: str, url: str, root: Path, folder: str, get: Callable[[Path], ob
     (ranks, runs of a sweep) do the work. A killed download leaves nothing under the final name.
 
     Args:
-        name: of the data set, for the message.
+        name: data set, for the message.
         url: what `get` will ask for; tried first, so that a missing network is answered in seconds.
         root, folder: the wanted place.
         get: fills a given folder so that it holds `folder`; checks what it fetches.

@@ -47,6 +47,7 @@ def open_folders(name: str, root: Path | None, download: bool) -> Folders:
     classes = class_names(name, root / "train")
     require_same(name, classes, root, "val")
     train, test = (list_files(name, root / split, classes) for split in ("train", "val"))
+    # Parts of the official set are fine for trials; the record says that they are parts.
     found = (len(train), len(test), len(classes))
     notes: tuple[str, ...] = ()
     if found != OFFICIAL[name]:
@@ -100,6 +101,7 @@ def class_names(name: str, folder: Path, layout: str = LAYOUT) -> list[str]:
         raise FileNotFoundError(f"{name}: no folder {folder}; data.root {layout}") from error
     except OSError as error:
         raise ValueError(f"{name}: cannot read {folder} ({error.strerror})") from error
+    # Each folder is a class, so one that a program left behind would be a class as well.
     classes = sorted(entry.name for entry in entries if entry.is_dir())
     hidden = [known for known in classes if known.startswith(".")]
     foreign = [known for known in classes if any(category(letter) in ("Cs", "Cc") for letter in known)]
@@ -159,7 +161,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def size_on_disk(path: str) -> int:
-    """In bytes: a cheap sign that a file was replaced by another of its name; -1 for one that cannot be read."""
+    """Bytes of a file, a cheap sign that it was replaced by another of its name; -1 if it cannot be read."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -183,7 +185,7 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
 
     Args:
         data: name of the data set, for messages.
-        path: of the list.
+        path: the list.
         of_files: a line is the name of a file, without folders.
         layout: said where there is no list at all.
 
@@ -191,6 +193,7 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
         FileNotFoundError: if there is no such list; names those beside it.
         ValueError: if it lists nothing, a name twice, or with `of_files` a folder.
     """
+    # A list that is not there is often one of another name.
     if not path.is_file():
         beside = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))[:8]
         known = f"; lists there: {', '.join(beside)}" if beside else layout and f"; data.root {layout}"
@@ -199,6 +202,7 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file ({error})") from error
+    # A name per line, of a file without its folder; nothing is listed twice.
     names: list[str] = []
     for number, line in enumerate(lines, start=1):
         if of_files and os.path.basename(line) != line:

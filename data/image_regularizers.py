@@ -54,7 +54,7 @@ class Cutout:
     """Cutout (DeVries and Taylor 2017): one square, its centre anywhere in the image, so it may stick out.
 
     Args:
-        side: of the square in pixels.
+        side: pixels of the square.
     """
 
     def __init__(self, side: int) -> None:

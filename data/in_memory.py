@@ -30,24 +30,10 @@ CIFAR_STATISTICS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the files
-FASHION_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+FASHION_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 FASHION_ELSEWHERE = (
     "install Debian's package dataset-fashion-mnist, or put the four idx files into a folder and name it by data.root "
     "or by the environment variable FASHION_MNIST"
@@ -96,7 +82,7 @@ def in_memory(read: Callable[[DataConfig], Small]) -> Callable[[DataConfig, Augm
             loading,
             classes=found.classes,
             image_shape=(images.shape[1], images.shape[2], images.shape[3]),
-            fingerprint=fingerprint(data.name, found.classes, train, val, labels, test_labels, images, test_images),
+            fingerprint=fingerprint([data.name, found.classes, train, val, labels, test_labels, images, test_images]),
             notes=[*found.notes, *cut_notes(data, splits, parts)],
         )
 
@@ -158,6 +144,7 @@ def cifar(data: DataConfig) -> Small:
     name, official = data.name, {"cifar10": CIFAR10, "cifar100": CIFAR100}[data.name]
     if data.image_size != 32:
         raise ValueError(f"image_size must be 32 for {name}, not {data.image_size}")
+    # The folder itself, the one that holds it, or a new download.
     root = default_root() if data.root is None else Path(data.root)
     folder = root if root.name == official.base_folder else root / official.base_folder
     if not folder.exists():
@@ -186,6 +173,7 @@ def fashion_mnist(data: DataConfig) -> Small:
     size = data.image_size
     if size < 28 or size % 2:
         raise ValueError(f"image_size must be even and 28 or more for fashion_mnist, not {size}")
+    # Files that do not belong together would give wrong labels.
     folder = _find_fashion(data)
     images, labels, test_images, test_labels = (_read_idx(_idx_file(folder, name)) for name in FASHION_FILES)
     for pictures, classes in ((images, labels), (test_images, test_labels)):

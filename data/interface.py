@@ -112,7 +112,7 @@ class Data:
     Args:
         task: `classification`, `segmentation` or `detection`: the kind of batches that the loaders yield.
         train, val, test: the loaders; `test` is the official evaluation set, `val` a part of the training set or None.
-        classes: in the order of the labels.
+        classes: names in the order of the labels.
         image_shape: channels, height, width of a batch's images.
         fingerprint: sha256 over what identifies the data, in segmentation with the sizes of the splits; two runs with
             equal fingerprints saw the same samples under the same labels.
@@ -141,7 +141,7 @@ class Loading:
 
     Args:
         batch_size, eval_batch_size: over all ranks; None = as in training.
-        seed: of the permutations and the augmentation.
+        seed: seed of the permutations and the augmentation.
         rank, world_size: this process's share of every batch.
         device, channels_last: where the batches shall be, and their memory format.
         workers: processes that read image files per batch; threads that decode a small set into memory.

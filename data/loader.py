@@ -32,6 +32,7 @@ ON_CPU = ("scales", "image_ids")  # fields of a batch that only the evaluation r
 log = logging.getLogger(__name__)
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel, in [0, 1]
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Made(NamedTuple):
@@ -52,9 +53,9 @@ class BatchReader(Dataset[Made]):
     """A data set whose keys are (epoch, sample positions) and whose items are whole batches.
 
     Args:
-        samples: of the split.
+        samples: the split.
         steps: from what `samples.read` returns to the fields of a batch.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
         training: draw an augmentation.
         skip: go on without the samples that cannot be used.
     """
@@ -96,7 +97,7 @@ class FileLoader:
     """Batches of a split.
 
     Args:
-        samples: of the split.
+        samples: the split.
         batches: which samples make up which batch; a shuffled split is augmented.
         steps: see `BatchReader`.
         to_batch: images, further fields and positions to a batch.
@@ -150,7 +151,7 @@ class FileLoader:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the global one, for seeds that nothing here uses
         )
-        bad: set[str] = set()
+        bad: set[str] = set()  # of this epoch
         made = iter(loader)
         for _, share in keys:
             try:
@@ -159,12 +160,14 @@ class FileLoader:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 what = f"a loader worker exited in the middle of a batch ({reason})"
                 raise RuntimeError(f"{what}; was it killed?") from error
+            # Unusable samples end the run or are counted; a training batch is full, as its learning rate expects.
             self._account(met, bad)
             if self.batches.shuffled and len(taken) < len(share):
                 path, reason = met[-1]
                 raise ValueError(f"{path}: the last of {MAX_BAD_IN_A_ROW} unusable images in a row ({reason})")
             if not len(taken):
                 continue
+            # On the device: bytes are a quarter of the numbers that they become.
             fields = {k: v if k in ON_CPU else v.to(self.device, non_blocking=True) for k, v in fields.items()}
             images = self.to_network(fields.pop("images"), epoch, asked.numpy(), fields.pop("seen", None))
             yield self.to_batch(images=images, **fields, indices=taken)
@@ -202,7 +205,7 @@ class ToNetwork:
 
     Args:
         statistics: mean and standard deviation of each channel, of values in [0, 1].
-        width: of the images.
+        width: pixels of a row of an image.
         loading: device, memory format; the regularizers with an `on_batch` change the normalized images of training.
     """
 
@@ -232,8 +235,8 @@ class Normalize:
     """Bytes to float32 with mean 0 and standard deviation 1.
 
     Args:
-        mean, std: of each channel, of values in [0, 1].
-        width: of the images.
+        mean, std: a number for each channel, of values in [0, 1].
+        width: pixels of a row of an image.
         device: where the images are.
     """
 
@@ -245,6 +248,22 @@ class Normalize:
     def __call__(self, images: Tensor) -> Tensor:
         """(B, H, W, C) uint8 -> float32."""
         return images.flatten(2).float().add_(self.shift).mul_(self.scale).view(images.shape)
+
+
+def statistics_given(data: DataConfig) -> Statistics | None:
+    """`data.mean` and `data.std`, or None without them.
+
+    Raises:
+        ValueError: for one without the other, or values outside [0, 1].
+    """
+    mean, std = data.mean, data.std
+    if (mean is None) != (std is None):
+        raise ValueError("data.mean and data.std belong together: give both or none")
+    if mean is None or std is None:
+        return None
+    if len(mean) != len(std) or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+        raise ValueError(f"data.mean={list(mean)} data.std={list(std)}: one number in [0, 1] for each channel")
+    return tuple(mean), tuple(std)
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> Statistics:

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from configs.schema import AugmentConfig, DataConfig
-from data.class_folders import IMAGENET_STATISTICS, statistics_given
 from data.folders import ENDINGS, few, read_names
 from data.interface import Data, Loading
+from data.loader import IMAGENET_STATISTICS, statistics_given
 from data.masks import Labels, open_segmentation, pair_up
 from data.samples import Samples, as_it_is, with_test
 from data.scenes import CLASSES as DIGITS
@@ -23,9 +23,9 @@ CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence"
 CAMVID_VOID = 11
 CAMVID_LAYOUT = "needs train/ and trainannot/, val/ and valannot/, test/ and testannot/ with images of equal names"
 VOC = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 # Images of the lists: VOC 2012's own, and the training list with the masks of Hariharan et al. (2011) for what is not
 # in VOC's val.
 VOC_LISTS = {"train": 1_464, "val": 1_449, "trainaug": 10_582}
@@ -74,11 +74,13 @@ def open_voc_segmentation(data: DataConfig, augment: AugmentConfig, loading: Loa
         split: read_names(name, root / "ImageSets/Segmentation" / f"{lists[split]}.txt", layout=VOC_LAYOUT)
         for split in lists
     }
+    # An augmented list may contain images of val: those are not to be trained on.
     shared = sorted(set(names["train"]) & set(names["test"]))
     if shared:
         raise ValueError(f"{name}: data.list={lists['train']} shares {len(shared):,} images with val: {few(shared)}")
     if lists["train"] == "trainaug" and len(names["train"]) != VOC_LISTS["trainaug"]:
         raise ValueError(f"{name}: trainaug.txt lists {len(names['train']):,} images, the list in use has 10,582")
+    # The masks that Hariharan et al. added lie in a folder of their own.
     images = _files(name, root / "JPEGImages", VOC_LAYOUT, ENDINGS)
     augmented = root / "SegmentationClassAug"
     splits: dict[str, Samples] = {}
@@ -107,6 +109,7 @@ def open_segmentation_folder(data: DataConfig, augment: AugmentConfig, loading: 
     classes = tuple(read_names(name, root / "classes.txt", False, FOLDER_LAYOUT))
     if not 2 <= len(classes) <= 255:
         raise ValueError(f"{name}: {root / 'classes.txt'} names {len(classes)} classes; 2 to 255 are needed")
+    # Flat, or with a folder for each split.
     nested = (root / "images" / "train").is_dir()
     splits: dict[str, Samples] = {}
     for split in SPLITS if nested else ("",):

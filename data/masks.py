@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import AugmentConfig, DataConfig
-from data.class_folders import IMAGENET_STATISTICS
 from data.decode import FORMATS, Content, Decode, check_size, pick_decoder, whole
 from data.folders import hint_on_name, size_on_disk
 from data.interface import IGNORE, Data, Loading, SegmentationBatch, assemble
-from data.loader import FileLoader, Statistics, channel_statistics
+from data.loader import IMAGENET_STATISTICS, FileLoader, Statistics, channel_statistics
 from data.pipelines import placed
 from data.placement import Mask
 from data.samples import Row, Sample, Samples, cut, cut_notes, decoded, fingerprint
@@ -63,7 +62,7 @@ def pair_up(
     """The pairs of these names, as files.
 
     Args:
-        name: of the data set, for messages.
+        name: data set, for messages.
         images, masks: the files that are there, by name.
         wanted: the names of the split.
 
@@ -140,7 +139,7 @@ def open_segmentation(
 
     Args:
         splits: `train`, `test`, and `val` where the data set has one; else it is cut from `train`.
-        classes: in the order of the labels.
+        classes: their names, in the order of the labels.
         statistics: mean and standard deviation of each channel, of values in [0, 1]; None = of the images trained on
             where they are in memory, else of ImageNet.
         notes: those of the opener; notes on the cut and on what was found are added.
@@ -158,6 +157,8 @@ def open_segmentation(
     for split, pairs in parts.items():
         if pairs.in_memory and len(pairs) and all((mask == IGNORE).all() for mask in pairs["masks"]):
             raise ValueError(f"{name}: no mask of {split} has a labelled pixel (a class; {IGNORE} is ignored)")
+
+    # Normalized by the images trained on where they are at hand.
     train = parts["train"]
     if statistics is None and train.in_memory:
         statistics = channel_statistics(np.concatenate([image.reshape(-1, 3) for image in train["images"]]))
@@ -165,7 +166,7 @@ def open_segmentation(
     left_out = sum(len(pairs.left_out) for pairs in parts.values())
     skipped = [f"{name}: {left_out:,} images that cannot be used are left out"] if left_out else []
     # Images of several sizes are hashed one after the other, so that the digest alone does not say where a split ends.
-    digest = fingerprint(name, classes, *(array for pairs in parts.values() for array in _identity(pairs)))
+    digest = fingerprint([name, classes, *(array for pairs in parts.values() for array in _identity(pairs))])
 
     def loader(samples: Samples, batches: Batches) -> FileLoader:
         steps = placed(size, augment, loading.regularizers, batches.shuffled, enlarge=False)

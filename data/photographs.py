@@ -10,7 +10,6 @@ training box differ by more than two levels of 255, up to eight where edges over
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.decode import Content, Decode, Pixels, check_size, open_rgb, whole
+from data.decode import Decode, Pixels, check_size, open_rgb, whole
 from data.draws import BOX, FLIP, Draws
 from data.samples import Sample
 
@@ -34,9 +33,10 @@ def random_box(height: int, width: int, draws: NDArray[np.float64]) -> Box:
     The distribution of torchvision's RandomResizedCrop, from draws that are handed in.
 
     Args:
-        height, width: of the image.
+        height, width: sides of the image.
         draws: (40,) uniforms in [0, 1): area, aspect, top and left of each trial.
     """
+    # The first of ten trials that fits; the aspect is uniform in its logarithm.
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
     for area_draw, aspect_draw, top_draw, left_draw in draws.reshape(-1, 4).tolist():
         area = height * width * (AREA[0] + area_draw * (AREA[1] - AREA[0]))
@@ -45,6 +45,7 @@ def random_box(height: int, width: int, draws: NDArray[np.float64]) -> Box:
         if 0 < box_height <= height and 0 < box_width <= width:
             top, left = int(top_draw * (height - box_height + 1)), int(left_draw * (width - box_width + 1))
             return top, left, box_height, box_width
+    # None did: an image much longer than wide, or the other way round.
     box_height, box_width = height, width
     if width < ASPECT[0] * height:
         box_height = max(1, round(width / ASPECT[0]))
@@ -66,65 +67,50 @@ def center(height: int, width: int, size: int) -> tuple[int, int]:
     return round((height - size) / 2), round((width - size) / 2)
 
 
-@dataclass(frozen=True)
-class RandomBox:
+def crop_box(sample: Sample, draws: Draws | None, *, size: int, decode: Decode | None) -> Sample:
     """The content of an image file to a random box of it, (size, size, 3) bytes.
 
     Args:
-        size: side of the square.
-        decode: of the content; None: the reference recipe.
+        decode: decoder of the content; None: the reference recipe.
+
+    Raises:
+        Exception: whatever the decoder raises on a damaged file; ValueError for one that is too large.
     """
+    assert draws is not None
+    content, box_draws = sample["images"], draws.uniforms[BOX:]
+    if decode is not None:  # the box is cut out while the file is decoded
+        pixels = decode(content, lambda height, width: random_box(height, width, box_draws))
+        return {**sample, "images": resized(pixels, size, size)}
+    # The reference recipe.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resized_crop
 
-    size: int
-    decode: Decode | None
-
-    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
-        """Raises whatever the decoder raises on a damaged file; ValueError for one that is too large."""
-        assert draws is not None
-        return {**sample, "images": self.pixels(sample["images"], draws.uniforms[BOX:])}
-
-    def pixels(self, content: Content, draws: NDArray[np.float64]) -> Pixels:
-        """The box of these draws."""
-        if self.decode is not None:
-            pixels = self.decode(content, lambda height, width: random_box(height, width, draws))
-            return resized(pixels, self.size, self.size)
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.functional import resized_crop
-
-        image = open_rgb(content)
-        box = random_box(image.height, image.width, draws)
-        return np.array(resized_crop(image, *box, [self.size, self.size], InterpolationMode.BICUBIC))
+    image = open_rgb(content)
+    box = random_box(image.height, image.width, box_draws)
+    return {**sample, "images": np.array(resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC))}
 
 
-@dataclass(frozen=True)
-class Centre:
+def crop_centre(sample: Sample, draws: Draws | None, *, size: int, decode: Decode | None) -> Sample:
     """The content of an image file to its centre: the short side becomes size / 0.875, then (size, size, 3) bytes.
 
-    Args:
-        size, decode: see `RandomBox`.
+    See `crop_box`.
     """
-
-    size: int
-    decode: Decode | None
-
-    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
-        return {**sample, "images": self.pixels(sample["images"])}
-
-    def pixels(self, content: Content) -> Pixels:
-        """See `RandomBox`."""
-        if self.decode is not None:
-            pixels = self.decode(content, whole)
-            height, width = eval_resize(pixels.shape[0], pixels.shape[1], self.size)
-            check_size(height, width)
-            top, left = center(height, width, self.size)
-            return resized(pixels, height, width)[top : top + self.size, left : left + self.size]
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.functional import center_crop, resize
-
-        image = open_rgb(content)
-        height, width = eval_resize(image.height, image.width, self.size)
+    content = sample["images"]
+    if decode is not None:
+        pixels = decode(content, whole)
+        height, width = eval_resize(pixels.shape[0], pixels.shape[1], size)
         check_size(height, width)
-        return np.array(center_crop(resize(image, min(height, width), InterpolationMode.BICUBIC), self.size))
+        top, left = center(height, width, size)
+        return {**sample, "images": resized(pixels, height, width)[top : top + size, left : left + size]}
+    # The reference recipe.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import center_crop, resize
+
+    image = open_rgb(content)
+    height, width = eval_resize(image.height, image.width, size)
+    check_size(height, width)
+    image = resize(image, min(height, width), InterpolationMode.BICUBIC)
+    return {**sample, "images": np.array(center_crop(image, size))}
 
 
 def flip(sample: Sample, draws: Draws | None) -> Sample:

@@ -7,13 +7,14 @@ Draws are None in evaluation. What follows on the device stands in `data.loader.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from configs.schema import AugmentConfig
 from data.decode import Decode
 from data.draws import Draws
-from data.photographs import Centre, RandomBox, flip
-from data.placement import Fit, Jitter, Pad, Recolour
+from data.photographs import crop_box, crop_centre, flip
+from data.placement import fit, jitter, pad, recolour
 from data.samples import Sample, Step
 
 
@@ -22,11 +23,11 @@ def photograph(
 ) -> list[Step]:
     """From the content of an image file to (size, size, 3) bytes. decode: None for the reference recipe."""
     if not training:
-        return [Centre(size, decode)]
+        return [partial(crop_centre, size=size, decode=decode)]
     return [
-        RandomBox(size, decode),
+        partial(crop_box, size=size, decode=decode),
         *([flip] if augment.flip else []),
-        *on_image(regularizers),
+        *[partial(regularized, by=change) for change in regularizers if hasattr(change, "on_image")],
     ]
 
 
@@ -36,25 +37,15 @@ def placed(size: int, augment: AugmentConfig, regularizers: Sequence[Any], train
     enlarge: evaluation brings smaller images to the size of the square.
     """
     if not training:
-        return [Fit(size, enlarge), Pad(size)]
+        return [partial(fit, size=size, enlarge=enlarge), partial(pad, size=size)]
     return [
-        Jitter(size, (augment.scale_min, augment.scale_max), augment.flip),
-        Recolour(augment.photometric),
-        *on_image(regularizers),
-        Pad(size),
+        partial(jitter, size=size, scale=(augment.scale_min, augment.scale_max), flip=augment.flip),
+        partial(recolour, strength=augment.photometric),
+        *[partial(regularized, by=change) for change in regularizers if hasattr(change, "on_image")],
+        partial(pad, size=size),
     ]
 
 
-class OnImage:
-    """A regularizer of images as a step."""
-
-    def __init__(self, regularizer: Any) -> None:
-        self.regularizer = regularizer
-
-    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
-        return {**sample, "images": self.regularizer.on_image(sample["images"], draws)}
-
-
-def on_image(regularizers: Sequence[Any]) -> list[Step]:
-    """Those of the regularizers that change the bytes of one image."""
-    return [OnImage(regularizer) for regularizer in regularizers if hasattr(regularizer, "on_image")]
+def regularized(sample: Sample, draws: Draws | None, *, by: Any) -> Sample:
+    """Change the bytes of an image by a regularizer; see `data.image_regularizers`."""
+    return {**sample, "images": by.on_image(sample["images"], draws)}

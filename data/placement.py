@@ -26,11 +26,11 @@ MIN_SIDE = 1.0  # pixels of the square; of a box that the crop leaves less of, n
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the square that the network sees.
+    """Position of an image in the square that the network sees.
 
     Args:
         size: side of the square.
-        height, width: of the resized image.
+        height, width: sides of the resized image.
         scale: pixels of the square per pixel of the original, on both axes: boxes are scaled by this one number there
             and back, whatever the rounding of the shorter side.
         top, left: row and column of the resized image at the origin of the square.
@@ -89,6 +89,7 @@ class Placement:
             (M', 4) left, top, right, bottom in pixels of the square, clipped to what is seen; and the rows (M',) of
             those that are left.
         """
+        # Scaled, moved, clipped and mirrored, in the order in which the pixels are.
         rows, columns = self.seen
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * self.scale
         corners -= (self.left, self.top) * 2
@@ -109,18 +110,18 @@ def fitted(height: int, width: int, size: int, longer: int | None = None) -> Pla
 
 
 def drawn(
-    height: int, width: int, size: int, jitter: tuple[float, float], flip: bool, draws: NDArray[np.float64]
+    height: int, width: int, size: int, scale: tuple[float, float], flip: bool, draws: NDArray[np.float64]
 ) -> Placement:
     """The placement of training.
 
     Args:
-        height, width: of the original image.
+        height, width: sides of the original image.
         size: side of the square.
-        jitter: the longer side becomes int(U(low, high) * size).
+        scale: the longer side becomes int(U(low, high) * size).
         flip: mirror with probability 1/2.
         draws: uniforms in [0, 1) of this image, at the places of `data.draws`.
     """
-    low, high = jitter
+    low, high = scale
     whole = fitted(height, width, size, max(1, int((low + draws[SCALE] * (high - low)) * size)))
     return Placement(
         size,
@@ -133,42 +134,21 @@ def drawn(
     )
 
 
-@dataclass(frozen=True)
-class Jitter:
-    """The placement of training, drawn.
+def jitter(sample: Sample, draws: Draws | None, *, size: int, scale: tuple[float, float], flip: bool) -> Sample:
+    """Place a sample for training; see `drawn`."""
+    assert draws is not None
+    height, width = sample["images"].shape[:2]
+    return placed(sample, drawn(height, width, size, scale, flip, draws.uniforms), MIN_SIDE)
 
-    Args:
-        size: side of the square.
-        scale: the longer side becomes int(U(low, high) * size).
-        flip: mirror with probability 1/2.
+
+def fit(sample: Sample, draws: Draws | None, *, size: int, enlarge: bool) -> Sample:
+    """Place a sample for evaluation: nothing is cut, no box with an area is left out.
+
+    enlarge: the longer side becomes that of the square where it is shorter.
     """
-
-    size: int
-    scale: tuple[float, float]
-    flip: bool
-
-    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
-        assert draws is not None
-        height, width = sample["images"].shape[:2]
-        return placed(sample, drawn(height, width, self.size, self.scale, self.flip, draws.uniforms), MIN_SIDE)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The placement of evaluation: nothing is cut, no box with an area left out.
-
-    Args:
-        size: side of the square.
-        enlarge: the longer side becomes that of the square where it is shorter.
-    """
-
-    size: int
-    enlarge: bool
-
-    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
-        height, width = sample["images"].shape[:2]
-        longer = self.size if self.enlarge else min(self.size, max(height, width))
-        return placed(sample, fitted(height, width, self.size, longer), 0.0)
+    height, width = sample["images"].shape[:2]
+    longer = size if enlarge else min(size, max(height, width))
+    return placed(sample, fitted(height, width, size, longer), 0.0)
 
 
 def placed(sample: Sample, place: Placement, smallest: float) -> Sample:
@@ -182,59 +162,36 @@ def placed(sample: Sample, place: Placement, smallest: float) -> Sample:
     return sample
 
 
-@dataclass(frozen=True)
-class Recolour:
+def recolour(sample: Sample, draws: Draws | None, *, strength: float) -> Sample:
     """Multiply brightness, then contrast, then saturation by U(1 - strength, 1 + strength) each; 0 changes nothing."""
-
-    strength: float
-
-    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
-        assert draws is not None
-        return {**sample, "images": recoloured(sample["images"], self.strength, draws.uniforms)}
-
-
-def recoloured(pixels: Pixels, strength: float, draws: NDArray[np.float64]) -> Pixels:
-    """Change the colours of (H, W, 3) uint8 pixels; see `Recolour`.
-
-    Args:
-        draws: uniforms in [0, 1) of this image, at the places of `data.draws`.
-    """
+    assert draws is not None
     if strength == 0:
-        return pixels
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        return sample
+    image = torch.from_numpy(np.ascontiguousarray(sample["images"])).permute(2, 0, 1)
     for place, change in (
         (BRIGHTNESS, colours.adjust_brightness),
         (CONTRAST, colours.adjust_contrast),
         (SATURATION, colours.adjust_saturation),
     ):
-        image = change(image, 1 + strength * (2 * float(draws[place]) - 1))
-    return image.permute(1, 2, 0).numpy()
+        image = change(image, 1 + strength * (2 * float(draws.uniforms[place]) - 1))
+    return {**sample, "images": image.permute(1, 2, 0).numpy()}
 
 
-@dataclass(frozen=True)
-class Pad:
-    """The fixed shapes of a batch: an image and its mask to (size, size), padded right and below; boxes to 100."""
-
-    size: int
-
-    def __call__(self, sample: Sample, draws: Draws | None) -> Sample:
-        rows, columns = sample["seen"]
-        images = np.zeros((self.size, self.size, 3), np.uint8)
-        images[:rows, :columns] = sample["images"]
-        sample = {**sample, "images": images}
-        if "masks" in sample:
-            masks = np.full((self.size, self.size), IGNORE, np.uint8)
-            masks[:rows, :columns] = sample["masks"]
-            sample["masks"] = masks
-        if "boxes" in sample:
-            sample["boxes"], sample["labels"] = largest(sample["boxes"], sample["labels"])
-        return sample
-
-
-def largest(corners: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(100, 4) boxes and (100,) labels, padded with -1; of more than 100 the largest, in their order."""
-    areas = (corners[:, 2:] - corners[:, :2]).prod(1)
-    chosen = np.sort(np.argsort(-areas, kind="stable")[:MAX_BOXES])
-    boxes, classes = np.full((MAX_BOXES, 4), -1, np.float32), np.full(MAX_BOXES, -1, np.int64)
-    boxes[: len(chosen)], classes[: len(chosen)] = corners[chosen], labels[chosen]
-    return boxes, classes
+def pad(sample: Sample, draws: Draws | None, *, size: int) -> Sample:
+    """Give a sample the fixed shapes of a batch: image and mask (size, size), padded right and below; 100 boxes."""
+    rows, columns = sample["seen"]
+    images = np.zeros((size, size, 3), np.uint8)
+    images[:rows, :columns] = sample["images"]
+    sample = {**sample, "images": images}
+    if "masks" in sample:
+        masks = np.full((size, size), IGNORE, np.uint8)
+        masks[:rows, :columns] = sample["masks"]
+        sample["masks"] = masks
+    if "boxes" in sample:
+        # Of more than 100 boxes the largest, in their order; fewer are padded with -1.
+        corners, labels = sample["boxes"], sample["labels"]
+        areas = (corners[:, 2:] - corners[:, :2]).prod(1)
+        chosen = np.sort(np.argsort(-areas, kind="stable")[:MAX_BOXES])
+        sample["boxes"], sample["labels"] = np.full((MAX_BOXES, 4), -1, np.float32), np.full(MAX_BOXES, -1, np.int64)
+        sample["boxes"][: len(chosen)], sample["labels"][: len(chosen)] = corners[chosen], labels[chosen]
+    return sample

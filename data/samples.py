@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from configs.schema import DataConfig
 from data.decode import unreadable, why
@@ -40,7 +39,7 @@ class Samples:
         columns: (N, ...) arrays by name. `name` is how messages call a sample, relative to `folder`; `labels`, where it
             exists, is what splits are stratified by.
         read: row -> sample; raises whatever the decoder raises on a damaged file.
-        folder: in front of every name.
+        folder: stands in front of every name.
         in_memory: reading takes no time, so no process is started for it.
         left_out: path -> reason, of the files that opening could not use.
     """
@@ -97,7 +96,7 @@ def decoded(samples: Samples, decode: Callable[[Row], Sample], workers: int, ski
     """Read every sample once and keep it in memory.
 
     Args:
-        samples: of files.
+        samples: files.
         decode: row -> sample; of arrays of one shape the column is one array, of others an array of objects.
         workers: threads (decoders release the interpreter's lock).
         skip: leave out samples that cannot be read, instead of raising.
@@ -115,6 +114,8 @@ def decoded(samples: Samples, decode: Callable[[Row], Sample], workers: int, ski
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         found = list(pool.map(one, range(len(samples))))
+
+    # Those that failed end the opening or are left out; the others become columns, in their order.
     left_out = {samples.name(i): reason for i, reason in enumerate(found) if isinstance(reason, str)}
     good = [i for i, sample in enumerate(found) if not isinstance(sample, str)]
     if left_out and (not skip or not good):
@@ -124,18 +125,14 @@ def decoded(samples: Samples, decode: Callable[[Row], Sample], workers: int, ski
     kept = [sample for sample in found if not isinstance(sample, str)]
     columns = {"name": samples["name"][good]}
     for key in list(kept[0]) if kept else ():
-        columns[key] = column_of([sample.pop(key) for sample in kept])
+        values = [sample.pop(key) for sample in kept]
+        if len({np.shape(value) for value in values}) == 1:
+            columns[key] = np.stack(values)
+            continue
+        columns[key] = np.empty(len(values), object)  # images of several sizes
+        for position, value in enumerate(values):
+            columns[key][position] = value
     return Samples(columns, as_it_is, samples.folder, in_memory=True, left_out=left_out)
-
-
-def column_of(values: Sequence[Any]) -> NDArray[Any]:
-    """Values of one shape as one array, others as an array of objects."""
-    if len({np.shape(value) for value in values}) == 1:
-        return np.stack(values)
-    column = np.empty(len(values), object)
-    for position, value in enumerate(values):
-        column[position] = value
-    return column
 
 
 def image_files(folder: Path, names: Sequence[bytes], labels: Indices) -> Samples:
@@ -186,12 +183,10 @@ def cut_notes(data: DataConfig, splits: Mapping[str, Samples], parts: Mapping[st
     return notes
 
 
-def fingerprint(*parts: str | tuple[str, ...] | NDArray[Any] | Tensor) -> str:
+def fingerprint(parts: Iterable[str | tuple[str, ...] | NDArray[Any]]) -> str:
     """sha256 over the parts, each preceded by its kind and size so that no two lists of parts run together."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Tensor):
-            part = part.numpy()
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype.str}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).data)

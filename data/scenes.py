@@ -34,12 +34,12 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Composition:
-    """What a scene is made of.
+    """The ingredients of a scene.
 
     Args:
         fewest, most: digits of a scene; one that finds no place is left out.
         smallest, largest: sides of a digit as a share of the scene's.
-        fragments: of other digits.
+        fragments: number of fragments of other digits.
     """
 
     fewest: int = 1
@@ -91,10 +91,11 @@ def compose(split: str, count: int, size: int, made_of: Composition = SCATTERED)
         )
     number = SPLITS.index(split)
     glyphs = Glyphs.of(split, size, made_of.smallest, made_of.largest)
+    objects = 1 + made_of.most + made_of.fragments  # the first row of draws is the scene's own
     draws = fixed_uniforms(
-        *(SCENE, number, np.arange(count)[:, None, None]),
-        *(np.arange(1 + made_of.most + made_of.fragments)[:, None], np.arange(DRAWS)),
+        SCENE, number, np.arange(count)[:, None, None], np.arange(objects)[:, None], np.arange(DRAWS)
     )
+    # Fragments lie behind digits, which cover each other in their order.
     images, masks = _backgrounds(number, count, size), np.zeros((count, size, size), np.uint8)
     boxes, labels, starts = [], [], [0]
     for image, mask, draw in zip(images, masks, draws, strict=True):
@@ -118,7 +119,7 @@ class Glyphs:
     """The digits of a split as opacities at every size.
 
     Args:
-        opacities: of each size a (D, side, side) float32 array in [0, 1].
+        opacities: a (D, side, side) float32 array in [0, 1] for each size.
         labels: (D,) int64.
     """
 
@@ -149,7 +150,7 @@ class Glyphs:
 
 
 def digits_of(labels: Indices) -> dict[str, Indices]:
-    """Which of the 1,797 digits belong to which split: 1,257 to train, 180 to val, 360 to test (as `data=digits`)."""
+    """Division of the 1,797 digits among the splits: 1,257 to train, 180 to val, 360 to test (as `data=digits`)."""
     test = stratified(labels, 360, TEST)
     rest = np.setdiff1d(np.arange(len(labels)), test)
     val = rest[stratified(labels[rest], 180, VAL)]

@@ -39,7 +39,7 @@ HEADER = struct.Struct("<HH")  # height, width of a raw image
 
 
 def is_prepared(root: Path | None) -> bool:
-    """Whether a folder holds prepared photographs, all of them."""
+    """True if a folder holds prepared photographs, all of them."""
     return root is not None and (root / MANIFEST).is_file()
 
 
@@ -79,7 +79,7 @@ def raw_pixels(content: Content, part: Part = whole) -> Pixels:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """What `prepared.json` says.
+    """The content of `prepared.json`.
 
     Raises:
         ValueError: if it is damaged or of another version.
@@ -102,6 +102,7 @@ def open_prepared(name: str, root: Path) -> Folders:
     manifest = read_manifest(root)
     if manifest["name"] != name:
         raise ValueError(f"{root}: prepared from {manifest['name']}, not from {name}")
+    # A shard that was copied in part would show only when one of its images is read.
     for entry in manifest["shards"]:
         path = root / entry["file"]
         size = path.stat().st_size if path.is_file() else None
@@ -144,12 +145,12 @@ def _open_split(root: Path, manifest: dict[str, Any], split: str) -> Shards:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How photographs are prepared.
+    """The preparation of photographs.
 
     Args:
         short_side: a longer one is reduced to it, with the kernel of training; a shorter one stays.
         kind: `jpeg`, or `raw` for pixels that need no decoding.
-        quality: of the JPEG files.
+        quality: quality of the JPEG files.
         per_shard: images of a shard.
 
     Raises:
@@ -192,7 +193,7 @@ def prepare(name: str, found: Folders, target: Path, how: Preparation, workers: 
     """Write the shards of a data set; what an earlier call has written whole is kept.
 
     Args:
-        name: of the data set.
+        name: data set.
         found: its class folders.
         target: made if it is not there.
         how: the same as in an earlier call on this folder.
@@ -204,11 +205,13 @@ def prepare(name: str, found: Folders, target: Path, how: Preparation, workers: 
     """
     target.mkdir(parents=True, exist_ok=True)
     manifest: dict[str, Any] = {"version": VERSION, "name": name, **asdict(how), "classes": list(found.classes)}
+    # A folder holds photographs of one preparation.
     if is_prepared(target):
         earlier = read_manifest(target)
         different = [key for key in manifest if manifest[key] != earlier.get(key)]
         if different:
             raise ValueError(f"{target}: holds photographs prepared otherwise ({', '.join(different)}); choose another")
+    # Shard by shard; the manifest comes last, so that only a whole folder has one.
     shards: list[dict[str, Any]] = []
     with ProcessPoolExecutor(workers, initializer=_one_thread) if workers else nullcontext() as pool:
         for split, files in zip(SPLITS, (found.train, found.test), strict=True):
@@ -242,7 +245,7 @@ def check(target: Path, tell: Tell) -> None:
 
 
 def _shard(files: Samples, path: Path, how: Preparation, pool: Any, tell: Tell) -> dict[str, Any]:
-    """What is known of a shard: of an earlier call if it is there and whole, else of one written now."""
+    """The entry of a shard: of an earlier call if it is there and whole, else of one written now."""
     # The names of the files that it is made of: another source is noticed without reading it. A file that was replaced
     # under its name is not.
     source = hashlib.sha256(json.dumps([asdict(how), len(files)]).encode())

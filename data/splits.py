@@ -72,10 +72,10 @@ class Batches:
     steps of 1024 on ImageNet). An evaluation split is taken in order, to the last sample, without padding.
 
     Args:
-        num_samples: of the split.
+        num_samples: size of the split.
         batch_size: samples of a batch over all ranks.
         shuffled: a training split.
-        seed: of the permutations.
+        seed: seed of the permutations.
         rank, world_size: which share this process gets.
 
     Raises:
@@ -104,7 +104,7 @@ class Batches:
 
     @property
     def of_this_rank(self) -> int:
-        """How many samples this rank sees in an epoch, about."""
+        """Samples that this rank sees in an epoch, rounded up."""
         return -(-self.num_samples // self.world_size)
 
     def _share(self, batch: int) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class TensorLoader:
         labels: (N,) int64.
         batches: which samples make up which batch; a shuffled split is augmented.
         statistics: mean and standard deviation of each channel, of values in [0, 1].
-        augment: of a shuffled split: zeros around an image before the random crop back to its size, flip.
+        augment: zeros around an image before the random crop back to its size, and flip, of a shuffled split.
         loading: the device where the images are kept and the batches are made; their memory format; regularizers.
     """
 

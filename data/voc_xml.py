@@ -23,7 +23,7 @@ LAYOUT = "needs ImageSets/Main/<list>.txt, Annotations/<name>.xml and JPEGImages
 
 @dataclass(frozen=True)
 class Scene:
-    """What one XML says: size (height, width); of each object its class, box (left, top, width, height), difficulty."""
+    """One XML: height and width; class, box (left, top, width, height) and difficulty of each object."""
 
     size: tuple[int, int]
     classes: tuple[str, ...]
@@ -100,8 +100,8 @@ def read_voc(
 
     Args:
         root: holds `Annotations/` and `JPEGImages/`.
-        names: of the images, without their endings.
-        classes: in the order of the labels; None: all that occur, sorted.
+        names: images, without their endings.
+        classes: names in the order of the labels; None: all that occur, sorted.
         decode: image file to pixels.
 
     Raises:
@@ -109,11 +109,13 @@ def read_voc(
         ValueError: if an annotation is damaged or names a class that is not among `classes`, or if there are two images
             of one name; names the file.
     """
+    # Every image is there before the first annotation is read.
     files = _images(root / "JPEGImages", set(names))
     missing = next((name for name in names if name not in files), None)
     if missing is not None:
         path = root / "JPEGImages" / f"{missing}.jpg"
         raise FileNotFoundError(f"voc_detection: no image {path}, which a list names{hint_on_name(missing)}")
+    # The classes are those of the training list, in the order of the alphabet, or what the configuration says.
     scenes = [read_scene(root / "Annotations" / f"{name}.xml") for name in names]
     if classes is None:
         classes = sorted({label for scene in scenes for label in scene.classes})
@@ -123,6 +125,7 @@ def read_voc(
         if unknown is not None:
             path = root / "Annotations" / f"{name}.xml"
             raise ValueError(f"{path}: the class {unknown!r} is not one of {', '.join(classes) or 'none'}")
+    # One row for each object, image by image.
     boxes = np.array([box for scene in scenes for box in scene.boxes], np.float64).reshape(-1, 4)
     objects = Objects(
         boxes,

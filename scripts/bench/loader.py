@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from configs.checking import UserError
 from configs.schema import AugmentConfig, DataConfig
 from data import Batch, Loading, build_data
-from data.class_folders import IMAGENET_STATISTICS
 from data.folders import open_folders
+from data.loader import IMAGENET_STATISTICS
 from data.shards import Preparation, prepare
 from data.tensors import TensorLoader
 from scripts.bench.harness import Row, Times, add_options, in_turn, quartiles, ratios, spread, table

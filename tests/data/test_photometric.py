@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.draws import BRIGHTNESS, MOST, SATURATION
-from data.placement import recoloured
+from data.draws import BRIGHTNESS, MOST, SATURATION, Draws
+from data.placement import recolour
 
 PIXELS = np.random.default_rng(0).integers(40, 160, (6, 7, 3)).astype(np.uint8)
+
+
+def recoloured(pixels: np.ndarray, strength: float, draws: np.ndarray) -> np.ndarray:
+    return np.asarray(recolour({"images": pixels}, Draws(draws, 0, 0, 0), strength=strength)["images"])
 
 
 def middle(**places: float) -> np.ndarray:
