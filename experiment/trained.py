@@ -32,41 +32,48 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
     Raises:
         UserError: if there is none, if it is of another run, or if a finished run has lost that of its last step.
     """
-    if source.run is not None:
-        directory = RunDirectory(Path(source.run))
-        _require_run(directory.path)
-        plan = plan_from(load_yaml(directory.path / "plan.yaml"))
-        payload, path = _of_run(directory, source.which)
-        found = differences(plan_from(payload["plan"]).identity(), plan.identity()) if "plan" in payload else []
-        if found:
-            raise UserError(f"{path}: the checkpoint of another run than {directory.path}: {', '.join(found[:4])}")
-    else:
+    # A checkpoint file alone: it holds its plan.
+    if source.run is None:
         path = Path(str(source.checkpoint))
         payload = checkpoint.load(path)
         if not isinstance(payload.get("plan"), dict):
             raise UserError(f"{path}: holds no plan; give a checkpoint that train.py wrote")
         plan = plan_from(payload["plan"])
+
+    else:
+        # A run directory; where it is none, runs may lie in it or one level below.
+        directory = RunDirectory(Path(source.run))
+        plan_file = directory.path / "plan.yaml"
+        if not plan_file.exists():
+            plans = sorted([*directory.path.glob("*/plan.yaml"), *directory.path.glob("*/*/plan.yaml")])
+            runs = [str(path.parent.relative_to(directory.path)) for path in plans]
+            listed = f"; runs in it: {', '.join([*runs[:4], *['...'] * (len(runs) > 4)])}" if runs else ""
+            raise UserError(f"run={directory.path}: not a run directory, there is no {plan_file}{listed}")
+        plan = plan_from(load_yaml(plan_file))
+
+        # The best on val, or the last epoch: of a damaged last.pt the one before it, unless the run was finished.
+        if source.which == "best":
+            path = directory.checkpoints / "best.pt"
+            if not path.exists():
+                raise UserError(
+                    f"which=best: no {path}; the run had no val to choose it on, or lost it; choose which=last"
+                )
+            payload = checkpoint.load(path)
+        else:
+            payload, path = _latest(directory)
+
+        found = differences(plan_from(payload["plan"]).identity(), plan.identity()) if "plan" in payload else []
+        if found:
+            raise UserError(f"{path}: the checkpoint of another run than {directory.path}: {', '.join(found[:4])}")
+
+    # The data may lie elsewhere than in training.
     data_root = source.data_root or plan.runtime.data_root
     runtime = replace(plan.runtime, data_root=data_root, download=source.download, workers=source.workers)
     return replace(plan, runtime=runtime), {**payload, "file": str(path)}
 
 
-def _require_run(path: Path) -> None:
-    """Refuse a directory without a run, naming some of the runs that lie in it or one level below."""
-    if not (path / "plan.yaml").exists():
-        plans = sorted([*path.glob("*/plan.yaml"), *path.glob("*/*/plan.yaml")])
-        runs = [str(plan.parent.relative_to(path)) for plan in plans]
-        listed = f"; runs in it: {', '.join([*runs[:4], *['...'] * (len(runs) > 4)])}" if runs else ""
-        raise UserError(f"run={path}: not a run directory, there is no {path / 'plan.yaml'}{listed}")
-
-
-def _of_run(directory: RunDirectory, which: str) -> tuple[dict[str, Any], Path]:
-    """The checkpoint of a run: that of its last epoch, or the best on val."""
-    if which == "best":
-        path = directory.checkpoints / "best.pt"
-        if not path.exists():
-            raise UserError(f"which=best: no {path}; the run had no val to choose it on, or lost it; choose which=last")
-        return checkpoint.load(path), path
+def _latest(directory: RunDirectory) -> tuple[dict[str, Any], Path]:
+    """The newest whole checkpoint of a run, which is that of its last step if the run is finished."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = checkpoint.load_latest(directory.checkpoints)

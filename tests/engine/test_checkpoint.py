@@ -48,7 +48,7 @@ def test_a_truncated_one_is_reported_and_the_one_before_is_used(tmp_path: Path, 
     save(payload(2), tmp_path / "last.pt", keep_previous=True)
     whole = (tmp_path / "last.pt").read_bytes()
     (tmp_path / "last.pt").write_bytes(whole[: int(share * len(whole))])
-    with pytest.warns(UserWarning, match=r"last\.pt.*before it"):
+    with pytest.warns(UserWarning, match=r"last\.pt"):
         found = load_latest(tmp_path)
     assert found is not None
     assert found[0]["step"] == 1
@@ -62,7 +62,7 @@ class Hostile:
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save({"model": {}, "extra": Hostile()}, tmp_path / "hostile.pt")  # with a valid checksum
-    with pytest.raises(CheckpointError, match="refused"):
+    with pytest.raises(CheckpointError, match=r"hostile\.pt"):
         load(tmp_path / "hostile.pt")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(CheckpointError, match=r"raw\.pt"):

@@ -142,7 +142,7 @@ def test_files_of_the_user_stay_in_a_run_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "cuda:x", "tpu"])
 def test_a_device_of_another_name_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"device={name}: choose auto, cpu, cuda or cuda:N"):
+    with pytest.raises(ValueError, match=f"device={name}"):
         find_device(name)
 
 

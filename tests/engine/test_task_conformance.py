@@ -223,7 +223,7 @@ def test_an_evaluation_does_not_depend_on_batches_and_ranks(case: Case, size: in
 
 def test_an_empty_split_is_refused(case: Case) -> None:
     empty = case.loader(4, 0, 0)
-    with pytest.raises(ValueError, match="without samples"):
+    with pytest.raises(ValueError, match="split"):
         evaluate(case.task(), network(case), empty, Ranks(), CPU, "float32")
 
 
@@ -324,7 +324,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(case: Case, tmp_path: Path) -> 
     run = fit(case, tmp_path)
     with torch.no_grad():
         run.state.model.layers[0].weight.fill_(float("nan"))  # type: ignore[union-attr,index,operator]
-    with pytest.raises(NonFinite, match="the loss is not finite at step 0"):
+    with pytest.raises(NonFinite, match=r"loss.* step 0"):
         run.run()
     kept = load(tmp_path / "nonfinite.pt")["batch"]
     assert kept.keys() == case.samples.plain().keys()
@@ -349,5 +349,5 @@ def test_pictures_of_samples(case: Case, tmp_path: Path) -> None:
 
 
 def test_more_micro_batches_than_samples_are_refused(case: Case, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"recipe\.accumulate=5: the 4 samples"):
+    with pytest.raises(ValueError, match=r"recipe\.accumulate=5"):
         fit(case, tmp_path, accumulate=5).run()

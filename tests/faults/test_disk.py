@@ -26,7 +26,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(
     code, output = starter.run(*words, file_limit=100_000)
     assert code == 1
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
-    assert "cannot write" in line
+    assert f"{run.checkpoints}/" in line
     assert "MB needed" in line
     assert "MB free" in line
     assert "Traceback" not in output
@@ -48,7 +48,7 @@ def test_a_disk_too_full_for_the_smallest_files_is_reported_in_one_line(
     stopped_at_step_4(tmp_path)
     code, output = starter.run(*words, "log_every=1", file_limit=size)
     assert code == 1
-    assert [line for line in output.splitlines() if line.startswith("error: ") and "cannot write" in line], output
+    assert [line for line in output.splitlines() if line.startswith("error: ") and str(tmp_path) in line], output
     assert "Traceback" not in output
     assert starter.run(*words)[0] == 0
     assert_identical(only_run(tmp_path), uninterrupted())
@@ -92,7 +92,6 @@ def test_a_place_that_cannot_be_written_is_reported_before_anything_is_built(
     assert train(f"output_root={place}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {place}/")
-    assert "cannot be written" in line
 
 
 @pytest.mark.parametrize("words", [("-m", "seed=1,2"), ("-m", "seed=1,2", "jobs=2")])
