@@ -31,9 +31,9 @@ CHECKED = '[ "$2" = experiment.precheck ] && exit 0'  # what stands in the place
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
-        (("hydra/launcher=slurm",), "no SLURM on this machine"),
+        (("hydra/launcher=slurm",), "hydra/launcher=slurm"),
         (("hydra/launcher=ray",), "num_gpus=1"),
-        (("num_cpus=2",), "num_cpus: only with hydra/launcher=ray"),
+        (("num_cpus=2",), "num_cpus"),
         (("hydra/launcher=ray", "num_gpus=1", "jobs=2"), "jobs=2"),
     ],
 )
@@ -130,8 +130,8 @@ def test_ray_runs_a_grid_and_takes_up_the_run_of_a_killed_worker(tmp_path: Path)
 @pytest.mark.parametrize(
     ("processes", "words", "culprit"),
     [
-        (3, ["data=fake"], "batch_size=32: cannot be shared equally by 3 processes"),
-        (32, ["data=fake", "recipe.accumulate=2"], "recipe.accumulate=2: a process has 1"),
+        (3, ["data=fake"], "batch_size=32"),
+        (32, ["data=fake", "recipe.accumulate=2"], "recipe.accumulate=2"),
         (2, ["data=folder", "data.root=/nowhere/at/all"], "data.root=/nowhere/at/all"),
         (2, ["data=fake", "epchs=1"], "'epochs'"),
         (2, ["-m", "seed=1,2", "jobs=2"], "jobs=2"),

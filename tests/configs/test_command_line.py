@@ -144,7 +144,7 @@ def test_a_run_may_lie_in_any_folder(tmp_path: Path, name: str) -> None:
     run.mkdir(parents=True)
     for words in ([str(run)], [f"run={run}"], [f"run='{run}'"]):
         assert read_request([*words, "keep_prob=0.9"]).run == str(run)
-    with pytest.raises(UserError, match="give json a value"):
+    with pytest.raises(UserError, match="json="):
         read_request([str(run), "json="])
     many = ",".join(f"{i / 1000}" for i in range(100))
     assert len(read_request([str(run), f"keep_prob=[{many}]"]).keep_prob) == 100  # no name of a directory
@@ -164,9 +164,9 @@ def test_the_home_directory_is_meant_in_every_place() -> None:
 
 
 def test_a_schedule_has_the_limit_that_it_needs_and_no_other() -> None:
-    with pytest.raises(UserError, match="schedule=late: needs schedule_start"):
+    with pytest.raises(UserError, match=r"schedule=late.*schedule_start"):
         plan_of("data=digits", "schedule=late")
-    with pytest.raises(UserError, match=r"schedule_end=0\.5 does not apply to schedule=linear"):
+    with pytest.raises(UserError, match=r"schedule_end=0\.5.*schedule=linear"):
         plan_of("data=digits", "schedule_end=0.5")
     limits = ("schedule_start=0.4", "schedule_end=0.5")
     for schedule, expected in (("linear", (None, None)), ("early", (None, 0.5)), ("late", (0.4, None))):
@@ -181,7 +181,7 @@ def test_a_value_of_one_regularizer_needs_no_plus() -> None:
     assert plan.layer is not None
     assert (plan.layer.schedule, plan.layer.schedule_start) == ("late", 0.5)
     for word in ("regularizer.dropout.layer.keep_prob=0.8", "regularizer.dropout.layer.schedule_end=0.5"):
-        with pytest.raises(UserError, match="dropout is not chosen"):
+        with pytest.raises(UserError, match=r"regularizer\.dropout"):
             plan_of(word)
 
 
@@ -202,39 +202,39 @@ def test_what_a_regularizers_own_file_leaves_idle_is_noted(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["regularizer.dropblock.layer.schedule_start=0.5"], "schedule_start=0.5 does not apply to schedule=linear"),
-        (["regularizer.dropblock.layer=null"], r"layer=null: leaves nothing .* regularizer=none"),
+        (["regularizer.dropblock.layer.schedule_start=0.5"], "schedule_start=0.5.*schedule=linear"),
+        (["regularizer.dropblock.layer=null"], r"layer=null.*regularizer=none"),
         (
             ["data=digit_masks", "label_smoothing=0.1"],
-            "label_smoothing=0.1: is for classification, not for segmentation",
+            "label_smoothing=0.1.*segmentation",
         ),
         (
             ["data=digit_masks", "model=resnet18"],
-            "model.name=resnet18 is for classification, data=digit_masks is for segmentation: choose one of segm",
+            "model.name=resnet18.*data=digit_masks.*segmentation_fpn",
         ),
         (["data=digits", "model=retinanet_small"], "model.name=retinanet is for detection, .* timm, torchvision"),
         (
             ["data=digit_boxes", "model=timm"],
-            "model=timm: its networks are trained for classification, .*: choose one of retinanet, retinanet_s",
+            "model=timm.*retinanet, retinanet_s",
         ),
-        (["data=digit_masks", "regularizer=cutout"], "^regularizer=cutout is for classification, not for segmentation"),
-        (["data=digit_boxes", "regularizer=[dropblock,autoaugment]"], "^regularizer=autoaugment is for classification"),
+        (["data=digit_masks", "regularizer=cutout"], "^regularizer=cutout.*segmentation"),
+        (["data=digit_boxes", "regularizer=[dropblock,autoaugment]"], "^regularizer=autoaugment"),
         (
             ["data=digit_boxes", "regularizer=fractal_drop_path"],
-            "^regularizer=fractal_drop_path needs model=fractalnet20",
+            "^regularizer=fractal_drop_path.*model=fractalnet20",
         ),
-        (["regularizer=fractal_dropout"], "^regularizer=fractal_dropout needs model=fractalnet20 or fractalnet40"),
-        (["keep_prob=[0.9,0.8]"], r"^keep_prob=\[0.9,0.8\]: expected a number; .* a grid: -m keep_prob=0.9,0.8$"),
-        (["schedule=[linear,cosine]"], "expected a single value; .* -m schedule=linear,cosine$"),
-        (["epochs='2 3'"], "^epochs=2 3: expected a whole number$"),
-        (["head_share=0.5"], r"head_share=0.5 does not apply to groups=\[3, 4\]"),
+        (["regularizer=fractal_dropout"], "^regularizer=fractal_dropout.*fractalnet20.*fractalnet40"),
+        (["keep_prob=[0.9,0.8]"], r"^keep_prob=\[0.9,0.8\].*-m keep_prob=0.9,0.8$"),
+        (["schedule=[linear,cosine]"], r"^schedule=\[linear,cosine\].*-m schedule=linear,cosine$"),
+        (["epochs='2 3'"], "^epochs=2 3"),
+        (["head_share=0.5"], r"head_share=0.5.*groups=\[3, 4\]"),
         (
             ["experiment=schedules_overfit/early", "schedule=linear"],
-            r"schedule_end=0.5 \(of experiment=schedules_overfit/early; schedule_end=null drops it\) does not apply",
+            r"schedule_end=0.5.*experiment=schedules_overfit/early.*schedule_end=null",
         ),
-        (["groups=[3,4]", "data.title='a,b'", "seed=1,2"], "^seed=1,2: several values make a grid"),
-        ([f"data.title={'x' * 201}"], "at most 200 bytes"),
-        (["regularizer.dropblock=null"], "dropblock is not chosen, or not whole"),
+        (["groups=[3,4]", "data.title='a,b'", "seed=1,2"], "^seed=1,2.*-m"),
+        ([f"data.title={'x' * 201}"], r"data\.title=xxx"),
+        (["regularizer.dropblock=null"], r"regularizer\.dropblock"),
     ],
     ids=str,
 )

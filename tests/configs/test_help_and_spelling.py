@@ -15,15 +15,15 @@ from configs.plan import CONFIGS
 from configs.schema import Config, DataConfig, RecipeConfig, RunOptions
 
 SLIPS = [
-    (["seed=2", "seed=3"], "seed: given twice"),
-    (["hydra/launcher=slurm"], "needs -m"),
-    (["+experiment=table1/dropblock"], "write experiment=NAME"),
-    (["lr=\u22120.1"], "write lr=-0.1"),
+    (["seed=2", "seed=3"], "seed"),
+    (["hydra/launcher=slurm"], "hydra/launcher.*-m"),
+    (["+experiment=table1/dropblock"], "experiment=NAME"),
+    (["lr=\u22120.1"], "lr=-0.1"),
     (["output_root=out-\u00fc"], "\"output_root='out-\u00fc'\""),
     (["groups=(3,4)"], r"groups=\[3,4\]"),
-    (["-m", "regularizer=choice(none,dropblok)"], "did you mean 'dropblock'"),
-    (["-m", "experiment=glob(tabel1/*)"], "no such name"),
-    (["--hydra-help"], "not a flag"),
+    (["-m", "regularizer=choice(none,dropblok)"], "dropblok.*'dropblock'"),
+    (["-m", "experiment=glob(tabel1/*)"], r"glob\(tabel1"),
+    (["--hydra-help"], "--hydra-help"),
 ]
 
 
@@ -43,11 +43,11 @@ def test_functions_of_names_are_understood() -> None:
 def test_numbers_and_names_as_a_user_writes_them() -> None:
     meant = plan_of("groups=[3]", "epochs=10", "recipe.precision=bfloat16", "device=cuda:1")
     assert plan_of("groups=3", "epochs=1e1", "recipe.precision=bf16", "device=cuda:1") == meant
-    with pytest.raises(UserError, match="seed=99999999999999999999: must lie between"):
+    with pytest.raises(UserError, match="seed=99999999999999999999"):
         plan_of("seed=99999999999999999999")
-    with pytest.raises(UserError, match=r"device=gpu: choose auto, cpu, cuda or cuda:N"):
+    with pytest.raises(UserError, match=r"device=gpu.*cuda:N"):
         plan_of("device=gpu")
-    with pytest.raises(UserError, match="did you mean 'head'"):
+    with pytest.raises(UserError, match=r"haed.*'head'"):
         plan_of("groups=[3,haed]")
 
 
@@ -83,7 +83,7 @@ NESTED = {
 
 @pytest.mark.parametrize("override", NESTED)
 def test_a_nested_value_that_an_experiment_would_hide_is_refused(override: str) -> None:
-    with pytest.raises(UserError, match="is set as well, and wins"):
+    with pytest.raises(UserError, match=override.partition("=")[0]):
         plan_of(f"experiment={NESTED[override]}", override)
 
 

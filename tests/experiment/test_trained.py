@@ -127,7 +127,7 @@ def test_a_grid_that_cannot_run_is_not_shown(train: Callable[..., int], capsys: 
 def test_micro_batches_without_an_image_are_refused() -> None:
     plan = plan_of("data=fake", "batch_size=4", "recipe.accumulate=4")
     two = Ranks(0, 2)
-    with pytest.raises(UserError, match="a rank has 2 of the 4 images of a step"):
+    with pytest.raises(UserError, match=r"recipe\.accumulate"):
         build_fit(plan, None, RunDirectory(Path()), torch.device("cpu"), two, StopRequest())  # type: ignore[arg-type]
 
 

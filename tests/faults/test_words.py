@@ -149,3 +149,27 @@ def test_any_words_at_all(
     carried_out: list[Plan], capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
 ) -> None:
     try_words(words, carried_out, capsys, tmp_path)
+
+
+SENTENCES = [
+    (["seed=2", "seed=3"], "seed: given twice; several values are a grid: -m seed=A,B"),
+    (["seed=1,2"], "seed=1,2: several values make a grid, which needs -m; a list is written [a,b]"),
+    (["groups=(3,4)"], "groups=(3,4): a list is written groups=[3,4]"),
+    (["lr=\u22120.1"], "lr=\u22120.1: '\u2212' is no minus sign; write lr=-0.1"),
+    (["blok_size=7"], "unknown key 'blok_size' (did you mean 'block_size'?)"),
+    (["hydra/launcher=slurm"], "hydra/launcher: a launcher starts the runs of a grid; it needs -m or +sweep=NAME"),
+    (["+sweep=table1", "keep_prob=0.8"], "keep_prob=0.8: +sweep=table1 sets this itself, run by run; leave it out"),
+    (["regularizer=none", "block_size=5"], "block_size=5 does not apply to regularizer=none"),
+    (
+        ["keep_prob=[0.9,0.8]"],
+        "keep_prob=[0.9,0.8]: expected a number; several values make a grid: -m keep_prob=0.9,0.8",
+    ),
+    (["jobs=2"], "jobs=2: a single run is one job; -m or +sweep= start many"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), SENTENCES, ids=[" ".join(words) for words, _ in SENTENCES])
+def test_the_line_of_a_mistake(capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
+    """Its wording, which no other test asserts."""
+    assert train.main(["data=fake", *words]) == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
