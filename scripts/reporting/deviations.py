@@ -63,8 +63,8 @@ def deviations(sweep: Sweep) -> list[tuple[str, str, str]]:
     if task == "classification" and batches != {128}:
         what = "micro-batch of a device, over which BatchNorm and DropBlock normalise"
         found.append((what, ", ".join(map(str, sorted(batches))), "128 (a core)"))
-    for what, size in sorted({size for run in sweep.runs for size in pixels_of(run)}):
-        found.append((what, size, "not known"))
+    for what, option in sorted({option for run in sweep.runs for option in unstated(run)}):
+        found.append((what, option, "not known"))
     return found
 
 
@@ -92,14 +92,14 @@ def micro_batch(run: Record) -> int:
     return int(recipe["batch_size"] // (recipe["accumulate"] * ranks))
 
 
-def pixels_of(run: Record) -> list[tuple[str, str]]:
-    """(what, size) for the sizes in pixels that image regularizers have; the paper states none of them."""
+def unstated(run: Record) -> list[tuple[str, str]]:
+    """(regularizer, its option here) for the numbers of image regularizers, of which the paper states none."""
     image = run["plan"]["data"]["image_size"]
     return [
-        (f"{label_of([method['name']], run['styles'])}, in pixels", f"{value} of {image}")
+        (label_of([method["name"]], run["styles"]), f"{key} {value:g}, images of {image} pixels")
         for method in run["methods"]
-        for value in method["options"].values()
-        if method["kind"] == "image" and isinstance(value, int)
+        for key, value in method["options"].items()
+        if method["kind"] == "image" and isinstance(value, int | float)
     ]
 
 

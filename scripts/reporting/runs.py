@@ -141,7 +141,8 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
 
 def methods_of(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The chosen regularizers that are no layers: name, kind (image, batch, loss) and options of each."""
-    found = []
+    found = [dict(method) for method in plan.get("methods", [])]
+    # Three of them were fields of the plan.
     for key, kind in (("cutout", "image"), ("autoaugment", "image"), ("label_smoothing", "loss")):
         if plan.get(key):
             found.append({"name": key, "kind": kind, "options": {key: plan[key]}})

@@ -14,7 +14,17 @@ from configs.checking import UserError
 from configs.paper import StudyConfig
 from scripts import compare as compare_script
 from scripts.report import main
-from scripts.reporting.runs import Sweep, curve, epoch_means, read_runs, read_sweep, spread, study_of, sweep_of
+from scripts.reporting.runs import (
+    Sweep,
+    curve,
+    epoch_means,
+    methods_of,
+    read_runs,
+    read_sweep,
+    spread,
+    study_of,
+    sweep_of,
+)
 from tests.scripts.made_up_sweep import grid, list_jobs, made_up, note, plan_of, recorded, write_run
 
 NONE, DROPOUT = ("regularizer=none",), ("regularizer=dropout",)
@@ -50,6 +60,13 @@ def test_the_entries_of_an_epoch_count_by_their_steps() -> None:
     log.insert(1, {"step": 8, "epoch": 1, "test/top1": 5.0})
     assert epoch_means(log, "train/top1") == pytest.approx({1.0: 10.0, 2.0: (2 * 40 + 6 * 80) / 8, 3.0: 95.0})
     assert epoch_means(log, "train/miou") == {}
+
+
+def test_methods_are_read_from_their_list_and_from_older_plans() -> None:
+    mixup = {"name": "mixup", "kind": "batch", "options": {"alpha": 0.2}}
+    smoothing = {"name": "label_smoothing", "kind": "loss", "options": {"label_smoothing": 0.1}}
+    assert methods_of({"methods": [mixup]}) == [mixup]
+    assert methods_of({"cutout": 0, "autoaugment": None, "label_smoothing": 0.1}) == [smoothing]
 
 
 # Rows.
