@@ -16,8 +16,7 @@ from configs.checking import UserError, load_yaml
 from configs.plan import Plan, plan_from
 from configs.schema import LayerConfig
 from data import Data
-from dropblock import LayerControl
-from dropblock.kinds import kind_of
+from dropblock import LAYERS, LayerControl
 from dropblock.shakedrop import folded
 from engine import checkpoint
 from engine.distributed import Ranks
@@ -104,7 +103,8 @@ def weights_of(plan: Plan, payload: dict[str, Any]) -> dict[str, Tensor]:
     """
     ema = payload.get("ema")
     weights: dict[str, Tensor] = payload["model"] if ema is None else ema["module"]
-    acting = [layer for layer in plan.layers if kind_of(layer.name).in_evaluation]
+    # A layer of somebody's script may be unknown to this process, and is not needed: others act in training only.
+    acting = [layer for layer in plan.layers if layer.name in LAYERS and LAYERS[layer.name].in_evaluation]
     if not acting:
         return weights
     # Any classes and images will do: only where the layers sit, and their keep_prob, are read off this network.

@@ -147,11 +147,10 @@ def test_shortcuts_are_the_papers() -> None:
 
 def test_channels_of_a_pyramid_grow_by_alpha() -> None:
     with torch.device("meta"):
-        model = build_model("pyramidnet200", num_classes=100, width=16)
-        half = build_model("pyramidnet200", num_classes=100, width=8)
+        model = build_model("pyramidnet200", num_classes=100, width=16, depth=65)
+        half = build_model("pyramidnet200", num_classes=100, width=8, depth=11)
     ends = [unit.bn4.num_features // 4 for stage in (model.layer1, model.layer2, model.layer3) for unit in stage]
-    assert len(ends) == 66
-    assert ends == [round(16 + 240 * k / 66) for k in range(1, 67)]
+    assert ends == [round(16 + 240 * k / 21) for k in range(1, 22)]
     assert half.channels[-1] == 512
 
 
