@@ -77,7 +77,7 @@ def _official(data: DataConfig) -> Folders:
         return open_folders(data.name, root, data.download)
     if root is None or not is_prepared(root):
         raise FileNotFoundError(
-            f"{data.name}: no prepared photographs in data.root={root}, or not all; see scripts/prepare_shards.py"
+            f"{data.name}: no prepared photographs in data.root={root}, or not all; see scripts.prepare_shards"
         )
     found = open_prepared(data.name, root)
     if found.decode is not None and data.decoder == "pil":

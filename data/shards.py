@@ -108,7 +108,7 @@ def open_prepared(name: str, root: Path) -> Folders:
         size = path.stat().st_size if path.is_file() else None
         if size != entry["bytes"]:
             found = "missing" if size is None else f"{size:,} bytes instead of {entry['bytes']:,}"
-            raise ValueError(f"{path}: {found}; run scripts/prepare_shards.py again, it makes what is missing")
+            raise ValueError(f"{path}: {found}; run python -m scripts.prepare_shards again, it makes what is missing")
     train, test = (_open_split(root, manifest, split) for split in SPLITS)
     raw, side, quality = manifest["kind"] == "raw", manifest["short_side"], manifest["quality"]
     kind = "raw pixels" if raw else f"JPEG quality {quality}"
@@ -131,11 +131,11 @@ def _open_split(root: Path, manifest: dict[str, Any], split: str) -> Shards:
         with np.load(path) as arrays:
             names, labels, lengths = arrays["names"], arrays["labels"], arrays["lengths"]
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise ValueError(f"{path}: not readable ({error}); run scripts/prepare_shards.py again") from error
+        raise ValueError(f"{path}: not readable ({error}); run python -m scripts.prepare_shards again") from error
     entries = [entry for entry in manifest["shards"] if entry["split"] == split]
     counts = [entry["images"] for entry in entries]
     if not sum(counts) == len(names) == len(labels) == len(lengths):
-        raise ValueError(f"{path}: does not belong to {root / MANIFEST}; run scripts/prepare_shards.py again")
+        raise ValueError(f"{path}: does not belong to {root / MANIFEST}; run python -m scripts.prepare_shards again")
     ends = np.concatenate([np.cumsum(part) for part in np.split(lengths, np.cumsum(counts)[:-1])])
     shard = np.repeat(np.arange(len(entries), dtype=np.int32), counts)
     paths = tuple(root / entry["file"] for entry in entries)

@@ -1,4 +1,4 @@
-"""Prepare photographs: python scripts/prepare_shards.py imagenet /data/imagenet /data/imagenet-256
+"""Prepare photographs: python -m scripts.prepare_shards imagenet /data/imagenet /data/imagenet-256
 
 Class folders (train/CLASS/*, val/CLASS/*) become a few large files of smaller images, which are read several times
 faster. Run again after an interruption it goes on; --check reads everything and compares checksums. Then:
@@ -15,8 +15,6 @@ import os
 import sys
 from pathlib import Path
 from typing import NoReturn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
