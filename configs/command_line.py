@@ -162,12 +162,16 @@ def _check_override(argument: str, keys: list[str]) -> None:
     key, _, value = argument.partition("=")
     sign = re.match(r"[+~]*", key)
     key, plus = key.lstrip("+~"), sign[0] if sign else ""
+
+    # Hydra imports and calls what its own keys name.
     if key.startswith("hydra"):
         if not HYDRA_KEYS.fullmatch(key) or "_target_" in argument:
             raise UserError(f"{key}: Hydra's own settings are fixed here")
         if key == "hydra/launcher":
             _check_names(key, value)
         return
+
+    # Values that Hydra would read as something else than they are meant.
     _check_spelling(argument, key, value)
     if value in ("", "???") and not plus.startswith("~"):
         raise UserError(f"{argument}: give {key} a value, or leave it out")
@@ -177,6 +181,8 @@ def _check_override(argument: str, keys: list[str]) -> None:
         raise UserError(
             f"{argument}: nothing is called by its dotted path here; choose a regularizer or a model by name"
         )
+
+    # Keys: a group's name, a value of one regularizer, or one of the schema, which `+typo=1` would extend.
     if key in GROUPS:
         if plus not in (("+", "++") if key == "sweep" else ("",)):
             raise UserError(f"{argument}: write {'+' if key == 'sweep' else ''}{key}=NAME")
@@ -250,6 +256,8 @@ def sweep_name(given: dict[str, str]) -> str:
     data = _titles(given.get("data", _data_of(given.get("sweep"))), given)
     aside = RUN_ONLY | {"seed", "data.root", "data.download", "data.title"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}
+
+    # A grid has no name, so its folder is told apart by a hash; of a sweep the other choices are readable.
     if "sweep" not in given:
         text = " ".join(sorted(f"{key}={value}" for key, value in kept.items()))
         return f"grid-{data}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

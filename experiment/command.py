@@ -69,6 +69,8 @@ def jobs_of(arguments: Arguments) -> list[Job]:
 def run_command(arguments: Arguments) -> int:
     """Carry out every job of a command; returns its exit code."""
     began, sweep = time.time(), arguments.sweep_folder
+
+    # Commands that train nothing.
     if arguments.shows:
         show(arguments)
         return 0
@@ -85,10 +87,12 @@ def run_command(arguments: Arguments) -> int:
     jobs = jobs_of(arguments)
     if arguments.asks_for("plan"):
         return preview_jobs(jobs)
+
+    # A single run.
     if sweep is None:
         return run_job(jobs[0], began).code
 
-    # A grid. A report compares what its directory lists with the runs it finds.
+    # A grid: its jobs are listed before the first one runs, so that a report can name what is missing.
     from experiment.sweep import note_command
 
     made = absent(sweep)
@@ -96,7 +100,8 @@ def run_command(arguments: Arguments) -> int:
     note_command(sweep, arguments, ready)
     if arguments.launcher:
         report_refused(jobs)
-        launch(arguments, sweep, ready, began)
+        if ready:
+            launch(arguments, sweep, ready, began)
     elif workers > 1 and len(ready) != 1:  # a single run needs no worker: this process is there already
         report_refused(jobs)
         print_notes(ready)

@@ -76,6 +76,9 @@ class Pool:
                 progress.show([worker.job for worker in self.workers if worker.job])
             for worker in self.workers:
                 self._end(worker)
+        if self.stopped:  # perhaps in a moment in which no worker had a job
+            for job in self.jobs:
+                job.outcome = job.outcome or self._stopped_outcome()
 
     def _start(self, place: int) -> None:
         (self.sweep / "workers").mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,7 @@ class Pool:
         if job is None:
             return
         if self.stopped or self.ended:
-            job.outcome = Outcome(130 if self.stopped == signal.SIGINT else 143, ends_all=True)
+            job.outcome = self._stopped_outcome()
             return
         if job.starts < STARTS:
             progress.event(job, f"its worker ended with {code}; resumed by a new one")
@@ -146,6 +149,9 @@ class Pool:
             named = {"experiment": job.plan.experiment}
             note_run(self.sweep, job.run, FAILED, job.overrides, job.outcome.reason, **named)
         self._start(worker.place)
+
+    def _stopped_outcome(self) -> Outcome:
+        return Outcome(130 if self.stopped == signal.SIGINT else 143, ends_all=True)
 
     def _end(self, worker: Worker) -> None:
         process = worker.process
