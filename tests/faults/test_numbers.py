@@ -27,7 +27,7 @@ def run_in(root: Path) -> RunDirectory:
     return RunDirectory(path)
 
 
-def spoil_loss(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool], factor: float = float("nan")) -> None:
+def multiply_loss(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool], factor: float = float("nan")) -> None:
     """The loss of some training steps is multiplied by this."""
     loss, calls = Classification.loss, [0]
 
@@ -43,7 +43,7 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool], facto
 def test_a_loss_that_is_no_number_never_reaches_the_weights(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
-    spoil_loss(monkeypatch, lambda t: t == step)
+    multiply_loss(monkeypatch, lambda t: t == step)
     assert train(*WORDS) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: the loss")
@@ -105,7 +105,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
 def test_on_a_device_that_is_not_waited_for_it_is_noticed_before_anything_is_written(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil_loss(monkeypatch, lambda t: t == 4)
+    multiply_loss(monkeypatch, lambda t: t == 4)
     original = Guard.__init__
 
     def patched(self: Guard, *args: Any) -> None:
@@ -153,7 +153,7 @@ def test_gradients_that_overflow_in_float16_are_skipped_and_counted(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The scaled gradients of the steps 2 and 3 leave the range of float32; the loss itself is finite.
-    spoil_loss(monkeypatch, lambda t: t in (2, 3), factor=1e36)
+    multiply_loss(monkeypatch, lambda t: t in (2, 3), factor=1e36)
     assert train("recipe.precision=float16", *WORDS) == 0
     run = run_in(tmp_path)
     assert run.summary()["skipped_steps"] == 2
@@ -167,7 +167,7 @@ def test_gradients_that_overflow_in_float16_are_skipped_and_counted(
 def test_too_many_overflows_in_a_row_end_the_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil_loss(monkeypatch, lambda t: t >= 2, factor=1e36)
+    multiply_loss(monkeypatch, lambda t: t >= 2, factor=1e36)
     assert train("recipe.precision=float16", "batch_size=16", "lr=1e-9", "checkpoint_every=9") == 1
     assert f"{MAX_SKIPS_IN_A_ROW + 1} steps in a row" in capsys.readouterr().err
     assert all_finite(load(run_in(tmp_path).checkpoints / "last.pt")["model"].values())

@@ -31,7 +31,7 @@ def outputs(processes: list[Process]) -> str:
     return "\n".join(process.output() for process in processes)
 
 
-@pytest.mark.parametrize("steps", [5])
+@pytest.mark.parametrize("steps", [7, pytest.param(5, marks=pytest.mark.slow)])
 def test_two_ranks_stopped_again_and_again(
     starter: Starter, tmp_path: Path, uninterrupted: Reference, steps: int
 ) -> None:
