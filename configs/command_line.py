@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.checking import UserError, all_keys, check, load_yaml, nearest
+from configs.groups import option_of
 from configs.help import GROUPS
 from configs.plan import CONFIGS, LONGEST_FOLDER, OWN_DATA, choices, own_title, shortened
-from configs.regularizer_keys import check_key
 from configs.schema import LAYER_KNOBS, Config, RunOptions
 from configs.tables import table_of
 
@@ -189,7 +189,7 @@ def _check_override(argument: str, keys: list[str]) -> None:
         _check_names(key, value)
         return
     if key.startswith("regularizer."):
-        check_key(key)
+        option_of(key)
         return
     if key not in keys and not key.startswith("model.options."):
         tails = {k.rpartition(".")[2]: k for k in keys}

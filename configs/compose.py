@@ -20,10 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from configs import tables
 from configs.checking import UserError
 from configs.command_line import Arguments, check_arguments, quoted
-from configs.plan import CONFIGS, Plan, choices
-from configs.registered import NODES
-from configs.regularizer_keys import with_plus, without_plus
-from configs.regularizers import not_chosen
+from configs.groups import CONFIGS, NODES, choices, for_hydra
+from configs.plan import Plan
 from configs.resolve import resolve_composed
 from configs.schema import Config
 
@@ -52,7 +50,7 @@ def config_of(*overrides: str) -> DictConfig:
         UserError: for what Hydra does not understand, in one line.
     """
     with _hydra(overrides) as hydra:
-        return _composed(hydra, with_plus(overrides))
+        return _composed(hydra, for_hydra(overrides))
 
 
 def compose_jobs(arguments: Arguments) -> list[tuple[list[str], DictConfig]]:
@@ -64,7 +62,7 @@ def compose_jobs(arguments: Arguments) -> list[tuple[list[str], DictConfig]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    overrides = with_plus([word for word in arguments.overrides if not word.startswith("hydra")])
+    overrides = [override for override in arguments.overrides if not override.startswith("hydra")]
     with _hydra(arguments.overrides) as hydra:
         jobs = [overrides]
         if arguments.is_grid:
@@ -72,7 +70,7 @@ def compose_jobs(arguments: Arguments) -> list[tuple[list[str], DictConfig]]:
             words = [*(f"{key}={values}" for key, values in arguments.varied.items()), *overrides]
             parsed = OverridesParser.create(Names()).parse_overrides(words)  # type: ignore[arg-type]
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-        return [(without_plus(job), _composed(hydra, job)) for job in jobs]
+        return [(job, _composed(hydra, for_hydra(job))) for job in jobs]
 
 
 class Names:
@@ -103,7 +101,7 @@ def launch_jobs(
 
     # launcher/ray.yaml stands before the plugin's own configuration of that name, and is meant to be checked by it.
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema", UserWarning)
-    overrides = [*with_plus(arguments.overrides), f"hydra.sweep.dir={quoted(str(sweep))}", "hydra.mode=MULTIRUN"]
+    overrides = [*for_hydra(arguments.overrides), f"hydra.sweep.dir={quoted(str(sweep))}", "hydra.mode=MULTIRUN"]
     with _hydra(arguments.overrides) as hydra:
         config = hydra.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=True)
         launcher = Plugins.instance().instantiate_launcher(
@@ -111,14 +109,14 @@ def launch_jobs(
             task_function=task,
             config=config,
         )
-        for result in launcher.launch([with_plus(job) for job in jobs], initial_job_idx=0):
+        for result in launcher.launch([for_hydra(job) for job in jobs], initial_job_idx=0):
             _ = result.return_value  # raises what the job raised
 
 
 def show(arguments: Arguments) -> None:
     """Carry out a flag of Hydra's own: `--cfg job`, `--info defaults`, `-sc install=bash`."""
     flag, _, what = arguments.shows.partition("=")
-    words = with_plus(arguments.overrides)
+    words = for_hydra(arguments.overrides)
     with _hydra(arguments.overrides) as hydra:
         if flag == "--cfg":
             hydra.show_cfg("config", words, what, package=None, resolve="--resolve" in arguments.flags)
@@ -194,5 +192,4 @@ def one_line(message: str, overrides: Sequence[str]) -> str:
     if message.startswith("Ambiguous value"):
         several = [override for override in overrides if "," in BRACKETED.sub("", override)]
         return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
-    other = re.match(r"Could not override 'regularizer\.(\w+)", message)
-    return not_chosen(other[1]) if other else " ".join(message.split())
+    return " ".join(message.split())

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from configs import schema
-from configs.plan import choices
+from configs.groups import choices, declared
 
 GROUPS = ("model", "data", "recipe", "regularizer", "experiment", "sweep")
 
@@ -21,10 +21,9 @@ PARTS: dict[str, tuple[str, type]] = {
     "data": ("data.", schema.DataConfig),
     "recipe": ("recipe.", schema.RecipeConfig),
     "augment": ("recipe.augment.", schema.AugmentConfig),
-    "layer": ("regularizer.NAME.layer.", schema.LayerConfig),
-    "input": ("regularizer.NAME.input.", schema.InputConfig),
-    "loss": ("regularizer.NAME.loss.", schema.LossConfig),
+    "layer": ("regularizer.NAME.", schema.LayerConfig),
 }
+OPTIONS = "regularizer."  # the prefix of what a regularizer declares itself
 USAGE = """\
 python train.py KEY=VALUE ...            one run
 python train.py -m KEY=VALUE,VALUE ...   a grid
@@ -53,36 +52,49 @@ class Key(NamedTuple):
 
 
 def keys_of(section: str) -> list[Key]:
-    """The keys of a section: `knobs`, `command` or one of PARTS.
+    """The keys of a section: `knobs`, `command`, `options` (of single regularizers) or one of PARTS.
 
     Raises:
         ValueError: for another section.
     """
     if section == "knobs":  # the short names of what is varied most, each with the place its default comes from
         knobs = [_key(schema.LayerConfig, knob, "the regularizer's") for knob in schema.LAYER_KNOBS]
-        knobs.append(_key(schema.LossConfig, "label_smoothing", "the regularizer's"))
+        smoothing = declared("label_smoothing").options["label_smoothing"]
+        knobs.append(_key_of("label_smoothing", "the regularizer's", smoothing))
         return knobs + [_key(schema.RecipeConfig, knob, "the recipe's") for knob in schema.RECIPE_KNOBS]
     if section == "command":  # what the root of the configuration has beside the options of a run
         inherited = {f.name for f in fields(schema.RunOptions)}
         return [_key(schema.Config, f.name) for f in fields(schema.Config) if f.metadata and f.name not in inherited]
+    if section == "options":
+        return [
+            _key_of(f"{name}.{option}", _text(of["default"]), of)
+            for name in choices("regularizer")
+            for option, of in declared(name).options.items()
+        ]
     if section not in PARTS:
         raise ValueError(f"no section '{section}' of the configuration")
     part = PARTS[section][1]
-    return [_key(part, f.name) for f in fields(part) if f.metadata]
+    aside = ("name", "options") if section == "layer" else ()
+    return [_key(part, f.name) for f in fields(part) if f.metadata and f.name not in aside]
 
 
 def _key(part: type, name: str, default: str | None = None) -> Key:
-    declared: dict[str, Any] = dict(next(f for f in fields(part) if f.name == name).metadata)
-    if default is None:
-        value = getattr(part(), name)
-        if value is None or isinstance(value, bool):
-            default = "null" if value is None else str(value).lower()
-        else:
-            default = "(by name)" if value == "???" else f"{value:g}" if isinstance(value, float) else str(value)
-    least, most, above = declared["least"], declared["most"], declared["above"]
+    declaration = dict(next(f for f in fields(part) if f.name == name).metadata)
+    return _key_of(name, _text(getattr(part(), name)) if default is None else default, declaration)
+
+
+def _key_of(name: str, default: str, declaration: dict[str, Any]) -> Key:
+    least, most, above = (declaration.get(limit) for limit in ("least", "most", "above"))
     low = f"≥ {least:g}" if least is not None else f"> {above:g}" if above is not None else ""
     limits = ", ".join(filter(None, (low, "" if most is None else f"≤ {most:g}")))
-    return Key(name, default, tuple(declared["choices"] or ()), limits, str(declared["meaning"]))
+    return Key(name, default, tuple(declaration.get("choices") or ()), limits, str(declaration.get("meaning", "")))
+
+
+def _text(value: Any) -> str:
+    """A default as it would be written on the command line."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return "(by name)" if value == "???" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def help_text() -> str:
@@ -93,6 +105,7 @@ def help_text() -> str:
     parts = [USAGE, "Groups: GROUP=NAME (regularizer also [a,b]; a sweep is +sweep=NAME)\n" + "\n".join(names)]
     titles = {"Knobs": ["knobs"], "How it is run": ["run", "command"]}
     titles |= {prefix: [section] for section, (prefix, _) in PARTS.items() if prefix}
+    titles[OPTIONS] = ["options"]
     for title, sections in titles.items():
         lines = [title]
         for key in (key for section in sections for key in keys_of(section)):

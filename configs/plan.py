@@ -6,24 +6,22 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from configs import tables
-from configs.checking import UserError, check, load_yaml
+from configs.checking import UserError, check
+from configs.groups import CONFIGS as CONFIGS  # for importers of this module
+from configs.groups import PARTS, in_order
+from configs.groups import choices as choices
 from configs.paper import PaperConfig, paper_from
-from configs.registered import names_of
-from configs.schema import DataConfig, LayerConfig, ModelConfig, RecipeConfig, RunOptions
-
-CONFIGS = Path(__file__).parent
-PARTS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "recipe": RecipeConfig}
+from configs.schema import KINDS, DataConfig, LayerConfig, MethodConfig, ModelConfig, RecipeConfig, RunOptions
 
 
 @dataclass(frozen=True)
 class Runtime(RunOptions):
-    """How a run is carried out, and where its data are; no part of its identity."""
+    """Options that change nothing of what is computed, and the place of the data; no part of a run's identity."""
 
     data_root: str | None = None
     download: bool = True
@@ -31,21 +29,27 @@ class Runtime(RunOptions):
 
 @dataclass(frozen=True)
 class Plan:
-    """One training run, every value decided."""
+    """One training run, every value decided.
+
+    Args:
+        regularizer: the chosen names, in the order in which they act.
+        layer, companions: the layers of these, the first one's name and knobs being the run's.
+        methods: what they change of images, batches and the loss, in this order.
+        revision: of the code, where a change of it moved the numbers of this plan (see REVISIONS).
+    """
 
     model: ModelConfig
     data: DataConfig
     recipe: RecipeConfig
     regularizer: list[str]
     layer: LayerConfig | None = None
-    companions: list[LayerConfig] = field(default_factory=list)  # layers of further regularizers
-    cutout: int = 0  # side in pixels
-    autoaugment: str | None = None
-    label_smoothing: float = 0.0
+    companions: list[LayerConfig] = field(default_factory=list)
+    methods: list[MethodConfig] = field(default_factory=list)
     seed: int = 1
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
     runtime: Runtime = field(default_factory=Runtime)
+    revision: int = 1
     # How this very plan was made. No fields: a plan that `replace` makes of it is not what these overrides make.
     overrides: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[tuple[str, ...]] = ()
@@ -61,9 +65,19 @@ class Plan:
         """All layers, the first one's name and knobs being the run's."""
         return [*([self.layer] if self.layer else []), *self.companions]
 
+    def options_of(self, kind: str) -> dict[str, dict[str, Any]]:
+        """The methods of a kind by name, each with the options that its class is called with."""
+        return {method.name: method.options for method in self.methods if method.kind == kind}
+
+    def values(self) -> dict[str, Any]:
+        """Nested plain values, as plan.yaml and summary.json hold them; `plan_from` reads them."""
+        values = asdict(self)
+        methods = values.pop("methods")
+        return {**values, **_under_old_keys(self, methods)}
+
     def identity(self) -> dict[str, Any]:
-        """What the run computes: the plan without what may change on resume, and without the names it goes by."""
-        return _without_names(asdict(self))
+        """Everything that decides what the run computes; neither what may change on resume nor the names it goes by."""
+        return _without_names(self.values())
 
     def hash(self) -> str:
         """Six hexadecimal digits that all seeds of this plan share.
@@ -71,12 +85,15 @@ class Plan:
         Taken over what differs from the defaults of the dataclasses: a field that is added later renames no run.
         """
         changed = _without_names(_changed(self))
-        changed.pop("seed", None)
+        for key in ("seed", "methods"):
+            changed.pop(key, None)
+        methods = _under_old_keys(self, [asdict(method) for method in self.methods])
+        changed |= {key: value for key, value in methods.items() if value}
         return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
 
     @property
     def variant(self) -> str:
-        """The short readable name of what is tried; the hash behind it tells apart what the name leaves out.
+        """Short readable name of what is tried; the hash behind it tells apart what the name leaves out.
 
         Regularizers, block size and keep_prob; groups, branches and schedule where they are not the paper's; epochs.
         """
@@ -117,8 +134,55 @@ def shortened(name: str, longest: int = LONGEST_NAME) -> str:
     return f"{name.encode()[:longest].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-# Of the data. An image that is left out is listed in the record, whatever the run was asked to do about one.
+# DataConfig fields excluded from the hash. on_bad_image: skipped images are recorded anyway.
 NOT_OF_IDENTITY = ("root", "download", "model_width", "on_bad_image")
+
+
+# Changes of the code that moved the numbers of some plans: the revision, what changed, and the plans that it concerns.
+# These get a directory of their own; what was trained before keeps its revision, and its number.
+REVISIONS: list[tuple[int, str, Callable[[Plan], bool]]] = []
+
+
+def revision_of(plan: Plan) -> int:
+    """The revision of the code that this plan would be trained with today."""
+    return max((revision for revision, _, concerns in REVISIONS if concerns(plan)), default=1)
+
+
+def changed_since(plan: Plan) -> list[str]:
+    """The changes of the code since a plan's revision that move its numbers."""
+    return [what for revision, what, concerns in REVISIONS if revision > plan.revision and concerns(plan)]
+
+
+def _under_old_keys(plan: Plan, methods: list[dict[str, Any]]) -> dict[str, Any]:
+    """The methods of a plan under the keys that three of them had as fields of it, so that no run directory moves.
+
+    Args:
+        plan: the plan; Cutout's side was in pixels, and AutoAugment's policy decided by the size of its images.
+        methods: as plain values.
+    """
+    options = {method["name"]: method["options"] for method in methods}
+    side, policy = options.get("cutout", {}).get("cutout", 0.0), options.get("autoaugment", {}).get("autoaugment")
+    size = plan.data.image_size
+    old = {
+        "cutout": round(side * size),
+        "autoaugment": ("imagenet" if size > 64 else "cifar10") if policy == "auto" else policy,
+        "label_smoothing": float(options.get("label_smoothing", {}).get("label_smoothing", 0.0)),
+    }
+    others = [method for method in methods if method["name"] not in old]
+    return {**old, "methods": others} if others else old
+
+
+def _from_old_keys(values: dict[str, Any], image_size: int) -> list[MethodConfig]:
+    """The inverse of `_under_old_keys`; takes the keys out of the values of a plan."""
+    side, policy = values.pop("cutout", 0), values.pop("autoaugment", None)
+    smoothing = values.pop("label_smoothing", 0.0)
+    old = [
+        MethodConfig("autoaugment", "image", {"autoaugment": policy}) if policy else None,
+        MethodConfig("cutout", "image", {"cutout": side / image_size}) if side else None,
+        MethodConfig("label_smoothing", "loss", {"label_smoothing": smoothing}) if smoothing else None,
+    ]
+    methods = [check(method, MethodConfig) for method in values.pop("methods", [])]
+    return sorted([*filter(None, old), *methods], key=lambda method: (KINDS.index(method.kind), method.name))
 
 
 def _without_names(plan: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +204,7 @@ def _changed(value: Any) -> Any:
 
 
 def plan_from(values: dict[str, Any]) -> Plan:
-    """A plan from the nested plain values that `dataclasses.asdict` made of one; fields of later versions get defaults.
+    """A plan from the nested plain values that `Plan.values` made of one; fields of later versions get defaults.
 
     Raises:
         UserError: if a key or a value does not belong there.
@@ -150,21 +214,8 @@ def plan_from(values: dict[str, Any]) -> Plan:
     try:
         built = {k: check(v, parts[k]) if k in parts and v is not None else v for k, v in values.items()}
         built["companions"] = [check(layer, LayerConfig) for layer in values.get("companions", [])]
+        built["methods"] = _from_old_keys(built, built["data"].image_size)
+        built["regularizer"] = in_order(built["regularizer"])
         return Plan(**built)
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"not a plan of this version: {error}") from error
-
-
-def choices(group: str) -> list[str]:
-    """The names of a configuration group: its YAML files, the rows of tables, and what a script added."""
-    if group in ("experiment", "sweep"):
-        return sorted(tables.rows()) if group == "experiment" else tables.sweeps()
-    folder = CONFIGS / group
-    files = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
-    return sorted(files.union(names_of(group)))
-
-
-def written(group: str, name: str) -> Any:
-    """A model, data set or recipe as its YAML file has it, the defaults filled in."""
-    values = load_yaml(CONFIGS / group / f"{name}.yaml")
-    return check({key: value for key, value in values.items() if key != "defaults"}, PARTS[group])

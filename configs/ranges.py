@@ -1,17 +1,16 @@
-"""Whether every value of a plan is valid: against the declarations of `configs.schema`, and against each other."""
+"""Checks of a plan's values: against the declarations of the schema and of regularizers, and against each other."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from configs.checking import UserError, load_yaml, one_of
-from configs.plan import CONFIGS, Plan, choices
-from configs.registered import further_choices
-from configs.regularizers import as_written
-from configs.schema import RECIPE_KNOBS, LayerConfig
+from configs.groups import CONFIGS, choices, declared, further_choices
+from configs.plan import Plan
+from configs.schema import RECIPE_KNOBS, TASKS, LayerConfig
 
 SHORT = {f"recipe.{knob}": knob for knob in RECIPE_KNOBS}
 # What the networks of this repository are for; one of another name, of a user's own, may be for any task.
@@ -22,11 +21,6 @@ TASK_OF = {
     **dict.fromkeys(("pyramidnet110", "pyramidnet110_small", "pyramidnet200"), "classification"),
     "segmentation_fpn": "segmentation",
     "retinanet": "detection",
-}
-# Regularizers of FractalNet: a group that no other network here has, and the networks that have it.
-FRACTAL = {
-    "fractal_drop_path": (0, ("fractalnet20", "fractalnet34", "fractalnet40")),
-    "fractal_dropout": (5, ("fractalnet20", "fractalnet40")),
 }
 
 
@@ -48,10 +42,6 @@ def check_values(plan: Plan) -> None:
         raise UserError(f"device={plan.runtime.device}: choose auto, cpu, cuda or cuda:N")
     if not 0 <= plan.seed < 2**63:
         raise UserError(f"seed={plan.seed}: must lie between 0 and 2^63 - 1")
-    if not 0 <= plan.label_smoothing <= 0.99:
-        raise UserError(f"label_smoothing={plan.label_smoothing}: must lie between 0 and 0.99")
-    if plan.label_smoothing and plan.data.task != "classification":
-        raise UserError(f"label_smoothing={plan.label_smoothing}: is for classification, not for {plan.data.task}")
     _check_network(plan)
     _check_regularizers(plan)
     for layer in plan.layers:
@@ -60,33 +50,41 @@ def check_values(plan: Plan) -> None:
 
 
 def check_fields(part: Any, prefix: str = "") -> None:
-    """Every field of a dataclass against its own choices and range.
+    """Check every field of a dataclass against its own choices and range.
 
     Raises:
         UserError: one line that names the key.
     """
-    for key, value, limits in declared(part, prefix):
+    for key, value, limits in declared_fields(part, prefix):
         key = SHORT.get(key, key)
-        if value is None:
-            continue
-        if limits["choices"]:
-            one_of(key, value, (*limits["choices"], *further_choices(key)))
-        least, most, above = limits["least"], limits["most"], limits["above"]
-        if above is not None and not (value > above and value < float("inf")):
-            raise UserError(f"{key}={value}: must be above {above:g}")
-        if most is not None and not ((least if least is not None else above) <= value <= most):
-            bounds = f"between {least:g}" if least is not None else f"above {above:g}"
-            raise UserError(f"{key}={value}: must lie {bounds} and {most:g}")
-        if least is not None and not value >= least:
-            raise UserError(f"{key}={value}: must be at least {least:g}")
+        if value is not None:
+            check_value(key, value, {**limits, "choices": (*limits["choices"], *further_choices(key))})
 
 
-def declared(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Check a value against its `choices` or its range: `least` and `most`, or `above`.
+
+    Raises:
+        UserError: one line that names the key.
+    """
+    if limits.get("choices"):
+        one_of(key, value, limits["choices"])
+    least, most, above = limits.get("least"), limits.get("most"), limits.get("above")
+    if above is not None and not (value > above and value < float("inf")):
+        raise UserError(f"{key}={value}: must be above {above:g}")
+    if most is not None and not ((least if least is not None else above) <= value <= most):
+        bounds = f"between {least:g}" if least is not None else f"above {above:g}"
+        raise UserError(f"{key}={value}: must lie {bounds} and {most:g}")
+    if least is not None and not value >= least:
+        raise UserError(f"{key}={value}: must be at least {least:g}")
+
+
+def declared_fields(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Dotted key, value and declaration (`configs.schema.option`) of every field that has one, nested ones included."""
     for f in fields(part):
         value = getattr(part, f.name)
         if is_dataclass(value):
-            yield from declared(value, f"{prefix}{f.name}.")
+            yield from declared_fields(value, f"{prefix}{f.name}.")
         elif f.metadata:
             yield prefix + f.name, value, dict(f.metadata)
 
@@ -112,17 +110,41 @@ def _check_network(plan: Plan) -> None:
 
 
 def _check_regularizers(plan: Plan) -> None:
-    """Refuse a regularizer that the task or the network has no use for."""
+    """Refuse what a regularizer does not take, and one that the task, the network or another one has no use for."""
     task, known = plan.data.task, _task_of(plan.model.name, plan.model.library) is not None
-    for key, value in (("cutout", plan.cutout), ("autoaugment", plan.autoaugment)):
-        if value and task in ("segmentation", "detection"):
-            setting = [name for name in plan.regularizer if getattr(as_written(name).input, key, None) is not None]
-            names = ",".join(setting or plan.regularizer)
-            raise UserError(f"regularizer={names} is for classification, not for {task}")
-    for name, (group, networks) in FRACTAL.items():
-        has_group = any(group in (layer.groups or []) for layer in plan.layers)
-        if name in plan.regularizer and has_group and known and plan.model.name not in networks:
-            raise UserError(f"regularizer={name} needs model={' or '.join(networks)}")
+    # label_smoothing=0.1 needs no regularizer of that name.
+    for name in dict.fromkeys([*plan.regularizer, *(method.name for method in plan.methods)]):
+        of, groups = declared(name), [layer.groups for layer in plan.layers]
+        # Image transforms may suit a task of the user's own; a batch or a loss is that of its task.
+        if of.tasks and task not in of.tasks and (task in TASKS or of.kind != "image"):
+            raise UserError(f"regularizer={name} is for {' and '.join(of.tasks)}, not for {task}")
+        made_for = of.layer is None or of.layer.groups in groups
+        if of.networks and made_for and known and plan.model.name not in of.networks:
+            raise UserError(f"regularizer={name} needs model={' or '.join(of.networks)}")
+        for other in plan.regularizer:
+            alike = of.kind in ("batch", "loss") and declared(other).kind == of.kind
+            if other != name and (alike or other in of.excludes):
+                raise UserError(f"regularizer=[{name},{other}]: they exclude each other; choose one of them")
+    for method in plan.methods:
+        for option, value in method.options.items():
+            key = option if option == "label_smoothing" else f"regularizer.{method.name}.{option}"
+            _check_option(key, value, declared(method.name).options.get(option, {}))
+    for layer, name in zip(plan.layers, [name for name in plan.regularizer if declared(name).layer], strict=False):
+        for option, value in layer.options.items():
+            _check_option(f"regularizer.{name}.{option}", value, declared(name).options.get(option, {}))
+
+
+def _check_option(key: str, value: Any, declaration: Mapping[str, Any]) -> None:
+    """Check a value of a regularizer's own option: of the type of its default, and in its range."""
+    default = declaration.get("default")
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise UserError(f"{key}={value}: expected true or false")
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    if number and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{key}={value}: expected a number")
+    if number and isinstance(default, int) and not float(value).is_integer():
+        raise UserError(f"{key}={value}: expected a whole number")
+    check_value(key, value, declaration)
 
 
 def _check_layer(layer: LayerConfig) -> None:

@@ -4,78 +4,42 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from omegaconf import DictConfig
 
 from configs import tables
-from configs.checking import UserError, check
+from configs.checking import UserError, check, one_of
+from configs.groups import choices, declared, in_order, named
 from configs.paper import PaperConfig
-from configs.plan import LONGEST_FOLDER, OWN_DATA, Plan, Runtime, own_title, shortened, written
-from configs.ranges import check_fields, check_values
-from configs.regularizers import as_written, check_chosen, layers_of, merged, refuse_unchosen
+from configs.plan import LONGEST_FOLDER, OWN_DATA, Plan, Runtime, own_title, revision_of, shortened
+from configs.ranges import check_values
 from configs.schema import (
     LAYER_KNOBS,
     RECIPE_KNOBS,
+    SCHEDULE_LIMITS,
     Config,
     DataConfig,
-    InputConfig,
-    LossConfig,
+    LayerConfig,
+    MethodConfig,
     ModelConfig,
     RecipeConfig,
     RunOptions,
 )
 
+KNOBS = (*LAYER_KNOBS, "label_smoothing")  # of regularizers, at the top of the configuration
 SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # of precisions
 TIMES_OF = {"step": ("milestones",), "exponential": ("decay_epochs",)}  # what else of a recipe is counted in epochs
+# Values of a layer that its schedule or its groups may not need, and what they are then.
+IDLE_WITHOUT: dict[str, Any] = {"schedule_start": None, "schedule_end": None, "head_share": 1.0}
 
-
-def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
-    """Decide every `null`, check every value, drop what does not apply.
-
-    Args:
-        config: the composed and merged configuration.
-        grid: whether the run is a job of a grid, where a knob that the regularizer ignores is reported, not refused.
-
-    Returns:
-        the plan, and notes for the user.
-
-    Raises:
-        UserError: one line that names the key.
-    """
-    if grid and config.run_dir:
-        raise UserError(f"run_dir={config.run_dir}: all runs of a grid would share this directory; omit it")
-    check_chosen(config)
-    _require_weights(config)
-    tried, notes = _tried(config, grid)
-    places = {name: _expanded(getattr(config, name)) for name in ("output_root", "run_dir")}
-    plan = Plan(
-        model=_model(config),
-        data=_data(config.data),
-        recipe=_recipe(config, notes),
-        regularizer=list(config.regularizer),
-        **tried,
-        seed=config.seed,
-        experiment=config.experiment,
-        paper=_paper(config, tried, notes),
-        runtime=Runtime(
-            **{f.name: getattr(config, f.name) for f in fields(RunOptions)} | places,
-            data_root=config.data.root,
-            download=config.data.download,
-        ),
-    )
-    check_values(plan)
-    return plan, notes
-
-
-def _expanded(place: str | None) -> str | None:
-    return None if place is None else os.path.expanduser(place)
+Given = Mapping[str, Mapping[str, Any]]  # regularizer -> the values that the user gave to it alone
 
 
 def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, list[str]]:
     """`resolve` of what Hydra composed; groups=3, epochs=1e1 and recipe.precision=bf16 are read as they are meant."""
-    refuse_unchosen(composed.regularizer)
     config = composed.copy()
     if isinstance(config.groups, int | str):
         config.groups = [config.groups]
@@ -87,20 +51,163 @@ def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, li
     return resolve(check(config, Config, takes_grid=True), grid)
 
 
-def _tried(config: Config, grid: bool) -> tuple[dict[str, Any], list[str]]:
-    """The fields of the plan that the regularizers and their knobs decide."""
-    layers, notes = layers_of(config, grid)
-    inputs, loss = merged(config.regularizer, "input", InputConfig), merged(config.regularizer, "loss", LossConfig)
-    check_fields(inputs)
-    smoothing = loss.label_smoothing if config.label_smoothing is None else config.label_smoothing
-    tried = {
-        "layer": layers[0] if layers else None,
-        "companions": layers[1:],
-        "cutout": round((inputs.cutout or 0.0) * config.data.image_size),
-        "autoaugment": _policy(inputs.autoaugment, config.data.image_size),
-        "label_smoothing": smoothing or 0.0,
-    }
-    return tried, notes
+def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
+    """Decide every `null`, check every value, drop what does not apply.
+
+    Args:
+        config: the composed and merged configuration.
+        grid: True for a job of a grid, where a knob that the regularizer ignores is reported, not refused.
+
+    Returns:
+        the plan, and notes for the user.
+
+    Raises:
+        UserError: one line that names the key.
+    """
+    if grid and config.run_dir:
+        raise UserError(f"run_dir={config.run_dir}: all runs of a grid would share this directory; omit it")
+    row = tables.rows()[config.experiment] if config.experiment else {}
+    if row.get("model.pretrained") == "???" and config.model.pretrained is None:
+        raise UserError(f"experiment={config.experiment} starts from ImageNet weights: give model.pretrained=FILE")
+
+    given = _chosen(config.regularizer)
+    knobs = {knob: getattr(config, knob) for knob in KNOBS}
+    layers, methods, notes = _regularizers(given, knobs, row, config.experiment, grid)
+    run_dir = None if config.run_dir is None else os.path.expanduser(config.run_dir)
+    paths = {"output_root": os.path.expanduser(config.output_root), "run_dir": run_dir}
+    plan = Plan(
+        model=_model(config),
+        data=_data(config.data),
+        recipe=_recipe(config, notes),
+        regularizer=list(given),
+        layer=layers[0] if layers else None,
+        companions=layers[1:],
+        methods=methods,
+        seed=config.seed,
+        experiment=config.experiment,
+        runtime=Runtime(
+            **{f.name: getattr(config, f.name) for f in fields(RunOptions)} | paths,
+            data_root=config.data.root,
+            download=config.data.download,
+        ),
+    )
+    check_values(plan)
+    plan = replace(plan, paper=_paper(config.paper, plan, row, notes))
+    return replace(plan, revision=revision_of(plan)), notes
+
+
+def _chosen(regularizer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The chosen regularizers in the order in which they act, each with the values given to it alone."""
+    for name, values in regularizer.items():
+        one_of("regularizer", name, choices("regularizer"))
+        if not values or "kind" not in values:  # its file was not composed: only values of it are there
+            raise UserError(f"regularizer.{name}: {name} is not chosen; choose it by regularizer=[...,{name}]")
+    if not regularizer:
+        raise UserError("regularizer=[]: choose at least one; 'none' is the baseline")
+    if "none" in regularizer and len(regularizer) > 1:
+        raise UserError(f"regularizer=[{','.join(regularizer)}]: 'none' stands alone")
+    return {name: dict(regularizer[name].get("given") or {}) for name in in_order(regularizer)}
+
+
+def _regularizers(
+    given: Given, knobs: Mapping[str, Any], row: tables.Row, experiment: str | None, grid: bool
+) -> tuple[list[LayerConfig], list[MethodConfig], list[str]]:
+    """The layers and methods of the chosen regularizers, every value decided, and notes for the user.
+
+    Args:
+        given: the chosen ones with the values given to each alone.
+        knobs: the short names at the top of the configuration, null for "as the regularizer says".
+        row, experiment: what the experiment sets, and its name; a message says where a knob comes from.
+        grid: a knob that none of them has is reported instead of refused.
+    """
+    notes: list[str] = []
+    layers: dict[str, LayerConfig] = {}
+    methods: list[MethodConfig] = []
+    # Each as its file declares it, with the values given to it alone.
+    for name, values in given.items():
+        of = declared(name)
+        for knob, value in values.items():
+            top, own = knobs.get(knob), of.options.get(knob, {}).get("default", getattr(of.layer, knob, None))
+            if top is not None and value not in (own, top):
+                key = f"regularizer.{name}.{knob}={value}"
+                raise UserError(f"{key}: {knob}={top} is set as well, and wins; write {knob}={value}")
+        options = {option: values.get(option, declaration["default"]) for option, declaration in of.options.items()}
+        # null: as the class has it, and not in the plan, so that an option that is added later renames no run.
+        options = {option: value for option, value in options.items() if value is not None}
+        for option, value in options.items():  # 1 and 1.0 are one run
+            if isinstance(of.options[option]["default"], float) and type(value) is int:
+                options[option] = float(value)
+        if of.layer is not None:
+            own_knobs = {knob: value for knob, value in values.items() if knob not in of.options}
+            layers[name] = _layer(name, {**asdict(of.layer), **own_knobs, "options": options})
+        elif of.kind != "none":
+            methods.append(MethodConfig(name, of.kind, options))
+
+    # A short name goes to the one layer that has it. Label smoothing needs no regularizer of that name.
+    for knob in LAYER_KNOBS:
+        value = knobs[knob]
+        if value is None:
+            continue
+        owners = {name: layer for name, layer in layers.items() if _has(layer, knob)}
+        if len(owners) > 1:
+            names = " and ".join(layer.name for layer in owners.values())
+            raise UserError(f"{knob}={value}: {names} both have it; write regularizer.NAME.{knob}={value}")
+        if not owners:
+            by = f" (of experiment={experiment}; {knob}=null drops it)" if row.get(knob) == value else ""
+            notes.append(f"{knob}={value}{by} does not apply to {_idle_with(knob, layers, given)}")
+            if not grid:
+                raise UserError(notes[-1])
+        layers |= {name: replace(layer, **{knob: value}) for name, layer in owners.items()}
+    if knobs["label_smoothing"] is not None:
+        methods = [method for method in methods if method.name != "label_smoothing"]
+    if knobs["label_smoothing"]:
+        methods.append(MethodConfig("label_smoothing", "loss", {"label_smoothing": knobs["label_smoothing"]}))
+
+    # A value that the schedule or the groups do not need is dropped: reported if the file has it, else refused.
+    for name, layer in layers.items():
+        for knob, unset in IDLE_WITHOUT.items():
+            value = getattr(layer, knob)
+            if value == unset or _has(layer, knob):
+                continue
+            without = _idle_with(knob, {name: layer}, [name])
+            notes.append(f"regularizer.{name}.{knob}={value} does not apply to {without}")
+            if not grid and value != getattr(declared(name).layer, knob):
+                raise UserError(notes[-1])
+            layer = replace(layer, **{knob: unset})
+        if layer.keep_prob is None or layer.groups is None or layer.schedule is None:
+            raise UserError(f"regularizer {name}: its layer needs keep_prob, groups and schedule")
+        limit = SCHEDULE_LIMITS.get(layer.schedule)
+        if limit is not None and getattr(layer, limit) is None:
+            raise UserError(f"schedule={layer.schedule}: needs {limit}, such as {limit}=0.5 for half of the run")
+        numbers_first = sorted(set(layer.groups), key=lambda group: (isinstance(group, str), group))
+        layers[name] = replace(layer, groups=numbers_first)
+    return list(layers.values()), methods, notes
+
+
+def _layer(name: str, values: dict[str, Any]) -> LayerConfig:
+    """A layer with its values checked; an error names the key as it is typed."""
+    try:
+        return check(values, LayerConfig)
+    except UserError as error:
+        raise UserError(f"regularizer.{name}.{error}") from None
+
+
+def _has(layer: LayerConfig, knob: str) -> bool:
+    """True for a knob that the layer has: one that is not null, or that its schedule or its groups need."""
+    if knob in SCHEDULE_LIMITS.values():
+        return SCHEDULE_LIMITS.get(str(layer.schedule)) == knob
+    if knob == "head_share":
+        return "head" in (layer.groups or [])
+    return getattr(layer, knob) is not None
+
+
+def _idle_with(knob: str, layers: Mapping[str, LayerConfig], names: Iterable[str]) -> str:
+    """Name the choice that leaves a knob without effect, for a message."""
+    if layers and knob in SCHEDULE_LIMITS.values():
+        return " ".join(f"schedule={layer.schedule}" for layer in layers.values())
+    if layers and knob == "head_share":
+        return " ".join(f"groups={layer.groups}" for layer in layers.values()).replace("'", "")
+    return f"regularizer={','.join(names)}"
 
 
 def _model(config: Config) -> ModelConfig:
@@ -116,7 +223,7 @@ def _model(config: Config) -> ModelConfig:
 
 
 def _data(data: DataConfig) -> DataConfig:
-    """One's own data are named after their folder, so that two folders do not meet in one run directory."""
+    """The data set; one's own is named after its folder, so that two folders do not meet in one run directory."""
     if data.title is not None and not re.fullmatch(r"\w[\w.+-]*", data.title):
         raise UserError(f"data.title={data.title}: it becomes a directory; letters, digits and _ . + - only")
     if data.title is not None and len(data.title.encode()) > LONGEST_FOLDER:
@@ -133,9 +240,9 @@ def _data(data: DataConfig) -> DataConfig:
 def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
     """The recipe with the user's knobs; a run of another length keeps the shape of its learning-rate curve.
 
-    What the user wrote in epochs, other than the recipe's own value, is meant in epochs, whatever the length.
+    Times that the user wrote, other than the recipe's own, are in epochs whatever the length.
     """
-    own = written("recipe", config.recipe.name)
+    own = named("recipe", config.recipe.name)
     asked = {knob: getattr(config, knob) for knob in RECIPE_KNOBS if getattr(config, knob) is not None}
     recipe = replace(config.recipe, **asked)
     if recipe.epochs != own.epochs and own.epochs > 0:
@@ -148,74 +255,51 @@ def _recipe(config: Config, notes: list[str]) -> RecipeConfig:
         recipe = replace(recipe, **scaled)
         if scaled:
             notes.append(f"epochs={recipe.epochs}: {', '.join(scaled)} of the recipe scaled by {scale:.3g}")
-    notes += idle(recipe, own)
+
+    # A note for every value that another one leaves without effect, if it is not the recipe's own; and milestones.
+    by_schedule = f"lr_schedule={recipe.lr_schedule}"
+    idle = {
+        "milestones": (recipe.lr_schedule != "step", by_schedule),
+        "lr_decay": (recipe.lr_schedule not in ("step", "halving", "exponential"), by_schedule),
+        "decay_epochs": (recipe.lr_schedule != "exponential", by_schedule),
+        "warmup_from": (recipe.warmup_epochs == 0, "recipe.warmup_epochs=0"),
+        "ema_warmup": (recipe.ema_decay is None, "recipe.ema_decay=null"),
+        "nesterov": (recipe.optimizer != "sgd", f"recipe.optimizer={recipe.optimizer}"),
+    }
+    for name, (is_idle, why) in idle.items():
+        value = getattr(recipe, name)
+        if is_idle and value and (name == "milestones" or value != getattr(own, name)):
+            notes.append(f"recipe.{name}={value} does nothing with {why}")
     if recipe.warmup_epochs >= recipe.epochs:
         warmup = f"recipe.warmup_epochs={recipe.warmup_epochs:g}"
         notes.append(f"{warmup}: the run of epochs={recipe.epochs} is all warm-up and never reaches lr={recipe.lr:g}")
     return recipe
 
 
-def idle(recipe: RecipeConfig, own: RecipeConfig) -> list[str]:
-    """A note for every value that another one leaves without effect, if it is not the recipe's own; and milestones."""
-    by_schedule = f"lr_schedule={recipe.lr_schedule}"
-    cases = (
-        ("milestones", recipe.lr_schedule != "step", by_schedule),
-        ("lr_decay", recipe.lr_schedule not in ("step", "halving", "exponential"), by_schedule),
-        ("decay_epochs", recipe.lr_schedule != "exponential", by_schedule),
-        ("warmup_from", recipe.warmup_epochs == 0, "recipe.warmup_epochs=0"),
-        ("ema_warmup", recipe.ema_decay is None, "recipe.ema_decay=null"),
-        ("nesterov", recipe.optimizer != "sgd", f"recipe.optimizer={recipe.optimizer}"),
-    )
-    return [
-        f"recipe.{name}={getattr(recipe, name)} does nothing with {why}"
-        for name, is_idle, why in cases
-        if is_idle and getattr(recipe, name) and (name == "milestones" or getattr(recipe, name) != getattr(own, name))
-    ]
-
-
-def _require_weights(config: Config) -> None:
-    """Refuse an experiment that starts from trained weights (`model.pretrained: ???`) and is given none."""
-    own = tables.rows()[config.experiment] if config.experiment else {}
-    if own.get("model.pretrained") == "???" and config.model.pretrained is None:
-        raise UserError(f"experiment={config.experiment} starts from ImageNet weights: give model.pretrained=FILE")
-
-
-def _paper(config: Config, tried: dict[str, Any], notes: list[str]) -> PaperConfig:
-    """The paper's numbers of an experiment; without them where what is tried is not what the experiment says."""
-    paper = config.paper
-    if not config.experiment or not (paper.metrics or paper.curve):
+def _paper(paper: PaperConfig, plan: Plan, row: tables.Row, notes: list[str]) -> PaperConfig:
+    """The paper's numbers of an experiment; without them where the plan tries something else than its row says."""
+    if not row or not (paper.metrics or paper.curve):
         return paper
-    own = tables.rows()[config.experiment]
-    chosen = own.get("regularizer", list(config.regularizer))
-    names = chosen if isinstance(chosen, list) else [chosen]
-    changed = [f"regularizer={','.join(config.regularizer)}"] if list(config.regularizer) != names else []
-    if not changed:
-        knobs: dict[str, Any] = {
-            f.name: own.get(f.name) for f in fields(Config) if f.name in (*LAYER_KNOBS, "label_smoothing")
-        }
-        plain = replace(config, regularizer={name: as_written(name) for name in names}, **knobs)
-        theirs, ours = _flat(_tried(plain, grid=True)[0]), _flat(tried)
-        swept = ("layer.keep_prob",) if paper.curve else ()
-        changed = [
-            f"{key.removeprefix('layer.')}={ours.get(key)}"
-            for key in {**ours, **theirs}
-            if ours.get(key) != theirs.get(key) and key not in swept
-        ]
+    # What the row alone would come to, compared with the plan value by value.
+    chosen = row["regularizer"] if isinstance(row["regularizer"], list) else [row["regularizer"]]
+    layers, methods, _ = _regularizers(
+        {name: {} for name in in_order(chosen)}, {knob: row.get(knob) for knob in KNOBS}, row, None, grid=True
+    )
+    theirs, ours = _flat(layers, methods), _flat(plan.layers, plan.methods)
+    swept = ("keep_prob",) if paper.curve else ()
+    changed = [
+        f"{key}={ours.get(key)}" for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key not in swept
+    ]
+    if sorted(chosen) != sorted(plan.regularizer):
+        changed = [f"regularizer={','.join(plan.regularizer)}"]
     if not changed:
         return paper
     notes.append(f"{', '.join(changed)}: not the paper's {paper.place}, whose numbers are left out")
     return PaperConfig(place=paper.place)
 
 
-def _flat(tried: dict[str, Any]) -> dict[str, Any]:
-    """The fields of what is tried, those of its first layer one by one."""
-    layer = asdict(tried["layer"]) if tried["layer"] else {}
-    rest = {key: value for key, value in tried.items() if key != "layer"}
-    return {**{f"layer.{key}": value for key, value in layer.items()}, **rest}
-
-
-def _policy(name: str | None, image_size: int) -> str | None:
-    """AutoAugment's policy; `auto` is the one that was found on images of this kind."""
-    if name == "auto":
-        return "imagenet" if image_size > 64 else "cifar10"
-    return name
+def _flat(layers: list[LayerConfig], methods: list[MethodConfig]) -> dict[str, Any]:
+    """The values of layers and methods one by one, those of the first layer by their short names."""
+    first = asdict(layers[0]) if layers else {}
+    options = {f"{method.name}.{key}": value for method in methods for key, value in method.options.items()}
+    return {**first, "companions": layers[1:], **options}

@@ -19,13 +19,13 @@ Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would h
 Names: TypeAlias = list[str]
 
 TASKS = ("classification", "segmentation", "detection")
+KINDS = ("layer", "image", "batch", "loss")  # of regularizers, in the order in which those of a list act
 SCHEDULES = ("linear", "constant", "cosine", "early", "late", "ramp", "curriculum")
 SCHEDULE_LIMITS = {"early": "schedule_end", "late": "schedule_start", "ramp": "schedule_end"}  # that they need
 DEPTH_RULES = ("group", "linear")
 LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 PRECISIONS = ("float32", "bfloat16", "float16")
-POLICIES = ("imagenet", "cifar10", "svhn")
 DECODERS = ("auto", "simplejpeg", "pillow", "pil")
 ON_BAD_IMAGE = ("error", "skip")
 STEMS = ("small", "stride2", "imagenet")
@@ -143,9 +143,9 @@ class RecipeConfig:
     score_threshold: float = option(0.05, "detections below it are not evaluated", least=0, most=1)
 
 
-@dataclass  # not frozen: OmegaConf could not merge into the values of `regularizer`
+@dataclass  # not frozen: OmegaConf could not fill one where `RegularizerConfig` has None
 class LayerConfig:
-    """A layer at sites. A knob that is null in its YAML does not exist for it; in a plan everything is decided."""
+    """Layer at sites. A knob that is null in its YAML does not exist for it; in a plan everything is decided."""
 
     name: str = option("???", "layer")
     keep_prob: float | None = option(None, "share of units kept, in the last group", least=0, most=1)
@@ -166,24 +166,29 @@ class LayerConfig:
     options: dict[str, Any] = option({}, "further knobs, of this layer alone")
 
 
-@dataclass
-class InputConfig:
-    cutout: float | None = option(None, "side of the square as a share of the image's", least=0, most=2)
-    autoaugment: str | None = option(None, "AutoAugment's policy; auto: by the image size", ("auto", *POLICIES))
+@dataclass(frozen=True)
+class MethodConfig:
+    """Regularizer of a plan that is no layer: what its class is called with."""
+
+    name: str
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class LossConfig:
-    label_smoothing: float | None = option(None, "share of the target spread over all classes", least=0, most=0.99)
-
-
-@dataclass
+@dataclass(frozen=True)
 class RegularizerConfig:
-    layer: LayerConfig | None = None
-    input: InputConfig | None = None
-    loss: LossConfig | None = None
-    label: str = ""  # what reports and pictures call it; the name where it is empty
-    colour: str | None = None  # of its rows in pictures, "#rrggbb"
+    """Declaration of a regularizer: what its YAML file says, or the script that registered it."""
+
+    kind: str = option("???", "what it acts on", ("none", *KINDS))
+    layer: LayerConfig | None = option(None, "knobs that every layer has, of kind layer alone")
+    options: dict[str, dict[str, Any]] = option(
+        {}, "by name: default (null: that of the class), meaning, and choices or least, most, above"
+    )
+    tasks: list[str] = option([], "tasks that it suits; none: all")
+    networks: list[str] = option([], "networks that it was made for; none: all")
+    excludes: list[str] = option([], "regularizers that it does not go with; two of kind batch or loss never do")
+    label: str = option("", "name in reports and pictures; empty: that of the file")
+    colour: str | None = option(None, 'of its rows in pictures, "#rrggbb"')
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,7 @@ class Config(RunOptions):
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    regularizer: dict[str, RegularizerConfig] = field(default_factory=dict)
+    regularizer: dict[str, Any] = field(default_factory=dict)  # by name the declaration, and the values given to it
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
     study: StudyConfig = field(default_factory=StudyConfig)  # of a sweep

@@ -7,6 +7,7 @@ of loader processes and a rerun see the same images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,14 @@ class AutoAugment:
     Applied after crop and flip and before Cutout, the order of the paper (section 4).
 
     Args:
-        policy: `imagenet`, `cifar10` or `svhn`.
+        autoaugment: policy `imagenet`, `cifar10` or `svhn`; `auto`: the one that was found on images of such a size.
     """
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, autoaugment: str) -> None:
         from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
-        self.transform = AutoAugment(AutoAugmentPolicy(policy))
+        small, large = ("cifar10", "imagenet") if autoaugment == "auto" else (autoaugment, autoaugment)
+        self.small, self.large = AutoAugment(AutoAugmentPolicy(small)), AutoAugment(AutoAugmentPolicy(large))
 
     def on_image(self, pixels: Pixels, draws: Draws) -> Pixels:
         """(H, W, C) to the same shape, C 1 or 3.
@@ -44,7 +46,7 @@ class AutoAugment:
         before = generator.get_state()
         generator.manual_seed(int(hashed(POLICY, draws.seed, draws.epoch, draws.index)[0] >> np.uint64(1)))
         try:
-            changed = np.array(self.transform(image))
+            changed = np.array((self.large if max(image.size) > 64 else self.small)(image))
         finally:
             generator.set_state(before)
         return changed.reshape(pixels.shape)
@@ -54,11 +56,11 @@ class Cutout:
     """Cutout (DeVries and Taylor 2017): one square, its centre anywhere in the image, so it may stick out.
 
     Args:
-        side: pixels of the square.
+        cutout: side of the square as a share of the image's.
     """
 
-    def __init__(self, side: int) -> None:
-        self.side = side
+    def __init__(self, cutout: float) -> None:
+        self.cutout = cutout
 
     def on_batch(self, images: Tensor, seed: int, epoch: int, indices: Indices) -> Tensor:
         """Zero one square in each image, in place.
@@ -73,10 +75,11 @@ class Cutout:
     def at(self, images: Tensor, centers: Tensor) -> Tensor:
         """Zero the squares with these centres, (B, 2) int64 rows and columns; what lies outside the image is lost."""
         _, height, width, channels = images.shape
+        side = round(self.cutout * height)
 
         def inside(center: Tensor, places: Tensor) -> Tensor:
-            first = center[:, None] - self.side // 2
-            return (places >= first) & (places < first + self.side)
+            first = center[:, None] - side // 2
+            return (places >= first) & (places < first + side)
 
         rows = inside(centers[:, 0], torch.arange(height, device=images.device))
         columns = inside(centers[:, 1], torch.arange(width * channels, device=images.device) // channels)
@@ -84,4 +87,4 @@ class Cutout:
         return images
 
 
-IMAGE_REGULARIZERS: dict[str, type[Any]] = {"autoaugment": AutoAugment, "cutout": Cutout}
+IMAGE_REGULARIZERS: dict[str, Callable[..., Any]] = {"autoaugment": AutoAugment, "cutout": Cutout}

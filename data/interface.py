@@ -34,12 +34,14 @@ class Batch:
 
     def split(self, parts: int) -> list[Self]:
         """Nearly equal parts, in order, like `torch.tensor_split`; a part may be empty."""
-        split = {name: value.tensor_split(parts) for name, value in self.plain().items()}
-        return [type(self)(**{name: values[i] for name, values in split.items()}) for i in range(parts)]
+        plain = self.plain()
+        split = {name: value.tensor_split(parts) for name, value in plain.items() if isinstance(value, Tensor)}
+        return [type(self)(**{**plain, **{name: part[i] for name, part in split.items()}}) for i in range(parts)]
 
-    def plain(self) -> dict[str, Tensor]:
-        """The fields by name."""
-        return {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
+    def plain(self) -> dict[str, Any]:
+        """The fields by name, those that are None aside."""
+        values = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,15 @@ class ClassificationBatch(Batch):
     images: (B, C, H, W) float32, normalized, on the device.
     labels: (B,) int64 on the device.
     indices: (B,) int64 on the CPU, the positions of these samples in the split.
+    other_labels, share: of a mixed batch (`data.batch_regularizers`) the labels of the images mixed in, and the share
+        of the images themselves, in [0, 1].
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    other_labels: Tensor | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)

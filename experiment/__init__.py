@@ -17,7 +17,15 @@ from typing import Any
 from configs.compose import plan_of
 from configs.plan import Plan
 
-__all__ = ["plan_of", "register_layer", "register_model", "register_schedule", "run_plan", "run_sweep"]
+__all__ = [
+    "plan_of",
+    "register_layer",
+    "register_model",
+    "register_regularizer",
+    "register_schedule",
+    "run_plan",
+    "run_sweep",
+]
 
 
 def run_plan(plan: Plan, model: Callable[..., Any] | None = None) -> dict[str, Any]:
@@ -64,6 +72,6 @@ def run_sweep(plans: Iterable[Plan], name: str) -> Path:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("register_layer", "register_model", "register_schedule"):
+    if name.startswith("register_") and name in __all__:
         return getattr(import_module("experiment.registration"), name)
     raise AttributeError(f"module 'experiment' has no attribute '{name}'")

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from configs.checking import UserError
 from configs.plan import Plan
 from configs.schema import LayerConfig
 from data import Data, Loading, build_data
-from data.image_regularizers import AutoAugment, Cutout
+from data.batch_regularizers import BATCH_REGULARIZERS
+from data.image_regularizers import IMAGE_REGULARIZERS
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
 from engine.distributed import Ranks, synchronized, wrap
@@ -22,17 +24,13 @@ from engine.seeding import seed_everything
 from engine.signals import StopRequest
 from engine.state import TrainState
 from engine.tasks import TASKS, Classification, Detection, Task
+from engine.tasks.losses import LOSSES
 from models import build_model
 
 
 def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
     """The data set of a plan."""
     runtime = plan.runtime
-    regularizers: list[Any] = []
-    if plan.autoaugment:
-        regularizers.append(AutoAugment(plan.autoaugment))
-    if plan.cutout:
-        regularizers.append(Cutout(plan.cutout))
     return build_data(
         replace(plan.data, root=runtime.data_root, download=runtime.download),
         plan.recipe.augment,
@@ -45,7 +43,7 @@ def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
             device=device,
             channels_last=True,
             workers=cpu.cores_of_a_rank() if runtime.workers is None else runtime.workers,
-            regularizers=regularizers,
+            regularizers=[IMAGE_REGULARIZERS[name](**options) for name, options in plan.options_of("image").items()],
         ),
     )
 
@@ -84,8 +82,11 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
     """
     if data.task != plan.data.task:
         raise UserError(f"data.task={plan.data.task}: {data.name} is for {data.task}")
+    losses = {name: LOSSES[name](**options) for name, options in plan.options_of("loss").items()}
     if data.task == "classification":
-        return Classification(data.classes, plan.label_smoothing, aux_weight)
+        return Classification(data.classes, next(iter(losses.values()), F.cross_entropy), aux_weight)
+    if losses:
+        raise UserError(f"regularizer={','.join(losses)}: the loss of {data.task} is fixed")
     if data.task == "detection":
         return Detection(data.classes, plan.recipe.score_threshold)
     return TASKS[data.task](data.classes)
@@ -122,9 +123,16 @@ def build_fit(
     if recipe.sync_batchnorm:
         model = synchronized(model, device)
 
+    # Hooks are set on the network that is trained, not on the averaged copy of it that the state holds.
+    state = TrainState(model, recipe)
+    changes = [BATCH_REGULARIZERS[name](**options) for name, options in plan.options_of("batch").items()]
+    for change in changes:
+        if hasattr(change, "install"):
+            change.install(model)
+
     fit = Fit(
         task=build_task(plan, data, getattr(model, "aux_weight", 0.0)),
-        state=TrainState(model, recipe),
+        state=state,
         network=wrap(model, ranks, device, plan.runtime.compile),
         data=data,
         layers=layers,
@@ -136,5 +144,6 @@ def build_fit(
         ranks=ranks,
         device=device,
         stop=stop,
+        batch_transforms=changes,
     )
     return fit, layers

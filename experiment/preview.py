@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import torch
 from omegaconf import OmegaConf
@@ -27,7 +26,7 @@ def preview(plan: Plan) -> str:
     """
     data, model, layers, device = built(plan)
     parts = [
-        OmegaConf.to_yaml(OmegaConf.create(asdict(plan))).rstrip(),
+        OmegaConf.to_yaml(OmegaConf.create(plan.values())).rstrip(),
         f"run directory: {plan.run_dir()}",
         plan_text(plan, data, model, device),
     ]

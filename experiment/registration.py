@@ -1,4 +1,4 @@
-"""A network, a layer or a schedule from a Python script, without a change to the packages.
+"""A network, a regularizer or a schedule from a Python script, without a change to the packages.
 
 What is registered here is known by its name from then on, in this process: `plan_of("model=my_net")` and
 `plan_of("regularizer=my_layer")` take it like any other. A plan holds the name and not the code: give changed code
@@ -15,14 +15,16 @@ from typing import Any
 
 from torch import nn
 
-from configs import registered
-from configs.plan import Plan, choices
-from configs.registered import check_name
-from configs.regularizers import as_written
+from configs.groups import SCHEDULES as OWN_SCHEDULES
+from configs.groups import add, check_name, choices
+from configs.plan import Plan
 from configs.schema import ModelConfig
+from data.batch_regularizers import BATCH_REGULARIZERS
+from data.image_regularizers import IMAGE_REGULARIZERS
 from dropblock import LAYERS, SCHEDULES, DropLayer, Place, Site
 from dropblock.kinds import Kind, on_branches, on_maps
 from dropblock.schedule import Schedule
+from engine.tasks.losses import LOSSES
 from models import MODELS
 from models.outside import declared
 
@@ -48,7 +50,7 @@ def register_model(name: str, make: Callable[..., nn.Module], places: Sequence[P
         return declared(make(**shape), shape["num_classes"], places)
 
     build.__signature__ = signature  # type: ignore[attr-defined]
-    registered.add("model", name, {"name": name, "zero_gamma": False}, [*choices("model"), *MODELS])
+    add("model", name, {"name": name, "zero_gamma": False}, [*choices("model"), *MODELS])
     MODELS[name] = build
 
 
@@ -76,7 +78,7 @@ def register_layer(
             or a function that says which sites it suits.
         label, colour: of its rows in reports, "#rrggbb"; kept in the record of each run.
         options: its own knobs with their defaults. `block_size` is set by `block_size=7`, any other one by
-            `regularizer.NAME.layer.options.KEY=VALUE`.
+            `regularizer.NAME.KEY=VALUE`.
 
     Raises:
         ValueError: for a name that is taken, an unknown `sits_at`, or another form of colour.
@@ -84,9 +86,7 @@ def register_layer(
     places: dict[str, Callable[[Site], bool]] = {"maps": on_maps, "branches": on_branches}
     if isinstance(sits_at, str) and sits_at not in places:
         raise ValueError(f"layer {name}: sits_at must be {' or '.join(places)} or a function, not '{sits_at}'")
-
-    if colour is not None and not re.fullmatch("#[0-9a-fA-F]{6}", colour):
-        raise ValueError(f"layer {name}: a colour is written #rrggbb, not '{colour}'")
+    _check_colour(name, colour)
 
     def make(site: Site, keep_prob: float, **values: Any) -> DropLayer:
         return layer(keep_prob=keep_prob, **values)
@@ -95,11 +95,54 @@ def register_layer(
     knobs = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in options.items()]
     make.__signature__ = inspect.Signature([*parameters, *knobs])  # type: ignore[attr-defined]
     values = {"name": name, "keep_prob": keep_prob, "groups": list(groups), "skip": skip, "schedule": schedule}
-    values |= {"group_divisor": group_divisor, "block_size": options.pop("block_size", None), "options": options}
-    node = {"layer": values, "label": label, "colour": colour}
-    registered.add("regularizer", name, node, [*choices("regularizer"), *LAYERS])
-    as_written.cache_clear()
+    values |= {"group_divisor": group_divisor, "block_size": options.pop("block_size", None)}
+    own = {option: {"default": default} for option, default in options.items()}
+    node = {"kind": "layer", "layer": values, "options": own, "label": label, "colour": colour}
+    add("regularizer", name, node, [*choices("regularizer"), *LAYERS])
     LAYERS[name] = Kind(make, places[sits_at] if isinstance(sits_at, str) else sits_at)
+
+
+def register_regularizer(
+    name: str,
+    kind: str,
+    make: Callable[..., Any],
+    *,
+    tasks: Sequence[str] = ("classification",),
+    label: str = "",
+    colour: str | None = None,
+    **options: Any,
+) -> None:
+    """Make a regularizer of any kind known as `regularizer=NAME`.
+
+    Args:
+        name: of the regularizer.
+        kind: `image`, `batch` or `loss`: see `data.image_regularizers`, `data.batch_regularizers` and
+            `engine.tasks.losses` for what an instance does; or `layer`, see `register_layer`.
+        make: a class, or a function that returns an instance; called with the options.
+        tasks: those it suits.
+        label, colour: of its rows in reports, "#rrggbb"; kept in the record of each run.
+        options: its options with their defaults, set by `regularizer.NAME.KEY=VALUE`; of a layer what `register_layer`
+            takes as well.
+
+    Raises:
+        ValueError: for a name that is taken, an unknown kind, or another form of colour.
+    """
+    if kind == "layer":
+        register_layer(name, make, label=label, colour=colour, **options)
+        return
+    registries = {"image": IMAGE_REGULARIZERS, "batch": BATCH_REGULARIZERS, "loss": LOSSES}
+    if kind not in registries:
+        raise ValueError(f"regularizer {name}: kind must be layer, {' or '.join(registries)}, not '{kind}'")
+    _check_colour(name, colour)
+    own = {option: {"default": default} for option, default in options.items()}
+    node = {"kind": kind, "options": own, "tasks": list(tasks), "label": label, "colour": colour}
+    add("regularizer", name, node, [*choices("regularizer"), *registries[kind]])
+    registries[kind][name] = make
+
+
+def _check_colour(name: str, colour: str | None) -> None:
+    if colour is not None and not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        raise ValueError(f"regularizer {name}: a colour is written #rrggbb, not '{colour}'")
 
 
 def register_schedule(name: str, share: Callable[[float], float]) -> None:
@@ -113,12 +156,12 @@ def register_schedule(name: str, share: Callable[[float], float]) -> None:
     Raises:
         ValueError: for a name that is taken, or a share outside [0, 1].
     """
-    check_name("schedule", name, SCHEDULES.keys() - registered.SCHEDULES)
+    check_name("schedule", name, SCHEDULES.keys() - OWN_SCHEDULES)
     for step in range(101):
         if not 0.0 <= share(step / 100) <= 1.0:
             raise ValueError(f"schedule {name}: a share must lie in [0, 1], not {share(step / 100)} at {step / 100}")
-    if name not in registered.SCHEDULES:
-        registered.SCHEDULES.append(name)
+    if name not in OWN_SCHEDULES:
+        OWN_SCHEDULES.append(name)
     SCHEDULES[name] = Schedule(lambda progress, start, end: share(progress))
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from configs.checking import load_yaml
-from configs.plan import Plan, plan_from
-from configs.regularizers import styles_of
+from configs.checking import UserError, load_yaml
+from configs.groups import styles_of
+from configs.plan import Plan, changed_since, plan_from
 from data import Data
 from dropblock import table_text
 from engine import checkpoint
@@ -62,7 +62,11 @@ def run_plan(
         # A directory given by run_dir= may hold another run.
         plan_file = directory.path / "plan.yaml"
         if plan_file.exists():
-            refuse_another(directory.path, plan.identity(), plan_from(load_yaml(plan_file)).identity())
+            there = plan_from(load_yaml(plan_file))
+            if there.revision < plan.revision:
+                changes = "; ".join(changed_since(replace(plan, revision=there.revision)))
+                raise UserError(f"{directory.path}: begun before a change of the code, {changes}; give fresh=true")
+            refuse_another(directory.path, plan.identity(), there.identity())
 
         summary = directory.finished(ranks)
         if not summary:
@@ -128,7 +132,7 @@ def train(
     with StopRequest() as stop:
         # What is run, by which code: written first, so that a run that fails can be understood.
         if ranks.is_main:
-            for name, values in (("plan.yaml", asdict(plan)), ("config_min.yaml", {"overrides": list(overrides)})):
+            for name, values in (("plan.yaml", plan.values()), ("config_min.yaml", {"overrides": list(overrides)})):
                 write_aside(directory.path / name, [OmegaConf.to_yaml(OmegaConf.create(values)).encode()])
             if started["dirty"]:
                 write_aside(directory.path / "code.diff", [code_diff().encode()])
@@ -144,7 +148,7 @@ def train(
             "parameters": sum(p.numel() for p in fit.state.model.parameters()),
             "environment": started,
             "environments": fit.state.environments,
-            "plan": asdict(plan),
+            "plan": plan.values(),
             "styles": styles_of(plan.regularizer),
             "fingerprint": fit.data.fingerprint,
             "images": {split: loader.num_samples for split, loader in loaders.items() if loader is not None},
@@ -230,8 +234,11 @@ def table_row(plan: Plan) -> dict[str, Any]:
     """The knobs of a run as one flat row, for TensorBoard's HParams table."""
     layer, recipe = plan.layer, plan.recipe
     row: dict[str, Any] = {"data": plan.data.name, "model": plan.model.name, "width": plan.model.width}
-    row |= {"regularizer": "+".join(plan.regularizer), "cutout": plan.cutout, "autoaugment": plan.autoaugment}
-    row |= {"label_smoothing": plan.label_smoothing, "train_subset": plan.data.train_subset, "seed": plan.seed}
+    values = plan.values()
+    row |= {"regularizer": "+".join(plan.regularizer), "train_subset": plan.data.train_subset, "seed": plan.seed}
+    row |= {key: values[key] for key in ("cutout", "autoaugment", "label_smoothing")}
+    for method in values.get("methods", []):
+        row |= {f"{method['name']}.{option}": value for option, value in method["options"].items()}
     row |= {name: getattr(recipe, name) for name in ("epochs", "batch_size", "lr", "lr_schedule", "weight_decay")}
     if layer is not None:
         row |= {name: getattr(layer, name) for name in ("keep_prob", "block_size", "skip", "schedule")}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from configs.checking import UserError
@@ -43,7 +42,7 @@ def export(source: NetworkSource, target: Path, card: bool = False) -> dict[str,
     # The text inside the file: a checkpoint without its run has no record to name a commit from.
     summary = RunDirectory(Path(source.run)).summary() if source.run is not None else {}
     text = {"format": "pt", "step": str(payload["step"]), "checkpoint": described(payload)}
-    text |= {"plan": json.dumps(asdict(plan)), "source": str(source.run or source.checkpoint)}
+    text |= {"plan": json.dumps(plan.values()), "source": str(source.run or source.checkpoint)}
     if source.run is not None:
         text |= {"which": source.which, "commit": str(summary.get("environment", {}).get("commit"))}
     write_aside(target, [save(weights, text)])

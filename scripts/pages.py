@@ -19,7 +19,7 @@ from typing import Any
 
 from configs.command_line import sweep_name, values_given
 from configs.compose import plan_of
-from configs.help import PARTS, keys_of
+from configs.help import OPTIONS, PARTS, keys_of
 from configs.plan import CONFIGS, choices
 from scripts.values import VALUES, write_values
 
@@ -93,7 +93,7 @@ def configuration(section: str) -> str:
         group = section.removeprefix("names/")
         rows = [f"| `{name}` | {opening(CONFIGS / group / f'{name}.yaml')} |" for name in choices(group)]
         return "\n".join([f"| `{group}=` | what it is |", "| :-- | :-- |", *rows])
-    prefix = PARTS[section][0] if section in PARTS else ""
+    prefix = PARTS[section][0] if section in PARTS else OPTIONS if section == "options" else ""
     lines = ["| key | default | valid | meaning |", "| :-- | :-- | :-- | :-- |"]
     for key in keys_of(section):
         cells = (f"`{prefix}{key.name}`", key.default, ", ".join(key.choices) or key.limits, key.meaning)

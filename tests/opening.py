@@ -20,9 +20,10 @@ def build_data(name: str, *, augment: Mapping[str, Any] | None = None, **options
     if "device" in options:
         options["device"] = torch.device(options["device"])
     changes, regularizers = dict(augment or {}), list[Any]()
-    for key, regularizer in (("autoaugment", AutoAugment), ("cutout", Cutout)):
-        if value := changes.pop(key, None):
-            regularizers.append(regularizer(value))
+    if policy := changes.pop("autoaugment", None):
+        regularizers.append(AutoAugment(policy))
+    if side := changes.pop("cutout", None):  # in pixels
+        regularizers.append(Cutout(side / options.get("image_size", DataConfig.image_size)))
     data, loading = (
         {f.name: options.pop(f.name) for f in fields(part) if f.name in options} for part in (DataConfig, Loading)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,15 @@ from torch.nn import functional as F
 
 from engine.tasks.interface import Table
 
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
 
 class Classification:
-    """Cross-entropy with label smoothing; top-1 and top-5 accuracy, accuracy per class.
+    """Cross-entropy, or another loss of training; top-1 and top-5 accuracy, accuracy per class.
 
     Args:
         classes: their names, in the order of the labels.
-        label_smoothing: epsilon of the training loss, in [0, 1), spread uniformly over all classes (Szegedy et al.
-            2016). Evaluation reports the plain cross-entropy.
+        criterion: (logits, labels) -> mean loss of a training batch. Evaluation reports the plain cross-entropy.
         aux_weight: weight of the loss of an auxiliary head, for networks that return (logits, auxiliary logits) in
             training.
     """
@@ -32,23 +33,28 @@ class Classification:
     }
     num_pictures = 0
 
-    def __init__(self, classes: Sequence[str], label_smoothing: float = 0.0, aux_weight: float = 0.0) -> None:
-        self.classes, self.label_smoothing, self.aux_weight = tuple(classes), label_smoothing, aux_weight
+    def __init__(self, classes: Sequence[str], criterion: Criterion = F.cross_entropy, aux_weight: float = 0.0) -> None:
+        self.classes, self.criterion, self.aux_weight = tuple(classes), criterion, aux_weight
 
     def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Sums: loss times images, images classified correctly."""
+        """Sums: loss times images, images classified correctly; of a mixed target the larger part counts."""
         output = network(batch.images)
         logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-        loss = self._cross_entropy(logits, batch.labels)
+        loss = self._loss(logits, batch)
         for other in auxiliary:
-            loss = loss + self.aux_weight * self._cross_entropy(other, batch.labels)
+            loss = loss + self.aux_weight * self._loss(other, batch)
         with torch.no_grad():
-            correct = (logits.argmax(1) == batch.labels).sum()
+            larger = batch.labels if batch.share is None or batch.share >= 0.5 else batch.other_labels
+            correct = (logits.argmax(1) == larger).sum()
             sums = torch.stack([loss.double() * batch.size, correct.double()])
         return loss, sums
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+    def _loss(self, logits: Tensor, batch: Any) -> Tensor:
+        loss = self.criterion(logits.float(), batch.labels)
+        if batch.share is None:
+            return loss
+        # Linear in the target: the loss of a mixed target is the mixture of the losses.
+        return batch.share * loss + (1.0 - batch.share) * self.criterion(logits.float(), batch.other_labels)
 
     def train_metrics(self, sums: Tensor, images: int) -> dict[str, float]:
         loss, correct = sums.tolist()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from configs.plan import PARTS, choices, written
+from configs.groups import PARTS, choices, named
 from scripts.reporting.names import label_of
 from scripts.reporting.runs import Record, Sweep, flattened
 
@@ -73,7 +73,7 @@ def paper_setting(task: str) -> dict[str, Any]:
     names = PAPER.get(task, {})
     if not names or any(name not in choices(part) for part, name in names.items()):
         return {}
-    files = {part: asdict(written(part, name)) for part, name in names.items()}
+    files = {part: asdict(named(part, name)) for part, name in names.items()}
     return {**not_silent(files), "model.width": 64, "model.stem": "imagenet", "data.train_subset": "all"}
 
 

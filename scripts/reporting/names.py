@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from configs.regularizers import as_written
+from configs.groups import declared
 
 KNOBS = ("keep_prob", "block_size", "groups", "skip", "schedule")
 ALWAYS_SHOWN = ("keep_prob", "block_size")  # the others where they tell rows apart
@@ -28,8 +28,8 @@ Styles = Mapping[str, Mapping[str, Any]]  # label and colour by the name of a re
 
 def _style_of(name: str, recorded: Styles | None) -> tuple[str, str | None]:
     """Label and colour; the name and none of a regularizer of which neither this process nor a record knows more."""
-    written, kept = as_written(name), (recorded or {}).get(name, {})
-    return written.label or kept.get("label") or name, written.colour or kept.get("colour")
+    own, kept = declared(name), (recorded or {}).get(name, {})
+    return own.label or kept.get("label") or name, own.colour or kept.get("colour")
 
 
 def label_of(regularizers: Sequence[str], recorded: Styles | None = None) -> str:

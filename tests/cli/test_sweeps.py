@@ -144,10 +144,11 @@ def test_rows_of_table_1_are_the_papers() -> None:
     assert [name for name, layer in layers.items() if layer.group_divisor != 1.0] == [
         *("table1/dropblock", "table1/dropblock_label_smoothing")
     ]
-    assert [rows[f"table1/{name}"].label_smoothing for name in ("dropblock", "label_smoothing")] == [0.0, 0.1]
-    assert rows["table1/cutout"].cutout == 112  # half of 224
-    assert rows["table1/autoaugment"].autoaugment == "imagenet"
-    assert plans("table1", SMALL)[5].autoaugment == "cifar10"  # 32 pixels
+    values = {name: plan.values() for name, plan in rows.items()}
+    assert [values[f"table1/{name}"]["label_smoothing"] for name in ("dropblock", "label_smoothing")] == [0.0, 0.1]
+    assert values["table1/cutout"]["cutout"] == 112  # half of 224
+    assert values["table1/autoaugment"]["autoaugment"] == "imagenet"
+    assert plans("table1", SMALL)[5].values()["autoaugment"] == "cifar10"  # 32 pixels
 
 
 def test_rows_of_coco_are_the_papers() -> None:

@@ -76,8 +76,8 @@ def test_a_name_says_what_differs(overrides: tuple[str, ...], variant: str) -> N
 
 
 NESTED = {
-    "regularizer.spatial_dropout.layer.keep_prob=0.5": "table1/spatial_dropout",
-    "regularizer.label_smoothing.loss.label_smoothing=0.3": "table1/label_smoothing",
+    "regularizer.spatial_dropout.keep_prob=0.5": "table1/spatial_dropout",
+    "regularizer.label_smoothing.label_smoothing=0.3": "table1/label_smoothing",
 }
 
 

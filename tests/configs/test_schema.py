@@ -15,15 +15,14 @@ from configs.schema import (
     AugmentConfig,
     Config,
     DataConfig,
-    InputConfig,
     LayerConfig,
-    LossConfig,
     ModelConfig,
     RecipeConfig,
+    RegularizerConfig,
 )
 
 DEFAULTS = Path(__file__).with_name("defaults.json")
-DECLARED = (ModelConfig, DataConfig, AugmentConfig, RecipeConfig, LayerConfig, InputConfig, LossConfig, Runtime)
+DECLARED = (ModelConfig, DataConfig, AugmentConfig, RecipeConfig, LayerConfig, RegularizerConfig, Runtime)
 
 
 def test_defaults_never_change() -> None:
@@ -35,13 +34,12 @@ def test_defaults_never_change() -> None:
 
 def test_the_plan_has_the_defaults_too() -> None:
     plan = Plan(ModelConfig("resnet18"), DataConfig("fake"), RecipeConfig("quick"), ["none"])
-    assert (plan.layer, plan.companions, plan.cutout, plan.autoaugment, plan.label_smoothing) == (
-        None,
-        [],
-        0,
-        None,
-        0.0,
-    )
+    assert (plan.layer, plan.companions, plan.methods, plan.revision) == (None, [], [], 1)
+    assert {key: plan.values()[key] for key in ("cutout", "autoaugment", "label_smoothing")} == {
+        "cutout": 0,
+        "autoaugment": None,
+        "label_smoothing": 0.0,
+    }
 
 
 def test_a_field_that_is_new_renames_no_run() -> None:

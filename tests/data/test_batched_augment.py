@@ -17,7 +17,7 @@ from data.tensors import TensorLoader
 def test_crop_flip_and_cutout_are_those_of_each_image_by_itself() -> None:
     images = torch.randint(0, 256, (50, 3, 12, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     statistics = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    loading = Loading(10, seed=3, regularizers=[Cutout(5)])
+    loading = Loading(10, seed=3, regularizers=[Cutout(5 / 12)])
     augment = AugmentConfig(crop_padding=2, flip=True)
     loader = TensorLoader(images.numpy(), np.arange(50), loading.batches(50, True), statistics, augment, loading)
     plain = transforms.Normalize(*statistics)
@@ -38,7 +38,7 @@ def test_crop_flip_and_cutout_are_those_of_each_image_by_itself() -> None:
 @pytest.mark.parametrize("side", [1, 8, 16, 33])
 def test_cutout_is_centred_anywhere_and_cut_at_the_border(side: int) -> None:
     ends = torch.tensor([[0, 0], [31, 31], [16, 16]])
-    holes = Cutout(side).at(torch.ones(3, 32, 32, 2), ends) == 0
+    holes = Cutout(side / 32).at(torch.ones(3, 32, 32, 2), ends) == 0
     first, last = side // 2, side - side // 2  # pixels of the square before its centre pixel, and from it on
     expected = [2 * min(last, 32) ** 2, 2 * min(first + 1, 32) ** 2, 2 * min(side, 32) ** 2]
     assert holes.sum((1, 2, 3)).tolist() == expected

@@ -21,6 +21,7 @@ from engine.loggers import MetricsWriter
 from engine.run_directory import RunDirectory, RunLocked, differences
 from engine.seeding import mix
 from engine.tasks import Classification, Table
+from engine.tasks.losses import LabelSmoothing
 
 
 def batch_of(images: Tensor, labels: Tensor) -> ClassificationBatch:
@@ -67,7 +68,7 @@ def test_metrics_do_not_depend_on_how_a_split_is_cut_into_batches() -> None:
 
 def test_label_smoothing_is_uniform_over_all_classes() -> None:
     logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
-    loss, _ = Classification("abcde", label_smoothing=0.1).loss(nn.Identity(), batch_of(logits, labels))
+    loss, _ = Classification("abcde", LabelSmoothing(0.1)).loss(nn.Identity(), batch_of(logits, labels))
     target = 0.9 * F.one_hot(labels, 5) + 0.1 / 5
     torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
 

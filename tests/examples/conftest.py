@@ -9,18 +9,17 @@ import pytest
 
 import dropblock
 import models
-from configs import registered
-from configs.regularizers import as_written
+from configs import groups
 
 
 @pytest.fixture(autouse=True)
 def _forgotten_afterwards() -> Iterator[None]:
     """Remove after a test what it registered."""
-    kept: list[Any] = [dropblock.LAYERS, dropblock.SCHEDULES, models.MODELS, *registered.NODES.values()]
+    kept: list[Any] = [dropblock.LAYERS, dropblock.SCHEDULES, models.MODELS, *groups.NODES.values()]
     before = [dict(names) for names in kept]
     yield
     for names, old in zip(kept, before, strict=True):
         names.clear()
         names.update(old)
-    registered.SCHEDULES.clear()
-    as_written.cache_clear()
+    groups.SCHEDULES.clear()
+    groups.declared.cache_clear()

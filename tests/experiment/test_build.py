@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.compose import plan_of
-from configs.plan import written
+from configs.groups import named
 from engine.distributed import Ranks
 from engine.optim import LearningRate
 from engine.run_directory import RunDirectory
@@ -17,7 +17,7 @@ from tests.engine.test_task_conformance import CPU
 
 
 def test_the_warm_up_starts_at_a_share_of_the_recipes_rate() -> None:
-    recipe = written("recipe", "coco_scratch_150")
+    recipe = named("recipe", "coco_scratch_150")
     assert LearningRate(recipe, 100).at(0) == pytest.approx(0.1 * recipe.lr)
 
 

@@ -145,10 +145,11 @@ def test_loading_is_timed_over_whole_waves_of_the_workers(monkeypatch: pytest.Mo
 
 def test_length_and_rates_make_no_kind_of_their_own() -> None:
     from configs.plan import Plan
-    from configs.schema import DataConfig, ModelConfig, RecipeConfig
+    from configs.schema import DataConfig, MethodConfig, ModelConfig, RecipeConfig
 
     plan = Plan(ModelConfig("resnet18", 4, "small"), DataConfig("fake"), RecipeConfig("quick"), ["none"])
-    longer = replace(plan, seed=7, label_smoothing=0.1, recipe=replace(plan.recipe, epochs=9, lr=0.3))
+    smoothed = [MethodConfig("label_smoothing", "loss", {"label_smoothing": 0.1})]
+    longer = replace(plan, seed=7, methods=smoothed, recipe=replace(plan.recipe, epochs=9, lr=0.3))
     assert cost_class(plan) == cost_class(longer)
     assert cost_class(plan) != cost_class(replace(plan, recipe=replace(plan.recipe, batch_size=64)))
-    assert cost_class(plan) != cost_class(replace(plan, cutout=8))
+    assert cost_class(plan) != cost_class(replace(plan, methods=[MethodConfig("cutout", "image", {"cutout": 0.5})]))

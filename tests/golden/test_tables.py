@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from configs.compose import compose_without_trace, plan_of
+from configs.command_line import check_arguments
+from configs.compose import compose_jobs, plan_of
 from configs.plan import CONFIGS, choices, plan_from
 from configs.resolve import resolve_composed
 
@@ -61,14 +62,11 @@ def row(name: str) -> dict[str, Any]:
 
 def jobs(sweep: str) -> list[list[str]]:
     """The jobs of `+sweep=NAME` for one of its seeds: directory, experiment, and overrides in alphabetical order."""
-    found: list[list[str]] = []
-
-    def each(config: Any, overrides: list[str], number: int) -> None:
+    found = []
+    root = [ROOT] if sweep.startswith(OWN_ROOT) else []
+    for overrides, config in compose_jobs(check_arguments([f"+sweep={sweep}", *root, "seed=2"])):
         plan, _ = resolve_composed(config, grid=True)
         found.append([str(plan.run_dir()), str(plan.experiment), " ".join(sorted(overrides))])
-
-    root = [ROOT] if sweep.startswith(OWN_ROOT) else []
-    compose_without_trace([f"+sweep={sweep}", *root, "seed=2"], True, each)
     return found
 
 

@@ -61,10 +61,10 @@ def write_run(root: Path, plan: Plan, top1: float, epochs: int = 40) -> Path:
         "train_seconds": 100.0,
         "parameters": 123456,
         "environment": ENVIRONMENT,
-        "plan": asdict(plan),
+        "plan": plan.values(),
     }
     (path / "summary.json").write_text(json.dumps(summary))
-    OmegaConf.save(OmegaConf.create(asdict(plan)), path / "plan.yaml")
+    OmegaConf.save(OmegaConf.create(plan.values()), path / "plan.yaml")
     (path / "status.json").write_text(json.dumps({"status": "DONE"}))
     sites = []
     for group, side in ((3, 8), (4, 4)):
