@@ -73,6 +73,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """The public names; the modules that define them are details."""
+    return sorted([*__all__, "__all__", "__doc__", "__file__", "__name__", "__version__", "compat"])
+
+
 def _warn_of_namesake() -> None:
     """Warn if the distribution `dropblock` of PyPI is installed beside this one: both write into the same folder."""
     try:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dropblock.draws import random_mask
-from dropblock.functional import Rate, check_maps, fresh_seed, refuse_positional, scalar, share_to_keep
-from dropblock.layers import DropLayer
+from dropblock.functional import Rate, check_maps, fresh_seed, refuse_positional, refuse_unknown, scalar, share_to_keep
+from dropblock.layers import DropLayer, with_own_init
 from dropblock.sites import Site, declared_sites, depths
 
 # What shares one draw: how many leading axes of (N, C, ...) the mask has as its own.
@@ -78,6 +78,7 @@ def drop_together_counted(x: Tensor, keep_prob: Tensor, together: str, seed: Ten
     return y, kept.sum() * (x.numel() // max(kept.numel(), 1))
 
 
+@with_own_init
 class Dropout(DropLayer):
     """Dropout on feature maps (Hinton et al. 2012, arXiv 1207.0580; Srivastava et al. 2014, JMLR 15): single units.
 
@@ -97,6 +98,7 @@ class Dropout(DropLayer):
         return (1,) * len(size)
 
 
+@with_own_init
 class SpatialDropout(Dropout):
     """SpatialDropout (Tompson et al. 2015, arXiv 1411.4280): whole channels, drawn for every sample and channel."""
 
@@ -106,6 +108,7 @@ class SpatialDropout(Dropout):
         return size
 
 
+@with_own_init
 class DropPath(SpatialDropout):
     """Drop path on a residual branch: the whole branch of a sample, all channels at once.
 
@@ -132,6 +135,7 @@ class StochasticDepth(SpatialDropout):
     together = "batch"
 
     def __init__(self, *positional: object, depth: float = 1.0, **rate: Rate) -> None:
+        refuse_unknown("StochasticDepth", rate)
         super().__init__(*positional, **rate)
         self.depth = depth
 
@@ -149,6 +153,7 @@ class StochasticDepth(SpatialDropout):
         return f"depth={self.depth:.3g}, {super().extra_repr()}"
 
 
+@with_own_init
 class DropConnect(Dropout):
     """DropConnect (Wan et al. 2013, ICML): single weights, not units and not paths.
 

@@ -141,6 +141,8 @@ class LayerControl:
         return [counter for layer in self.layers for counter in (layer.kept_units, layer.seen_units)]
 
     def _start_counting(self) -> None:
+        for schedule in self.schedules.values():
+            schedule.in_force = Counter()
         if self.layers:
             torch._foreach_zero_(self._counters())
 
@@ -152,36 +154,49 @@ class LayerControl:
         Args:
             progress: t / T of every step to average over, at least one.
         """
-        return self._mean_over(progress, mean_drop)
+        return self._mean_over(self._at(progress), mean_drop)
 
-    def drops(self, progress: Sequence[float]) -> list[DropRow]:
+    def drops(self, progress: Sequence[float] | None = None) -> list[DropRow]:
         """Asked, expected and measured drop of every group since the last call (of `take_counts`, too) or the making.
 
         Args:
-            progress: what the schedule was set to at every step since then, at least one.
+            progress: what the schedule was set to at every step since then, at least one; None takes what its `set`
+                and `step` have counted, or if they were not called what is set now.
 
         Raises:
             ValueError: for no step.
+            TypeError: if `progress` is no list.
         """
-        asked = self._mean_over(progress, lambda layer, keep_prob, sizes: 1.0 - keep_prob)
-        expected, counts = self.expected_drop(progress), self.take_counts()
+        if progress is None:
+            values = {s: s.in_force or Counter([s.now]) for s in self.schedules.values()}
+        else:
+            values = self._at(progress)
+        asked = self._mean_over(values, lambda layer, keep_prob, sizes: 1.0 - keep_prob)
+        expected, counts = self._mean_over(values, mean_drop), self.take_counts()
         rows = []
         for name in expected:
             kept, seen = counts[name]
             rows.append(DropRow(name, asked[name], expected[name], 1.0 - kept / seen if seen else None, seen))
         return rows
 
-    def _mean_over(
-        self, progress: Sequence[float], share: Callable[[DropLayer, float, list[tuple[int, ...]]], float]
-    ) -> dict[str, float]:
-        """The mean over the steps and units of every group of `share(layer, its keep_prob, its map sizes)`."""
+    def _at(self, progress: Sequence[float]) -> dict[KeepProbSchedule, Counter[float]]:
+        """The values of every schedule at these steps, each with its number of steps."""
+        if not isinstance(progress, Sequence) or isinstance(progress, str):
+            raise TypeError(f"progress must be a list of what the schedule was set to at each step, not {progress!r}")
         if len(progress) == 0:
             raise ValueError("progress must hold what the schedule was set to at each step; it holds none")
+        return {s: Counter(s.at(step) for step in progress) for s in self.schedules.values()}
+
+    def _mean_over(
+        self,
+        values: Mapping[KeepProbSchedule, Counter[float]],
+        share: Callable[[DropLayer, float, list[tuple[int, ...]]], float],
+    ) -> dict[str, float]:
+        """The mean over the steps and units of every group of `share(layer, its keep_prob, its map sizes)`."""
         # A schedule takes few distinct values, so each is evaluated once and weighted by its number of steps.
         total: dict[str, float] = defaultdict(float)
         units: dict[str, int] = defaultdict(int)
         schedules = {layer: schedule for schedule in self.schedules.values() for layer in schedule.layers}
-        values = {s: Counter(s.at(step) for step in progress) for s in self.schedules.values()}
         for row, layer in self._at_rows:
             schedule, name = schedules[layer], self._names[layer]
             shares = (
@@ -189,6 +204,6 @@ class LayerControl:
                 for target, steps in values[schedule].items()
             )
             number = sum(map(math.prod, row.map_sizes))
-            total[name] += sum(shares) / len(progress) * number
+            total[name] += sum(shares) / values[schedule].total() * number
             units[name] += number
         return {name: total[name] / units[name] for name in sorted(units)}

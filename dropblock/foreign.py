@@ -34,6 +34,7 @@ def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> di
 
     Raises:
         ValueError: for a pattern that names nothing, or None for a network that is not known and declares none.
+        TypeError: if `places` is no list of them.
     """
     if places is None:
         try:
@@ -42,6 +43,8 @@ def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> di
             if own := declared_sites(model):
                 return own
             raise
+    elif isinstance(places, Place) or not all(isinstance(place, Place) for place in places):
+        raise TypeError(f"places must be a list of Place(...), not {places!r}")
     found: set[int] = set()
     for place in known if places is None else places:
         owners = list(matching(model, place))

@@ -134,6 +134,16 @@ def refuse_positional(name: str, given: tuple[object, ...]) -> None:
         )
 
 
+def refuse_unknown(name: str, rate: dict[str, Rate]) -> None:
+    """Refuse other keywords than those of the rate, under the name of the public class.
+
+    Raises:
+        TypeError: for any.
+    """
+    for key in rate.keys() - {"keep_prob", "p", "drop_prob"}:
+        raise TypeError(f"{name}.__init__() got an unexpected keyword argument '{key}'")
+
+
 def share_to_keep(name: str, keep_prob: Rate, p: Rate, drop_prob: Rate) -> float | Tensor:
     """keep_prob, or 1 - the drop rate; 0.9 if nothing was given.
 

@@ -7,7 +7,8 @@ schedule may change keep_prob between steps without a recompilation or a host sy
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from types import FunctionType
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,6 +52,7 @@ class DropLayer(nn.Module):
     mask_seed: Tensor
     kept_units: Tensor
     seen_units: Tensor
+    replaced = False  # True once `install` has put another layer in its place
 
     def __init__(self, *positional: object, keep_prob: Rate = None, p: Rate = None, drop_prob: Rate = None) -> None:
         super().__init__()
@@ -159,6 +161,19 @@ def in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+Layer = TypeVar("Layer", bound=DropLayer)
+
+
+def with_own_init(cls: type[Layer]) -> type[Layer]:
+    """Class decorator: the inherited `__init__` under the name of this class, which is what errors then show."""
+    inherited: Any = cls.__init__
+    own = FunctionType(inherited.__code__, inherited.__globals__, "__init__", closure=inherited.__closure__)
+    own.__kwdefaults__, own.__annotations__ = inherited.__kwdefaults__, inherited.__annotations__
+    own.__qualname__ = f"{cls.__qualname__}.__init__"
+    cls.__init__ = own  # type: ignore[method-assign]
+    return cls
+
+
 class _DropBlock(DropLayer):
     """DropBlock on maps with `axes` axes."""
 
@@ -193,6 +208,7 @@ class _DropBlock(DropLayer):
         return f"block_size={self.block_size}, {super().extra_repr()}"
 
 
+@with_own_init
 class DropBlock2d(_DropBlock):
     """DropBlock for (N, C, H, W) feature maps: see `dropblock.drop_block2d`. All arguments go by name.
 
@@ -206,12 +222,14 @@ class DropBlock2d(_DropBlock):
     axes = 2
 
 
+@with_own_init
 class DropBlock1d(_DropBlock):
     """DropBlock for (N, C, L) signals, such as audio and EEG; arguments as of `DropBlock2d`."""
 
     axes = 1
 
 
+@with_own_init
 class DropBlock3d(_DropBlock):
     """DropBlock for (N, C, D, H, W) volumes and videos; arguments as of `DropBlock2d`."""
 

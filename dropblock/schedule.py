@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -112,11 +113,12 @@ class KeepProbSchedule:
         depth_rule: `group` (divisor or shares), or `linear`: the drop rate grows with the index l of the block, the
             layers of block l of L get l / L of it (see `dropblock.sites.depths`); the groups then count for nothing.
 
-    A new schedule has set its first value, progress 0: until `set` is called, a linear one drops nothing.
+    A new schedule has set its first value, progress 0: until `set` is called, a linear one drops nothing. A loop that
+    counts no steps calls `step()` after every optimizer step instead, as it calls a scheduler of torch.
 
     Raises:
         ValueError: if there is no layer, a value is out of range, or a group is not among those that are divided.
-        TypeError: if keep_prob is no number.
+        TypeError: if an argument is of another type; the message names it.
     """
 
     def __init__(
@@ -137,10 +139,18 @@ class KeepProbSchedule:
     ) -> None:
         if not is_number(as_number(keep_prob)):
             raise TypeError(f"keep_prob must be a number in [0, 1], not {keep_prob!r}")
+        numbers = {"group_divisor": group_divisor, "last_group": last_group, "head_share": head_share}
+        limits = {"schedule_start": schedule_start, "schedule_end": schedule_end, "total_steps": total_steps}
+        for name, value in {**numbers, **{key: value for key, value in limits.items() if value is not None}}.items():
+            if not is_number(value):
+                raise TypeError(f"{name} must be a number, not {value!r}")
+        if not isinstance(schedule, str) and not callable(schedule):
+            raise TypeError(f"schedule must be one of {', '.join(SCHEDULES)} or a function, not {schedule!r}")
         if total_steps is not None and total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, not {total_steps}")
         # Steps are shares of `length`; without total_steps progress is a share already, and the length 1.
         self.keep_prob, self.schedule, self.length = keep_prob, schedule, total_steps or 1
+        self.counts_steps = total_steps is not None
         self.start = None if schedule_start is None else schedule_start / self.length
         self.end = None if schedule_end is None else schedule_end / self.length
         if callable(schedule) and not (self.start is self.end is None and total_steps is None):
@@ -153,6 +163,9 @@ class KeepProbSchedule:
         self.head_share = head_share
         self._check_shares()
         self._depths = self._depths_of_layers(model, depth_rule)
+        # The values in force since `LayerControl` last asked, each with its number of steps; None: nobody asks.
+        self.in_force: Counter[float] | None = None
+        self._counted = False
         self.set(0)
 
     def set(self, progress: float) -> float:
@@ -162,16 +175,56 @@ class KeepProbSchedule:
             progress: t / T in [0, 1], the step t where there are total_steps, or whatever a function takes.
 
         Raises:
-            ValueError: for progress out of range, or a function's value outside [0, 1].
+            ValueError: for progress out of range, a function's value outside [0, 1], or layers that are no longer in
+                the network.
         """
+        now = self._fill(progress)
+        self._count(now)
+        return now
+
+    def step(self) -> float:
+        """Go on to the next step: call it after every optimizer step; after a resume call `set(steps done)` once.
+
+        A schedule by name needs `total_steps`; a function is given the number of steps done.
+
+        Returns:
+            keep_prob of the last group in the step that comes.
+
+        Raises:
+            ValueError: without total_steps, after the last step, or as for `set`.
+        """
+        if isinstance(self.schedule, str) and not self.counts_steps:
+            raise ValueError("step() needs the length of the run: KeepProbSchedule(..., total_steps=...)")
+        if not self._counted:  # the value of the step that was just made
+            self._count(self.now)
+        now = self._fill(self.progress + 1)
+        self._counted = False
+        return now
+
+    def _fill(self, progress: float) -> float:
         now = self.at(progress)
+        if replaced := sum(layer.replaced for layer in self.layers):
+            raise ValueError(
+                f"{replaced} of {len(self.layers)} layers of this schedule are no longer in the network, others were "
+                "installed in their place: make a new KeepProbSchedule"
+            )
         for layer in self.layers:
             layer.keep_prob.fill_(self.kept_by(layer, now))
+        self.progress, self.now = progress, now
         return now
+
+    def _count(self, keep_prob: float) -> None:
+        self._counted = True
+        if self.in_force is not None:
+            self.in_force[keep_prob] += 1
 
     def at(self, progress: float) -> float:
         """keep_prob of the last group at this progress: a share of training, or a step where there are total_steps."""
+        if not is_number(progress := as_number(progress)):  # type: ignore[assignment]
+            raise TypeError(f"progress must be a number, not {progress!r}")
         if isinstance(self.schedule, str):
+            if progress > 1 and not self.counts_steps:
+                raise ValueError(f"progress must lie in [0, 1], not {progress}: to set steps, give total_steps=")
             if self.length > 1 and not 0 <= progress <= self.length:
                 raise ValueError(f"the step must lie in [0, {self.length}], not {progress}")
             return keep_prob_at(self.keep_prob, progress / self.length, self.schedule, self.start, self.end)

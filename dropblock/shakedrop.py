@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dropblock.draws import random_mask, random_uniform
-from dropblock.functional import Rate, check_maps
+from dropblock.functional import Rate, check_maps, refuse_unknown
 from dropblock.layers import DropLayer
 from dropblock.sites import Site, declared_sites
 
@@ -54,6 +54,7 @@ class ShakeDrop(DropLayer):
         together: str = "image",
         **rate: Rate,
     ) -> None:
+        refuse_unknown("ShakeDrop", rate)
         super().__init__(*positional, **rate)
         for name, limits in (("alpha", alpha), ("beta", beta)):
             if len(limits) != 2 or not -math.inf < limits[0] <= limits[1] < math.inf:

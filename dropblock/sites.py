@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from os.path import commonprefix
 
@@ -71,14 +72,19 @@ def install(
     Returns:
         the filled sites by module path.
 
+    Warns:
+        UserWarning: if layers of an earlier call are replaced; a schedule made for those steers nothing any more.
+
     Raises:
         ValueError: if no site is accepted: a regularizer that sits nowhere would train the baseline under its name; or
             if two sites are given one layer, whose rate and counts would be those of the second.
-        TypeError: if `layer_factory` is a layer, or makes none.
+        TypeError: if `layer_factory` is a layer, or makes none, or `sites` is no function.
     """
     if isinstance(layer_factory, DropLayer) or not callable(layer_factory):
         name = type(layer_factory).__name__
         raise TypeError(f"layer_factory must be a function that makes a layer, `lambda site: ...`, not a {name}")
+    if not callable(sites):
+        raise TypeError(f"sites must be a function, `lambda site: site.group == 4`, not {sites!r}")
     declared = declared_sites(model)
     # A place out of reach is marked, so that the sites table can say that a layer was wanted there.
     wanted = {name: site for name, site in declared.items() if sites(site)}
@@ -100,8 +106,19 @@ def install(
         if layer in at:
             raise ValueError(f"layer_factory returned one layer for {at[layer]} and {name}: make a new one for each")
         at[layer] = name
+    # The cell of a notebook that is run again: a schedule of the first layers would go on without a word.
+    replaced = [site.layer for name, site in chosen.items() if site.layer not in (None, layers[name])]
+    for layer in replaced:
+        layer.replaced = True
+    if replaced:
+        warnings.warn(
+            f"{type(model).__name__} had layers at {len(replaced)} of these sites, which are replaced: make "
+            "KeepProbSchedule and LayerControl anew",
+            stacklevel=2,
+        )
     for name, site in chosen.items():
         site.layer = layers[name].train(site.training)
+        site.layer.replaced = False
         site.layer.group = site.group
     return chosen
 

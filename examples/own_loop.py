@@ -35,7 +35,7 @@ def main(epochs: int = 3, batch: int = 64, images: int = 1797) -> float:
     print(dropblock.table_text(layers.table))
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    total, step, done = epochs * (len(train) // batch), 0, []
+    total, step = epochs * (len(train) // batch), 0
     for _ in range(epochs):
         model.train()
         for rows in train[torch.randperm(len(train))].split(batch)[: len(train) // batch]:
@@ -44,10 +44,8 @@ def main(epochs: int = 3, batch: int = 64, images: int = 1797) -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            done.append(step / total)
             step += 1
-        print(dropblock.drops_text(layers.drops(done)))  # asked, expected, measured since the last call
-        done.clear()
+        print(dropblock.drops_text(layers.drops()))  # asked, expected, measured since the last call
 
     model.eval()
     with torch.no_grad():
