@@ -190,7 +190,7 @@ def options(name: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("fractal_drop_path", "shakedrop")])
 def test_in_a_network_keys_stay_and_evaluation_is_the_plain_network(name: str) -> None:
-    plain, model = network(), network()
+    plain, model = (build_model("resnet18", num_classes=5, in_channels=1, width=4, stem="small") for _ in range(2))
     install_layers(model, name, keep_prob=0.5, **options(name))
     assert list(model.state_dict()) == list(plain.state_dict())
     model.load_state_dict(plain.state_dict())
@@ -230,16 +230,16 @@ def test_it_measures_what_it_expects_and_resumes_on_the_same_draws(name: str) ->
     x = torch.randn(8, 1, 32, 32)
     counts, outputs = [], []
     with torch.no_grad():
-        for step in [*range(30), 0]:
+        for step in [*range(12), 0]:
             control.set_seeds(lambda layer, step=step: 1000 * step + layer)  # type: ignore[misc]
             outputs.append(model(x))
             counts.append(control.take_counts())
     assert torch.equal(outputs[0], outputs[-1])
     assert counts[0] == counts[-1]
     assert not torch.equal(outputs[0], outputs[1])
-    # Draws in group 4, which has 2 residual units: 30 steps, 8 samples, 128 channels. DropBlock's 2x2 blocks are
+    # Draws in group 4, which has 2 residual units: 12 steps, 8 samples, 128 channels. DropBlock's 2x2 blocks are
     # fewer than a map has units. 4.5 standard errors: false alarm 7e-6 a case.
-    draws = {"stochastic_depth": 2 * 30, "drop_path": 2 * 30 * 8, "shakedrop": 2 * 30 * 8}.get(name, 2 * 30 * 8 * 16)
+    draws = {"stochastic_depth": 2 * 12, "drop_path": 2 * 12 * 8, "shakedrop": 2 * 12 * 8}.get(name, 2 * 12 * 8 * 16)
     for group, expected in control.expected_drop([0.6]).items():
         kept, seen = (sum(count[group][i] for count in counts[:-1]) for i in (0, 1))
         assert abs(1 - kept / seen - expected) < 4.5 * (0.25 / draws) ** 0.5

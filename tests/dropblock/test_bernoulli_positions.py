@@ -9,11 +9,10 @@ import torch
 
 from dropblock.sparse_cpu import bernoulli_positions
 
-SEEDS = 4000
+SEEDS = 2500
 
 
-@pytest.mark.parametrize("trials", [1, 2, 3, 10])
-@pytest.mark.parametrize("rate", [0.03, 0.5, 0.97])
+@pytest.mark.parametrize(("trials", "rate"), [(1, 0.97), (2, 0.5), (3, 0.03), (10, 0.03), (10, 0.97)])
 def test_every_trial_succeeds_at_its_rate_and_on_its_own(trials: int, rate: float) -> None:
     """5 standard deviations: false alarm below 6e-7 for each of at most 10 rates and 9 products a case."""
     hits = torch.zeros(SEEDS, trials, dtype=torch.float64)
