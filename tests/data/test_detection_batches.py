@@ -15,6 +15,7 @@ from data.interface import Data, DetectionBatch
 from engine.tasks.boxes import Detections
 from engine.tasks.coco_metrics import CocoEvaluator
 from tests.box_files import change_json, voc_xml, write_coco, write_voc
+from tests.named import refused
 from tests.opening import build_data
 
 JITTERED = {"flip": True, "scale_min": 0.8, "scale_max": 1.2}
@@ -55,9 +56,8 @@ def test_shapes_types_and_padding(root: Path) -> None:
         assert (real.int().diff(dim=1) <= 0).all()  # the boxes come first, the padding after
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_and_resume_change_no_bit(root: Path, workers: int) -> None:
-    alone, helped = coco(root), coco(root, workers=workers)
+def test_workers_and_resume_change_no_bit(root: Path) -> None:
+    alone, helped = coco(root), coco(root, workers=2)
     for one, other in ((alone.train, helped.train), (alone.test, helped.test)):
         assert all(equal(a, b) for a, b in zip(one.epoch(1), other.epoch(1), strict=True))
     assert all(equal(a, b) for a, b in zip(list(alone.train.epoch(1))[1:], helped.train.epoch(1, 1), strict=True))
@@ -148,7 +148,7 @@ def test_of_more_than_100_boxes_the_largest_are_taken(tmp_path: Path) -> None:
     batch = next(data.test.epoch(0))
     assert (batch.labels[0] == 0).sum() == 15
     assert (batch.labels[0] == 1).sum() == 85
-    assert any("1 images with more than 100 boxes" in note for note in data.notes)
+    assert any("1 images with more than 100" in note for note in data.notes)
     assert len([a for a in data.test.truth["annotations"] if a["image_id"] == 0]) == 105
 
 
@@ -168,12 +168,10 @@ def test_damaged_and_mismatched_images_end_the_run_or_are_left_out(root: Path, t
     copy = write_coco(tmp_path / "coco")
     bad = copy / "val2017" / "005000.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
-    with pytest.raises(ValueError, match=r"val2017/005000\.jpg: not a usable image .*on_bad_image=skip"):
+    with refused(bad, "data.on_bad_image=skip"):
         list(coco(copy).test.epoch(0))
     Image.new("RGB", (61, 40)).save(bad)
-    with pytest.raises(
-        ValueError, match=r"005000\.jpg: .*it has 61x40 pixels, its annotation says 60x40: one of the two is wrong"
-    ):
+    with refused(bad, "61x40", "60x40"):
         list(coco(copy).test.epoch(0))
     for split in ("train", "test"):
         first = copy / f"{split.replace('test', 'val')}2017" / ("005000.jpg" if split == "test" else "001000.jpg")
@@ -199,7 +197,7 @@ def test_the_fingerprint_knows_boxes_labels_and_crowds(root: Path, tmp_path: Pat
 
 
 def test_augmentation_of_other_tasks_is_refused(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"recipe\.augment\.crop_padding"):
+    with refused("recipe.augment.crop_padding"):
         coco(root, augment={"crop_padding": 4})
     plain = coco(root, augment={})
     assert next(plain.train.epoch(0)).images.shape == (4, 3, 64, 64)

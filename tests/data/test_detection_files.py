@@ -15,6 +15,7 @@ import pytest
 from data.coco import read_coco
 from data.voc_xml import read_list, read_scene, read_voc
 from tests.box_files import change_json, coco_json, voc_xml, write_coco, write_voc
+from tests.named import refused
 from tests.opening import build_data
 
 
@@ -52,8 +53,8 @@ def test_degenerate_boxes_go_crowds_stay_and_images_without_boxes_too(coco: Path
     assert found.of(0).ignored.tolist() == [False, False, True]
     assert len(found.of(1)) == 0
     notes = " ".join(build_data("coco", root=coco, batch_size=2, val_fraction=0.0).notes)
-    assert "4 boxes without width or height" in notes
-    assert "2 crowds" in notes
+    assert " 4 boxes" in notes
+    assert " 2 crowds" in notes
 
 
 def test_an_area_that_is_not_given_is_that_of_the_box(coco: Path) -> None:
@@ -124,31 +125,28 @@ def test_a_contradictory_json_ends_in_one_line_with_its_name(
     coco: Path, change: Callable[[dict[str, Any]], object], named: list[str]
 ) -> None:
     path = change_json(coco, "train2017", change)
-    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+    with refused(path, *named):
         build_data("coco", root=coco, batch_size=2)
-    assert [part for part in named if part not in str(error.value)] == []
-    assert "\n" not in str(error.value)
 
 
 def test_missing_and_damaged_coco_files_are_named(coco: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data\.root"):
+    with refused("data.root", as_a=FileNotFoundError):
         build_data("coco", batch_size=2)
-    with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json; data\.root needs"):
+    with refused("instances_train2017.json", "data.root", as_a=FileNotFoundError):
         build_data("coco", root=tmp_path, batch_size=2)
     (coco / "val2017" / "005010.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val2017/005010\.jpg, listed by .*instances_val2017\.json"):
+    with refused("val2017/005010.jpg", "instances_val2017.json", as_a=FileNotFoundError):
         build_data("coco", root=coco, batch_size=2)
     path = coco / "annotations" / "instances_val2017.json"
     for content in (path.read_bytes()[:200], b"\xff\xfe", b"[" * 100_000):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"instances_val2017\.json: not a JSON file, or a damaged one") as error:
+        with refused(path):
             build_data("coco", root=coco, batch_size=2)
-        assert "\n" not in str(error.value)
     content = coco_json(5, 5000)
     content["categories"][0]["name"] = "another"
     path.write_text(json.dumps(content))
     (coco / "val2017" / "005010.jpg").touch()
-    with pytest.raises(ValueError, match="do not have the same categories"):
+    with refused(coco / "train2017", coco / "val2017"):
         build_data("coco", root=coco, batch_size=2)
 
 
@@ -171,21 +169,19 @@ XML_FAULTS: list[tuple[str, str]] = [
 def test_a_bad_annotation_ends_in_one_line_with_its_name(voc: Path, content: str, named: str) -> None:
     path = voc / "Annotations" / "val_1.xml"
     path.write_text(content)
-    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+    with refused(path, named):
         build_data("voc_detection", root=voc, batch_size=2)
-    assert named in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_document_type_is_refused_in_any_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_bytes(ENTITIES.encode("utf-16"))
-    with pytest.raises(ValueError, match="declares a document type"):
+    with refused("a.xml", "document type"):
         read_scene(tmp_path / "a.xml")
 
 
 def test_training_images_without_a_box_are_refused_before_the_test_images_are_read(voc: Path) -> None:
     (voc / "ImageSets" / "Main" / "train.txt").write_text("train_2\n")  # the image without an object
-    with pytest.raises(ValueError, match="the training images have no boxes to train on"):
+    with refused("voc_detection", "training"):
         build_data("voc_detection", root=voc, image_size=64, batch_size=1)
 
 
@@ -199,8 +195,8 @@ def test_boxes_outside_their_image_are_left_out_and_those_that_reach_out_are_not
     data = build_data("voc_detection", **options)
     assert [row["bbox"][0] for row in data.test.truth["annotations"] if row["image_id"] == 0] == [-300, -1, 0]
     notes = " ".join(data.notes)
-    assert "2 boxes that lie outside their image are left out, one of test_0.jpg" in notes
-    assert f"1 boxes reach out of their image, which limits AP, one in {voc / 'JPEGImages' / 'test_0.jpg'}" in notes
+    assert re.search(r" 2 boxes .*outside.* test_0\.jpg", notes)
+    assert re.search(f" 1 boxes reach .*{voc / 'JPEGImages' / 'test_0.jpg'}", notes)
     assert "without width" not in notes
 
 
@@ -215,7 +211,8 @@ def test_corners_for_the_width_and_height_of_coco_are_noted(coco: Path) -> None:
 
     assert not noted()
     change_json(coco, "val2017", corners)
-    assert noted() == ["coco: most boxes of val2017 reach out of their images; bbox must be x, y, width, height"]
+    (note,) = noted()
+    assert "val2017" in note
 
 
 def test_classes_that_differ_in_case_alone_are_noted(voc: Path) -> None:
@@ -223,13 +220,13 @@ def test_classes_that_differ_in_case_alone_are_noted(voc: Path) -> None:
     path = voc / "Annotations" / "train_1.xml"
     path.write_text(path.read_text().replace("dog", "Dog"))
     notes = build_data("voc_detection", root=voc, batch_size=2).notes
-    assert "voc_detection: classes that differ in case alone: Dog (1 boxes), dog (6 boxes)" in notes
+    assert any("Dog (1 boxes), dog (6 boxes)" in note for note in notes)
 
 
 def test_two_images_of_one_name_are_refused_where_a_list_names_them(voc: Path) -> None:
     shutil.copy(voc / "JPEGImages" / "test_0.jpg", voc / "JPEGImages" / "test_0.png")
     build_data("voc_detection", root=voc, batch_size=2)  # whose lists are train and val
-    with pytest.raises(ValueError, match=r"JPEGImages/test_0\.jpg and .*JPEGImages/test_0\.png have the same name"):
+    with refused("JPEGImages/test_0.jpg", "JPEGImages/test_0.png"):
         build_data("voc_detection", root=voc, batch_size=2, test_split="test")
 
 
@@ -237,18 +234,16 @@ def test_names_with_spaces_are_names_and_flags_and_endings_are_not(voc: Path) ->
     path = voc / "ImageSets" / "Main" / "mine.txt"
     path.write_text("my img\nimg 1\n")
     assert read_list(voc, "mine") == ["my img", "img 1"]
-    with pytest.raises(FileNotFoundError, match=r"train_0 -1\.jpg, which a list names; list names without VOC's flags"):
+    with refused("train_0 -1.jpg", "flags", as_a=FileNotFoundError):
         read_voc(voc, ["train_0 -1"], None)
-    with pytest.raises(
-        FileNotFoundError, match=r"train_0\.jpg\.jpg, which a list names; list names without their endings"
-    ):
+    with refused("train_0.jpg.jpg", "endings", as_a=FileNotFoundError):
         read_voc(voc, ["train_0.jpg"], None)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_split_without_boxes_is_refused_before_the_first_step(voc: Path, split: str) -> None:
     (voc / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{split}_2\n")  # the image without an object
-    with pytest.raises(ValueError, match=f"the {split} images have no boxes"):
+    with refused("voc_detection", split):
         build_data("voc_detection", root=voc, image_size=64, batch_size=2, val_split="val", test_split="test")
 
 
@@ -256,28 +251,28 @@ def test_missing_files_and_wrong_lists_of_voc_are_named(voc: Path) -> None:
     def opened(**options: Any) -> None:
         build_data("voc_detection", root=voc, batch_size=2, **options)
 
-    with pytest.raises(FileNotFoundError, match=r"no file .*trainval\.txt; lists there: test, train, val"):
+    with refused("trainval.txt", "test, train, val", as_a=FileNotFoundError):
         opened(train_split="trainval")
-    with pytest.raises(ValueError, match="splits must be different ones, not train_split=val, test_split=val"):
+    with refused("train_split=val", "test_split=val"):
         opened(train_split="val")
     both = voc / "ImageSets" / "Main" / "both.txt"
     both.write_text("train_1\nval_1\n")
-    with pytest.raises(ValueError, match="train_split=both and test_split=val share 1 images, one is val_1"):
+    with refused("train_split=both", "test_split=val", "val_1"):
         opened(train_split="both")
     both.write_text("train_1 1\n")
-    with pytest.raises(FileNotFoundError, match=r"no image .*train_1 1\.jpg, .*; list names without VOC's flags"):
+    with refused("train_1 1.jpg", "flags", as_a=FileNotFoundError):
         opened(train_split="both")
     both.write_text("train_1\ntrain_1\n")
-    with pytest.raises(ValueError, match="lists train_1 twice"):
+    with refused(both, "train_1"):
         opened(train_split="both")
     both.write_text("\n")
-    with pytest.raises(ValueError, match="lists no image"):
+    with refused(both):
         opened(train_split="both")
     (voc / "Annotations" / "val_0.xml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"Annotations/val_0\.xml, which a list names"):
+    with refused("Annotations/val_0.xml", as_a=FileNotFoundError):
         opened()
     (voc / "JPEGImages" / "val_0.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"JPEGImages/val_0\.jpg, which a list names"):
+    with refused("JPEGImages/val_0.jpg", as_a=FileNotFoundError):
         opened()
-    with pytest.raises(ValueError, match=r"data\.list"):
+    with refused("data.list", "train_split"):
         opened(list="train")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data import ClassificationBatch, Data
+from tests.named import refused
 from tests.opening import build_data
 
 ALL = {"crop_padding": 4, "flip": True, "cutout": 8}
@@ -63,11 +64,10 @@ def test_evaluation_takes_each_sample_once_in_order() -> None:
     assert torch.equal(torch.cat([batch.indices for batch in batches]), torch.arange(360))
 
 
-@pytest.mark.parametrize("policy", [None, "svhn"])
-@pytest.mark.parametrize("start", [0, 1, 25, 40])
+@pytest.mark.parametrize(("policy", "start"), [(None, 0), (None, 1), (None, 4), ("svhn", 3)])
 def test_an_epoch_can_be_entered_anywhere(policy: str | None, start: int) -> None:
     augment = {"crop_padding": 4, "flip": True, "cutout": 8, "autoaugment": policy}
-    train = digits(augment=augment, train_subset=1280).train
+    train = digits(augment=augment, train_subset=128).train
     whole, rest = list(train.epoch(3)), list(train.epoch(3, start))
     assert len(rest) == len(whole) - start
     assert all(equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
@@ -121,13 +121,12 @@ def test_a_subset_is_stratified_and_leaves_val_and_test_alone() -> None:
     ],
 )
 def test_a_wrong_value_is_answered_in_one_line_that_names_it(options: dict[str, object], word: str) -> None:
-    with pytest.raises(ValueError, match=word) as error:
+    with refused(word):
         digits(**options)
-    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown data 'digit'.*digits"):
+    with refused("'digit'", "digits"):
         build_data("digit", batch_size=1)
 
 
@@ -136,5 +135,5 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     [{"autoaugment": "mnist"}, {"crop_padding": -1}, {"scale_min": 0.01}, {"scale_max": 2}, {"photometric": 0.1}],
 )
 def test_an_augmentation_that_images_in_memory_do_not_have_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong.values())) if "autoaugment" in wrong else next(iter(wrong))):
+    with refused("mnist" if "autoaugment" in wrong else next(iter(wrong))):
         digits(augment=wrong)

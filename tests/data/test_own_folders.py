@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.named import refused
 from tests.opening import build_data
 from train import main
 
@@ -138,37 +139,34 @@ def test_the_unreadable_images_of_a_batch_are_named_together(tmp_path: Path) -> 
     plant(tmp_path, {"train": 4, "val": 2, "test": 2}, size=(80, 90))
     five_unreadable(tmp_path)
     data = build(tmp_path, image_size=72)
-    with pytest.raises(ValueError, match=r"\.png: (not a|no) usable images? \(cannot identify image file\); repair"):
+    with refused("png", "data.on_bad_image=skip"):
         list(data.train.epoch(0))
 
 
 @pytest.mark.parametrize(
     ("damage", "options", "expected"),
     [
-        (unreadable, {}, ["0.png", "not a usable image (cannot identify image file);", "on_bad_image=skip"]),
-        (five_unreadable, {}, ["a.png, ", " more: no usable images (", "remove them"]),
-        (classes_at_the_root, {}, ["it holds 2 folders of images: move them into train/"]),
+        (unreadable, {}, ["0.png", "data.on_bad_image=skip"]),
+        (five_unreadable, {}, ["a.png", "1 more"]),
+        (classes_at_the_root, {}, ["2 folders", "train/"]),
         (sixteen_bits, {}, ["0.png", "8 bits"]),
-        (lambda root: (root / "train" / CLASSES[0]).rename(root / "elsewhere"), {}, ["one class folder", "äpfel"]),
-        (lambda root: (root / "test" / CLASSES[0]).rename(root / "test" / "plums"), {}, ["test lacks pears 2"]),
-        (lambda root: (root / "train").rename(root / "training"), {}, ["no folder", "train/<class>/<image>"]),
-        (lambda root: None, {"mean": [0.5]}, ["data.mean and data.std belong together"]),
-        (lambda root: None, {"mean": [0.5], "std": [0.2]}, ["1 channels", "have 3"]),
-        (lambda root: None, {"std": [2.0], "mean": [0.5]}, ["in [0, 1]"]),
+        (lambda root: (root / "train" / CLASSES[0]).rename(root / "elsewhere"), {}, ["train", "äpfel"]),
+        (lambda root: (root / "test" / CLASSES[0]).rename(root / "test" / "plums"), {}, ["test", "pears 2"]),
+        (lambda root: (root / "train").rename(root / "training"), {}, ["train", "data.root", "train/<class>/<image>"]),
+        (lambda root: None, {"mean": [0.5]}, ["data.mean", "data.std"]),
+        (lambda root: None, {"mean": [0.5], "std": [0.2]}, ["data.mean", "1 channels", "3"]),
+        (lambda root: None, {"std": [2.0], "mean": [0.5]}, ["data.std=[2.0]"]),
         (lambda root: None, {"prepared": True}, ["prepared"]),
         (lambda root: None, {"root": None}, ["data.root"]),
-        (lambda root: None, {"list": "train"}, ["data.list does not apply", "mean, std"]),
+        (lambda root: None, {"list": "train"}, ["data.list", "mean, std"]),
     ],
 )
 def test_mistakes_are_one_line(
     tmp_path: Path, damage: Callable[[Path], object], options: dict[str, object], expected: list[str]
 ) -> None:
     damage(plant(tmp_path, {"train": 4, "test": 2}))
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
+    with refused(*expected, as_a=(ValueError, FileNotFoundError)):
         build(**{"root": tmp_path, **options})
-    assert "\n" not in str(error.value)
-    for part in expected:
-        assert part in str(error.value)
 
 
 def test_skip_leaves_a_damaged_file_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,7 +213,7 @@ def test_a_link_to_nowhere_among_photographs_is_left_out_where_that_is_asked_for
     name = tmp_path / "train" / CLASSES[0] / "7.png"
     name.unlink()
     name.symlink_to(tmp_path / "gone.png")
-    with pytest.raises(ValueError, match=r"7\.png"):
+    with refused(name):
         list(build(tmp_path, image_size=80).train.epoch(0))
     data = build(tmp_path, image_size=80, on_bad_image="skip")
     list(data.train.epoch(0))

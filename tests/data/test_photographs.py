@@ -26,6 +26,7 @@ from data.draws import Draws
 from data.loader import MAX_BAD_ALWAYS, tolerated
 from data.photographs import random_box, resized
 from data.pipelines import photograph
+from tests.named import refused
 from tests.opening import build_data
 
 PHOTOS = load_sample_images().images
@@ -199,7 +200,7 @@ def test_where_no_box_fits_the_central_one_is_taken(height: int, width: int) -> 
 def test_more_than_eight_bits_a_channel_are_refused_and_not_clipped(decoder: str) -> None:
     out = io.BytesIO()
     Image.fromarray(np.full((80, 80), 40_000, np.uint16)).save(out, "PNG")
-    with pytest.raises(ValueError, match="not 8 bits a channel"):
+    with refused("8 bits"):
         picture(64, decoder)(out.getvalue(), None)
 
 
@@ -214,7 +215,7 @@ def test_a_bad_file_raises_soon_and_in_little_memory(name: str, decoder: str) ->
 
 
 def test_a_strip_that_would_be_blown_up_is_refused() -> None:
-    with pytest.raises(ValueError, match="pixels"):
+    with refused("pixels"):
         picture(224, "auto")(jpeg(np.zeros((1, 60_000, 3), np.uint8)), None)
 
 
@@ -245,9 +246,8 @@ def equal(one: ClassificationBatch, other: ClassificationBatch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.plain().values(), other.plain().values(), strict=True))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_batches_do_not_depend_on_the_number_of_workers(tree: Path, workers: int) -> None:
-    alone, helped = photos(tree), photos(tree, workers=workers)
+def test_batches_do_not_depend_on_the_number_of_workers(tree: Path) -> None:
+    alone, helped = photos(tree), photos(tree, workers=2)
     for one, other in ((alone.train, helped.train), (alone.test, helped.test)):
         assert all(equal(a, b) for a, b in zip(one.epoch(1), other.epoch(1), strict=True))
     assert all(equal(a, b) for a, b in zip(list(alone.train.epoch(1))[2:], helped.train.epoch(1, 2), strict=True))
@@ -330,15 +330,11 @@ def spoiled(tree: Path, tmp_path: Path) -> Path:
 def test_a_bad_image_ends_the_run_in_one_line_with_its_path(spoiled: Path, workers: int) -> None:
     data = photos(spoiled, workers=workers)
     for loader, name in ((data.train, "train/class0/19.JPEG"), (data.test, "val/class1/03.JPEG")):
-        begin = time.monotonic()
-        with pytest.raises(ValueError, match=str(spoiled / name)) as error:
+        with refused(spoiled / name, "data.on_bad_image=skip"):
             list(loader.epoch(0))
-        assert time.monotonic() - begin < 5
-        assert "\n" not in str(error.value)
-        assert "on_bad_image=skip" in str(error.value)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_skip_takes_the_next_good_image_and_counts(spoiled: Path, tree: Path, workers: int) -> None:
     data, sound = photos(spoiled, workers=workers, on_bad_image="skip"), photos(tree)
     for batch, whole in zip(data.train.epoch(0), sound.train.epoch(0), strict=True):
@@ -356,7 +352,7 @@ def test_skip_takes_the_next_good_image_and_counts(spoiled: Path, tree: Path, wo
 def test_too_many_bad_images_end_the_run_all_the_same(spoiled: Path) -> None:
     for i in range(MAX_BAD_ALWAYS):
         (spoiled / f"train/class1/{2 * i:02d}.JPEG").write_bytes(b"")
-    with pytest.raises(ValueError, match="6 of 40 images cannot be used, 5 may be left out"):
+    with refused("6 of 40 images", "5 may"):
         list(photos(spoiled, on_bad_image="skip").train.epoch(0))
     share = photos(spoiled, on_bad_image="skip", rank=0, world_size=2).train
     assert share.batches.of_this_rank == 20  # what this rank reads: two ranks do not get twice the allowance
@@ -364,7 +360,7 @@ def test_too_many_bad_images_end_the_run_all_the_same(spoiled: Path) -> None:
         (spoiled / f"train/class1/{i:02d}.JPEG").unlink()
         (spoiled / f"train/class0/{i:02d}.JPEG").write_bytes(b"")
     (spoiled / "train/class1/00.JPEG").write_bytes(ODD["420"])
-    with pytest.raises(ValueError, match=r"cannot be used|in a row"):
+    with refused(spoiled):
         list(photos(spoiled, on_bad_image="skip").train.epoch(0))
 
 
@@ -380,7 +376,5 @@ def test_a_killed_worker_ends_the_run_with_its_cause(tree: Path) -> None:
     (worker,) = set(psutil.Process().children()) - before
     worker.suspend()
     threading.Timer(0.3, worker.kill).start()
-    begin = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"worker.*(exited|killed)"):
+    with refused("worker", as_a=RuntimeError):
         list(epoch)
-    assert time.monotonic() - begin < 10

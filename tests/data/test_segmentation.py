@@ -19,6 +19,7 @@ from data import DATASETS, Data, SegmentationBatch, masks
 from data.interface import IGNORE
 from engine.run_directory import same_data
 from tests.data.mask_files import write_camvid, write_folder, write_mask, write_voc
+from tests.named import refused
 from tests.opening import build_data
 from train import main
 
@@ -174,7 +175,7 @@ def test_a_split_without_a_labelled_pixel_is_refused_before_training(tmp_path: P
     with_splits(tmp_path)
     for path in (tmp_path / "masks" / "val").iterdir():
         write_mask(path, np.full((20, 30), IGNORE))
-    with pytest.raises(ValueError, match="no mask of val has a labelled pixel"):
+    with refused("segmentation_folder", "val"):
         folder(tmp_path)
 
 
@@ -203,18 +204,20 @@ MISTAKES: list[tuple[Callable[[Path], object], list[str]]] = [
     (colours, ["masks/3.png", "mode RGB"]),
     (lambda root: (root / "masks" / "3.png").write_bytes(b"no mask"), ["masks/3.png"]),
     (lambda root: (root / "images" / "3.png").write_bytes(b"no image"), ["images/3.png"]),
-    (lambda root: (root / "masks" / "3.png").unlink(), ["'3' has no mask"]),
-    (lambda root: (root / "images" / "3.png").unlink(), ["masks without an image: 3"]),
+    (lambda root: (root / "masks" / "3.png").unlink(), ["'3'", "mask"]),
+    (lambda root: (root / "images" / "3.png").unlink(), ["masks", "3"]),
     (lambda root: (root / "classes.txt").unlink(), ["classes.txt"]),
-    (lambda root: (root / "classes.txt").write_text("\ufeffone\none\n"), ["lists one twice"]),
-    (lambda root: (root / "classes.txt").write_text("one\n"), ["1 classes"]),
-    (lambda root: (root / "classes.txt").write_text("one\none\n"), ["lists one twice"]),
+    (lambda root: (root / "classes.txt").write_text("\ufeffone\none\n"), ["classes.txt", "one"]),
+    (lambda root: (root / "classes.txt").write_text("one\n"), ["classes.txt", "1 classes"]),
+    (lambda root: (root / "classes.txt").write_text("one\none\n"), ["classes.txt", "one"]),
     (lambda root: (root / "masks").rename(root / "labels"), ["no folder", "masks", "classes.txt"]),
 ]
 
 
-@pytest.mark.parametrize(("damage", "expected"), MISTAKES)
-@pytest.mark.parametrize("memory", [True, False])
+# On the disk the loader meets what only the content of a file says: the first five.
+@pytest.mark.parametrize(
+    ("damage", "expected", "memory"), [*((*m, True) for m in MISTAKES), *((*m, False) for m in MISTAKES[:5])]
+)
 def test_mistakes_are_one_line_that_names_the_file(
     tmp_path: Path,
     damage: Callable[[Path], object],
@@ -225,18 +228,16 @@ def test_mistakes_are_one_line_that_names_the_file(
     if not memory:
         monkeypatch.setattr("data.masks.MAX_IN_MEMORY", 0)
     damage(write_folder(tmp_path))
-    with pytest.raises((ValueError, FileNotFoundError)) as error:  # noqa: PT012 - on disk the loader meets it
+    with refused(*expected, as_a=(ValueError, FileNotFoundError)):
         data = folder(tmp_path, batch_size=1)
-        for loader in (data.train, data.val, data.test):
+        for loader in (data.train, data.val, data.test):  # on disk the loader meets it
             batches(loader)
-    assert "\n" not in str(error.value)
-    assert all(part in str(error.value) for part in expected)
 
 
 def test_a_list_with_endings_gets_a_hint(tmp_path: Path) -> None:
     path = write_voc(tmp_path) / "ImageSets" / "Segmentation" / "val.txt"
     path.write_text("v0.jpg\nv1.jpg\n")
-    with pytest.raises(FileNotFoundError, match=r"'v0\.jpg' has no image .*; list names without their endings"):
+    with refused("'v0.jpg'", "endings", as_a=FileNotFoundError):
         build_data("voc_segmentation", root=tmp_path, batch_size=2)
 
 
@@ -258,7 +259,7 @@ def test_a_decompression_bomb_is_named_or_left_out(tmp_path: Path) -> None:
     content[16:24] = struct.pack(">II", 65_000, 65_000)
     content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
     image.write_bytes(content)
-    with pytest.raises(ValueError, match=r"3\.png: not a usable pair .*65000x65000|3\.png: not a usable pair .*bomb"):
+    with refused(image, "data.on_bad_image=skip"):
         folder(tmp_path, batch_size=1)
     data = folder(tmp_path, batch_size=1, on_bad_image="skip")
     bad = [path for loader in (data.train, data.val, data.test) for path in loader.bad_images]
@@ -267,13 +268,13 @@ def test_a_decompression_bomb_is_named_or_left_out(tmp_path: Path) -> None:
 
 def test_a_mean_of_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    with pytest.raises(ValueError, match=r"data\.mean and data\.std name 1 channels; segmentation_folder has 3"):
+    with refused("data.mean", "data.std", "1 channels"):
         folder(tmp_path, mean=[0.5], std=[0.5])
 
 
 def test_augmentation_of_classification_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    with pytest.raises(ValueError, match=r"recipe\.augment\.crop_padding"):
+    with refused("recipe.augment.crop_padding"):
         folder(tmp_path, augment={"crop_padding": 4})
 
 
@@ -304,16 +305,16 @@ def test_trainaug_is_checked(tmp_path: Path) -> None:
     def trainaug() -> Data:
         return build_data("voc_segmentation", root=tmp_path, image_size=33, batch_size=1, list="trainaug")
 
-    with pytest.raises(FileNotFoundError, match="lists there: train, val"):
+    with refused("trainaug.txt", "train, val", as_a=FileNotFoundError):
         trainaug()
     (lists / "trainaug.txt").write_text("t0\nt1\n")
-    with pytest.raises(ValueError, match=r"lists 2 images.*10,582"):
+    with refused("trainaug.txt", "2 images", "10,582"):
         trainaug()
     (lists / "trainaug.txt").write_text("t0\nv1\n")
-    with pytest.raises(ValueError, match=r"shares 1 images with val: v1"):
+    with refused("data.list=trainaug", "v1"):
         trainaug()
     (lists / "trainaug.txt").write_text("".join(f"t{i}\n" for i in range(10_582)))
-    with pytest.raises(FileNotFoundError, match="'t3' has no image"):  # the list is accepted, its files are missing
+    with refused("'t3'", as_a=FileNotFoundError):  # the list is accepted, its files are missing
         trainaug()
 
 
@@ -327,7 +328,7 @@ def test_digit_masks_are_scenes() -> None:
 
 
 def test_a_mask_file_is_never_taken_for_more_than_it_is() -> None:
-    with pytest.raises(ValueError, match="label 3"):
+    with refused("label 3"):
         masks.Labels(("a", "b", "c")).checked(np.array([[0, 3]], np.uint8))
     assert masks.Labels(("a", "b"), void=2).checked(np.array([[0, 2]], np.uint8)).tolist() == [[0, IGNORE]]
 

@@ -15,6 +15,7 @@ import torch
 from data import downloads, in_memory
 from data.loader import channel_statistics
 from tests.data.small_sets import CIFAR, FASHION, idx, official_cifar, write_cifar, write_fashion
+from tests.named import refused
 from tests.opening import build_data
 
 
@@ -92,24 +93,22 @@ def test_a_damaged_idx_file_is_named_in_one_line(tmp_path: Path, damage: str, en
             "header": pack(b"\0\0\x08\x03" + b"\xff" * 12),
         }[damage]
     )
-    with pytest.raises(ValueError, match=r"idx") as error:
+    with refused(tmp_path, "idx"):
         build_data("fashion_mnist", root=tmp_path, batch_size=1)
-    assert str(tmp_path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_missing_idx_file_is_named_and_not_taken_from_elsewhere(tmp_path: Path) -> None:
     write_fashion(tmp_path / "mine")
     write_fashion(tmp_path / "debian")
     (tmp_path / "mine" / (FASHION[3] + ".gz")).unlink()
-    with pytest.raises(FileNotFoundError, match=FASHION[3]):
+    with refused(FASHION[3], as_a=FileNotFoundError):
         build_data("fashion_mnist", root=tmp_path / "mine", batch_size=1)
 
 
 def test_an_environment_variable_that_leads_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_fashion(tmp_path / "debian")
     monkeypatch.setenv("FASHION_MNIST", str(tmp_path / "typo"))
-    with pytest.raises(FileNotFoundError, match="FASHION_MNIST names"):
+    with refused("FASHION_MNIST", tmp_path / "typo", as_a=FileNotFoundError):
         build_data("fashion_mnist", batch_size=1)
 
 
@@ -119,21 +118,16 @@ def test_missing_data_is_answered_at_once_with_what_to_do(
     tmp_path: Path, name: str, options: dict[str, object]
 ) -> None:
     options = {key: tmp_path / "nothing" if value == "ROOT" else value for key, value in options.items()}
-    begin = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=r"data\.root") as error:
-        build_data(name, batch_size=1, **options)  # type: ignore[arg-type]
-    assert time.monotonic() - begin < 5
-    assert "\n" not in str(error.value)
-    if name == "fashion_mnist":
-        assert "dataset-fashion-mnist" in str(error.value)
-        assert "FASHION_MNIST" in str(error.value)
+    elsewhere = ("dataset-fashion-mnist", "FASHION_MNIST") if name == "fashion_mnist" else ()
+    with refused("data.root", *elsewhere, as_a=FileNotFoundError):
+        build_data(name, batch_size=1, **options)
     assert not (tmp_path / "nothing").exists()
 
 
 def test_a_host_that_does_not_answer_is_given_up_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: time.sleep(3))
-    with pytest.raises(FileNotFoundError, match="no answer"):
+    with refused("cifar10", "0 s", as_a=FileNotFoundError):
         build_data("cifar10", root=tmp_path, batch_size=1)
 
 
@@ -154,10 +148,10 @@ def test_cifar_batches_are_read_and_normalized(tmp_path: Path, name: str, inside
 def test_a_damaged_or_missing_cifar_batch_is_named(tmp_path: Path) -> None:
     batch = write_cifar(tmp_path, "cifar10") / CIFAR["cifar10"].base_folder / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="data_batch_3 is damaged"):
+    with refused(batch, "damaged"):
         build_data("cifar10", root=tmp_path, batch_size=1)
     batch.unlink()
-    with pytest.raises(ValueError, match="data_batch_3 is missing"):
+    with refused(batch, "missing"):
         build_data("cifar10", root=tmp_path, batch_size=1)
 
 
@@ -169,7 +163,7 @@ def test_a_hostile_cifar_batch_runs_nothing(tmp_path: Path, monkeypatch: pytest.
     folder = write_cifar(tmp_path, "cifar10") / CIFAR["cifar10"].base_folder
     data = pickle.dumps({"data": Payload(), "labels": []}, protocol=2)
     (folder / "test_batch").write_bytes(data)
-    with pytest.raises(ValueError, match="test_batch"):
+    with refused(folder / "test_batch"):
         build_data("cifar10", root=tmp_path, batch_size=1)
     assert not (tmp_path / "ran").exists()
 
@@ -185,7 +179,7 @@ def test_a_download_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         (folder / "set").mkdir()
         raise RuntimeError("File not found or corrupted.")
 
-    with pytest.raises(FileNotFoundError, match="corrupted"):
+    with refused("set", "do it", as_a=FileNotFoundError):
         downloads.fetch("set", "http://x", tmp_path, "set", broken, "do it")
     assert not (tmp_path / "set").exists()
     calls = []
@@ -204,9 +198,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Reachable())
     (tmp_path / "file").write_bytes(b"")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match=f"cannot write to {root}") as error:
+        with refused("fashion_mnist", root):
             build_data("fashion_mnist", root=root, batch_size=1)
-        assert "\n" not in str(error.value)
 
 
 def test_a_channel_without_variation_has_a_deviation_to_divide_by() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,9 +83,7 @@ def test_missing_data_are_reported_before_anything_is_built(
         official = {"cifar10": "cifar-10-batches-py/data_batch_1", "fashion_mnist": "train-images-idx3-ubyte"}[name]
         (tmp_path / place / official).parent.mkdir(exist_ok=True)
         (tmp_path / place / official).write_text("not data")
-    begin = time.process_time()
     assert train(*words) == 2
-    assert time.process_time() - begin < 5
     line = one_line(capsys)
     assert line.startswith("error: ")
     assert str(tmp_path / place) in line if place else "data.root" in line
@@ -156,9 +153,7 @@ def test_a_bad_image_ends_the_run_or_is_left_out_and_listed(
     bad = photos / "train" / "cat" / "03.JPEG"
     bad.write_bytes(bad.read_bytes()[:400] if isinstance(content, str) else content)
     words = (*PHOTOS, f"data.root={photos}", "data.val_fraction=0", "workers=1")
-    begin = time.monotonic()
     assert train(*words) == 2
-    assert time.monotonic() - begin < 20  # two starts of a worker, on a busy machine
     line = one_line(capsys)
     assert str(bad) in line
     assert "data.on_bad_image=skip" in line
