@@ -59,6 +59,16 @@ def test_extreme_draws_reach_all_edges_and_both_ends_of_the_jitter() -> None:
     assert not drawn(100, 50, 64, (0.8, 1.2), False, np.zeros(SCALE + 1)).flip
 
 
+def test_half_of_the_images_are_mirrored_and_every_part_is_seen_as_often() -> None:
+    """Of 10,000 images: 5 standard deviations are 250 mirrored ones, and 200 at each of 5 rows and 5 columns."""
+    places = [drawn(12, 12, 8, (1.5, 1.5), True, row) for row in uniforms(0, 0, np.arange(10_000), 0, SCALE + 1)]
+    assert abs(sum(place.flip for place in places) - 5_000) < 250
+    for corner in ("top", "left"):
+        counts = np.bincount([getattr(place, corner) for place in places])
+        assert len(counts) == 5
+        assert abs(counts - 2_000).max() < 200
+
+
 def test_boxes_are_clipped_to_the_image_and_lost_below_one_pixel() -> None:
     place = Placement(10, 20, 20, 1.0, top=5, left=5)
     boxes = np.array([[0, 0, 5.5, 20], [0, 0, 6, 20], [12, 12, 9, 9], [16, 0, 4, 4], [-3, 2, 40, 40]], float)

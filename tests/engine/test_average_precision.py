@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.engine.test_detection import (
+    CLASSES,
     FOUND,
+    Detection,
     Fixed,
     average_precision,
     batch_of,
@@ -53,6 +57,28 @@ def test_images_that_were_not_evaluated_do_not_count() -> None:
     truth["annotations"].append({**truth["annotations"][0], "id": 50, "image_id": 99})
     metrics = evaluated(perfect(batch), batch, truth).metrics()
     assert (metrics["ap"], metrics["voc_ap50"]) == pytest.approx((100.0, 100.0))
+
+
+def test_equal_scores_are_ranked_by_image_whatever_the_order_of_the_batches() -> None:
+    batch = batch_of([[(0, [4.0, 6.0, 30.0, 28.0])], [(0, [4.0, 6.0, 30.0, 28.0])]])
+    output, truth, found = perfect(batch).output, truth_of(batch), []
+    output.box_deltas[0, 0, 0] += 9.0  # the first image's detection lies elsewhere, at the score of the second's
+    for order in ((0, 1), (1, 0)):
+        evaluator = Detection(CLASSES).evaluator(SimpleNamespace(truth=truth))
+        for i in order:
+            part = Fixed(output.class_logits[i : i + 1], output.box_deltas[i : i + 1], output.anchors)
+            evaluator.update(part, batch.split(2)[i])
+        evaluator.merge([evaluator.state()])
+        found.append(evaluator.metrics())
+    assert found[0] == found[1]
+    assert found[0]["voc_ap50"] == pytest.approx(25.0)  # the miss first: half of the objects at a precision of 1/2
+
+
+def test_crowds_are_no_objects_of_the_table() -> None:
+    batch = batch_of(FOUND)
+    truth = truth_of(batch)
+    truth["annotations"][0]["iscrowd"] = 1
+    assert [row[3] for row in evaluated(perfect(batch), batch, truth).tables()[0].rows] == [0, 2]
 
 
 def test_suppression_looks_at_5000_candidates() -> None:

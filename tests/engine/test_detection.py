@@ -83,8 +83,15 @@ def test_the_first_of_two_equal_boxes_wins_and_every_box_gets_an_anchor() -> Non
     assert matched(anchors, [0.0, 0.0, 10.0, 6.0], [0.0, 0.0, 10.0, 9.0]).tolist() == [0]
 
 
+def test_an_overlap_of_one_half_is_enough() -> None:
+    box, longer = [0.0, 0.0, 8.0, 4.0], [0.0, 0.0, 8.0, 8.25]
+    anchors = torch.tensor([box, [0.0, 0.0, 8.0, 8.0], longer])  # IoU 1, exactly 1/2, less
+    assert matched(anchors, box).tolist() == [0, 0, BACKGROUND]
+
+
 def test_padding_and_boxes_without_area_are_no_objects() -> None:
     image = [(0, [5.0, 5.0, 5.0, 9.0]), (1, [1.0, 1.0, 13.0, 13.0]), (0, [9.0, 9.0, 3.0, 12.0])]
+    image.append((1, [20.0, 20.0, 30.0, 20.0]))
     batch = batch_of([image, []])
     objects = is_object(batch.boxes, batch.labels)
     assert objects.nonzero().tolist() == [[0, 1]]
@@ -205,6 +212,12 @@ def test_the_best_of_overlapping_detections_stays_in_each_class() -> None:
     many = detect(torch.randn(256, 2), torch.zeros(256, 4), torch.cat([apart, apart + 5], 1), 0.0)
     assert len(many.boxes) == 100
     assert (many.scores.diff() <= 0).all()
+
+
+def test_classes_do_not_suppress_each_other_above_and_left_of_the_image() -> None:
+    """torchvision's shift of a class is its number times the largest coordinate plus 1: here it would be 0."""
+    anchors = torch.tensor([[-21.0, -21.0, -1.0, -1.0]])
+    assert detect(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 4), anchors, 0.05).labels.tolist() == [1, 0]
 
 
 def test_one_huge_box_does_not_blur_the_overlap_of_small_ones_in_the_last_class() -> None:

@@ -91,6 +91,15 @@ def test_a_perfect_prediction_and_a_known_one() -> None:
     assert rows[:2] == [("sky", 50.0, 128), ("road", 0.0, 128)]
 
 
+def test_a_class_that_is_only_predicted_counts_as_nothing_found() -> None:
+    masks = torch.zeros(1, 16, 16, dtype=torch.int64)
+    answer = masks.clone()
+    answer[:, :, 8:] = 2  # half of the sky is called tree, of which there is none
+    metrics, rows = evaluated(batch_of(F.one_hot(answer, 4).movedim(3, 1).float(), masks))
+    assert metrics["miou"] == 25.0
+    assert rows == [("sky", 50.0, 256), ("road", None, 0), ("tree", 0.0, 0), ("never", None, 0)]
+
+
 @pytest.mark.parametrize("size", [(33, 33), (32, 40), (27, 30)])
 def test_logits_come_to_full_size_where_the_labels_were_taken(size: tuple[int, int]) -> None:
     """A plane stays a plane, and at the sampled pixels nothing changes."""

@@ -75,6 +75,9 @@ def test_all_ranks_hold_the_same_and_count_everything(
     run = only_run(tmp_path / "out")
     assert_identical(run, uninterrupted(world_size=2))
     single = load(uninterrupted().checkpoints / "last.pt")
+    # The running variances of two ranks are averaged: about those of one rank. Summed, they would double every step.
+    for key in (key for key in single["model"] if key.endswith("running_var")):
+        assert 0.5 < states[0]["model"][key].mean() / single["model"][key].mean() < 2.0, key
     for group, (_, seen) in states[0]["last_drops"].items():
         assert seen == single["last_drops"][group][1]  # units of all ranks
     ledgers = [[json.loads(line) for line in (tmp_path / f"{r}").read_text().splitlines()] for r in range(2)]
@@ -111,20 +114,26 @@ def test_a_foreign_network_drops_as_it_should_on_every_rank(starter: Starter, tm
 
 
 def test_statistics_are_the_mean_of_what_the_ranks_saw() -> None:
-    """Rank by rank in one process: the mean of running means is the running mean of both halves."""
-    from torch import nn
+    """Both ranks in one process: after each has seen a half, the mean of the one is that of a norm that saw both."""
+    from torch import Tensor, nn
 
-    from engine.distributed import running_statistics
+    from engine.distributed import Ranks, running_statistics, share_statistics
 
-    norm = nn.BatchNorm2d(3)
-    assert [tuple(b.shape) for b in running_statistics(norm)] == [(3,), (3,)]
-    images, halves = torch.randn(8, 3, 4, 4), []
-    for half in images.chunk(2):
-        one = nn.BatchNorm2d(3)
-        one(half)
-        halves.append(one.running_mean)
-    norm(images)
-    torch.testing.assert_close((halves[0] + halves[1]) / 2, norm.running_mean)
+    whole, one, other = (nn.BatchNorm2d(3) for _ in range(3))
+    assert [tuple(b.shape) for b in running_statistics(whole)] == [(3,), (3,)]
+    images = torch.randn(8, 3, 4, 4)
+    for norm, seen in ((whole, images), (one, images[:4]), (other, images[4:])):
+        norm(seen)
+    theirs = [buffer.clone() for buffer in running_statistics(other)]
+    variances = (one.running_var + theirs[1]) / 2
+
+    class Both(Ranks):
+        def sum(self, tensor: Tensor) -> Tensor:
+            return tensor + torch.cat([buffer.flatten() for buffer in theirs])
+
+    share_statistics(running_statistics(one), Both(0, 2))
+    torch.testing.assert_close(one.running_mean, whole.running_mean)
+    torch.testing.assert_close(one.running_var, variances)
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_batches(starter: Starter, tmp_path: Path) -> None:
