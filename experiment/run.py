@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ from torch import nn
 from configs.checking import UserError, load_yaml
 from configs.groups import styles_of
 from configs.plan import Plan, changed_since, plan_from
+from configs.schema import RecipeConfig
 from data import Data
 from dropblock import table_text
 from engine import checkpoint
@@ -208,13 +210,15 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
     """Two lines that open a run: data and network, recipe and device; then its notes."""
     recipe, val = plan.recipe, f" + {data.val.num_samples:,} val" if data.val else ""
     parameters = sum(p.numel() for p in model.parameters())
+    steps = recipe.epochs * len(data.train)
+    notes = [*data.notes, *_notes_on_groups(plan, model), *notes_on_average(recipe, steps)]
     width = f" width {plan.model.width}" if plan.model.width else ""
     lines = [
         f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
         f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
         f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
         f"seed {plan.seed}; {device}",
-        *(f"note: {note}" for note in [*data.notes, *_notes_on_groups(plan, model)]),
+        *(f"note: {note}" for note in notes),
     ]
     return "\n".join(lines)
 
@@ -227,6 +231,26 @@ def _notes_on_groups(plan: Plan, model: nn.Module) -> list[str]:
         f"keep_prob={layer.keep_prob:g}; see the sites table"
         for layer in plan.layers
         if layer.group_divisor > 1 and layer.groups and last not in layer.groups
+    ]
+
+
+def notes_on_average(recipe: RecipeConfig, steps: int) -> list[str]:
+    """A note where the averaged weights, which are evaluated, end with more than 5 % of the first ones.
+
+    Args:
+        recipe: `ema_decay`, and whether it warms up: then it fits a run of any length.
+        steps: optimizer steps of the run. The first one copies the weights; each further one keeps `ema_decay` of them.
+    """
+    if recipe.ema_decay is None or recipe.ema_warmup or recipe.ema_decay ** (steps - 1) <= 0.05:
+        return []
+    # An average over the last fifth of the steps keeps at most exp(-5) of the first; its decay in two digits.
+    gap = 5 / steps
+    digit = 10.0 ** (math.floor(math.log10(gap)) - 1)
+    fits = f"recipe.ema_decay={1 - math.ceil(gap / digit) * digit:.6g}" if gap < 0.9 else "recipe.ema_decay=null"
+    held = f"{100 * recipe.ema_decay ** (steps - 1):.0f} % of the first weights"
+    return [
+        f"recipe.ema_decay={recipe.ema_decay:g}: what is evaluated still holds {held} after the {steps:,} steps of the "
+        f"run; {fits} fits, or recipe.ema_warmup=true"
     ]
 
 
