@@ -124,7 +124,8 @@ def _check_regularizers(plan: Plan) -> None:
         for other in plan.regularizer:
             alike = of.kind in ("batch", "loss") and declared(other).kind == of.kind
             if other != name and (alike or other in of.excludes):
-                raise UserError(f"regularizer=[{name},{other}]: they exclude each other; choose one of them")
+                both = ", or mixup_cutmix: one of the two a batch" if {name, other} == {"mixup", "cutmix"} else ""
+                raise UserError(f"regularizer=[{name},{other}]: they exclude each other; choose one of them{both}")
     for method in plan.methods:
         for option, value in method.options.items():
             key = option if option == "label_smoothing" else f"regularizer.{method.name}.{option}"

@@ -42,4 +42,57 @@ class Mixup:
         return replace(batch, images=images, other_labels=batch.labels[others], share=share)
 
 
-BATCH_REGULARIZERS: dict[str, Callable[..., Any]] = {"mixup": Mixup}
+class CutMix:
+    """CutMix (Yun et al. 2019): a box of each image replaced by the same box of another image of the batch.
+
+    The box has the batch's share of Beta(alpha, alpha) outside it, its centre anywhere, so that it may stick out: the
+    share of the label is that of the pixels that were kept. The others are the batch in a random order.
+
+    Args:
+        alpha: above 0; 1 is the uniform distribution.
+        probability: of a batch to be changed.
+    """
+
+    def __init__(self, alpha: float, probability: float) -> None:
+        self.alpha, self.probability = alpha, probability
+
+    def __call__(self, batch: ClassificationBatch, seed_of: Callable[..., int]) -> ClassificationBatch:
+        draws = np.random.RandomState(seed_of(0) % 2**32)
+        if draws.random_sample() >= self.probability:
+            return batch
+        height, width = batch.images.shape[2:]
+        rows, columns = self.box(height, width, draws)
+        others = torch.from_numpy(draws.permutation(batch.size)).to(batch.images.device)
+        images = batch.images.clone()  # in their memory format
+        images[:, :, rows, columns] = batch.images[:, :, rows, columns][others]
+        pasted = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+        return replace(batch, images=images, other_labels=batch.labels[others], share=1.0 - pasted)
+
+    def box(self, height: int, width: int, draws: np.random.RandomState) -> tuple[slice, slice]:
+        """Rows and columns of one box, as the authors' code has it: sides cut to whole pixels, halves as well."""
+        cut = float((1.0 - draws.beta(self.alpha, self.alpha)) ** 0.5)
+        sides = []
+        for size in (height, width):
+            center, half = int(draws.randint(size)), int(size * cut) // 2
+            sides.append(slice(max(0, center - half), min(size, center + half)))
+        return sides[0], sides[1]
+
+
+class MixupCutMix:
+    """mixup or CutMix, one of the two for each batch, as many recipes since DeiT (Touvron et al. 2021) have it.
+
+    Args:
+        mixup_alpha, cutmix_alpha: see `Mixup` and `CutMix`.
+        switch: probability of a batch to get CutMix.
+    """
+
+    def __init__(self, mixup_alpha: float, cutmix_alpha: float, switch: float) -> None:
+        self.mixup, self.cutmix, self.switch = Mixup(mixup_alpha), CutMix(cutmix_alpha, 1.0), switch
+
+    def __call__(self, batch: ClassificationBatch, seed_of: Callable[..., int]) -> ClassificationBatch:
+        # A seed of its own, so that the choice says nothing about the draws of what is chosen.
+        cut = np.random.RandomState(seed_of(1) % 2**32).random_sample() < self.switch
+        return (self.cutmix if cut else self.mixup)(batch, seed_of)
+
+
+BATCH_REGULARIZERS: dict[str, Callable[..., Any]] = {"cutmix": CutMix, "mixup": Mixup, "mixup_cutmix": MixupCutMix}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The purpose of a draw: the first part of its key, so that no two uses share their numbers.
-ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE = range(6)
+ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE, TRIVIAL, RANDOM, AUGMIX, ERASED = range(10)
 # The draws of a training image, each always in its place, so that no augmentation moves the draws of another. From BOX
 # on: the ten trials of a random box of a photograph, four draws each.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)
@@ -20,6 +20,8 @@ TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)
 SCALE, BRIGHTNESS, CONTRAST, SATURATION = range(BOX, BOX + 4)
 BOX_DRAWS = 40
 MOST = BOX + BOX_DRAWS  # draws of an image
+# Behind them, of random erasing, which draws for itself: whether, then four draws for each trial of a rectangle.
+ERASE = MOST
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], first: int, coun
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def pick(draws: NDArray[np.float64], choices: int) -> NDArray[np.int64]:
-    """Uniforms in [0, 1) to integers 0 ... choices - 1."""
+def pick(draws: NDArray[np.float64], choices: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Uniforms in [0, 1) to integers 0 ... choices - 1, of one number of choices or of one for each draw."""
     return (draws * choices).astype(np.int64)
 
 

@@ -36,6 +36,7 @@ SETTING: dict[str, tuple[str, ...]] = {
     "fig5": ("data=imagenet", ROOT, "recipe=imagenet_270"),
     "findings_small": ("data=folder", ROOT, "model=resnet18", "recipe=cifar_subset"),
     "fractalnet": ("data=cifar10", "recipe=fractalnet"),
+    "rivals": ("data=digits",),
     "schedules_overfit": ("data=folder", ROOT, "model=resnet18", "recipe=cifar_subset"),
     "schedules_underfit": ("data=folder", ROOT, "model=resnet18", "recipe=cifar_subset"),
     "table1": ("data=imagenet", ROOT, "recipe=imagenet_270"),
