@@ -31,6 +31,8 @@ SETTING: dict[str, tuple[str, ...]] = {
     "bccd": ("data=voc_detection", ROOT, "model=retinanet_small"),
     "camvid": ("data=camvid", ROOT),
     "coco": ("data=coco", ROOT, "recipe=coco_scratch_150"),
+    "cutmix_table3": ("data=imagenet", ROOT, "recipe=cutmix_imagenet"),
+    "cutmix_table5": ("data=cifar100", "model=pyramidnet200", "recipe=cutmix_cifar"),
     "fig3": ("data=imagenet", ROOT, "recipe=imagenet_270"),
     "fig4": ("data=imagenet", ROOT, "recipe=imagenet_270"),
     "fig5": ("data=imagenet", ROOT, "recipe=imagenet_270"),
