@@ -14,8 +14,8 @@ What happens between Ctrl-C and the next start:
     3. `run_job` returns code 130 or 143 with `ends_all`: no other job starts. With jobs=N the pool passes the signal
        on to its workers (`Pool._signals`) and waits until each has done 1 to 3.
     4. `note_run` leaves one file for each job in the directory of the sweep; the command ends with 130 or 143.
-    5. The same command comes to the same list of jobs. One that is DONE is skipped, one with a checkpoint resumes after
-       its last step, one that another process has locked is left for the end.
+    5. The same command comes to the same list of jobs. Those that are DONE are skipped at once (`skip_done`), one with
+       a checkpoint resumes after its last step, one that another process has locked is left for the end.
 
 A killed process can do none of this. Its lock is gone with it, so its run counts as KILLED and resumes like the others.
 
@@ -93,11 +93,12 @@ def run_command(arguments: Arguments) -> int:
         return run_job(jobs[0], began).code
 
     # A grid: its jobs are listed before the first one runs, so that a report can name what is missing.
-    from experiment.sweep import note_command
+    from experiment.sweep import note_command, skip_done
 
     made = absent(sweep)
     ready = [job for job in jobs if job.plan is not None]
     note_command(sweep, arguments, ready)
+    ready = skip_done(ready, sweep)
     if arguments.launcher:
         report_refused(jobs)
         if ready:
@@ -108,7 +109,7 @@ def run_command(arguments: Arguments) -> int:
         if ready:
             run_pool(ready, workers, sweep, began)
     else:
-        run_in_turn(jobs, sweep, began)
+        run_in_turn([job for job in jobs if job.outcome is None], sweep, began)
     return close(sweep, began, jobs, made)
 
 
@@ -134,7 +135,7 @@ def run_in_turn(jobs: Sequence[Job], sweep: Path, began: float) -> None:
 
 def train_all(plans: Sequence[Plan], name: str) -> Path:
     """`experiment.run_sweep`."""
-    from experiment.sweep import read_runs, summary_text
+    from experiment.sweep import entries_of, summary_text
 
     if not plans:
         raise UserError(f"sweep {name}: no plan to train")
@@ -144,7 +145,7 @@ def train_all(plans: Sequence[Plan], name: str) -> Path:
     stopped = next((job.outcome.code for job in jobs if job.outcome is not None and job.outcome.ends_all), None)
     if stopped is not None:
         raise Stopped(signal.SIGINT if stopped == 130 else signal.SIGTERM, f"in sweep {name}")
-    entries = read_runs(sweep, since=began)
+    entries = entries_of(jobs, sweep, began)
     print(f"\n{summary_text(entries, sweep)}")
     failed = [entry for entry in entries if entry["status"] != DONE]
     if failed:
@@ -163,9 +164,9 @@ def close(sweep: Path, began: float, jobs: Sequence[Job], made: Sequence[Path]) 
         jobs: those of the command; one without an outcome ran in another process, which left it in the directory.
         made: the directories that were absent before; they are removed again if no job left a run.
     """
-    from experiment.sweep import read_runs, summary_text
+    from experiment.sweep import entries_of, read_runs, summary_text
 
-    runs = read_runs(sweep, since=began)
+    runs = entries_of(jobs, sweep, began)
     status = {run["run"]: run["status"] for run in runs}
     if not any(job.outcome is not None and job.outcome.ends_all for job in jobs):
         for job in jobs:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.checking import UserError
-from configs.plan import plan_from
+from configs.plan import Plan, plan_from
 from engine import cpu
+from engine.run_directory import DONE, RunDirectory
 from experiment.outcome import STOPPED_CODES, Job, Outcome, report_error
 
 
@@ -50,9 +51,10 @@ def run_job(
         for note in plan.notes:
             print(f"note: {note}")
         from experiment.run import run_plan
+        from experiment.sweep import last_test
 
         summary = run_plan(plan, job.overrides, began, in_use == "wait", log)
-        shown = {"last test": summary["last"].get(f"test/{summary['headline']}")}
+        shown = {"last test": last_test(summary)}
     except BaseException as error:
         if in_use == "later" and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
@@ -62,13 +64,20 @@ def run_job(
         # each other in different jobs.
         maybe_this_rank_only = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
         ends_all = maybe_this_rank_only or code in STOPPED_CODES
-        outcome = Outcome(code, ends_all=ends_all, done=getattr(error, "done", False), reason=reason)
+        # A signal may come while a run that another process has finished meanwhile is looked at: it stays DONE.
+        done = getattr(error, "done", False) or (code in STOPPED_CODES and plan is not None and is_done(plan))
+        outcome = Outcome(code, ends_all=ends_all, done=done, reason="" if done else reason)
     if sweep is not None and plan is not None and os.environ.get("RANK", "0") == "0":
         from experiment.sweep import note_run
 
         shown |= {"experiment": plan.experiment, "paper": asdict(plan.paper)}
         note_run(sweep, plan.run_dir(), outcome.status, job.overrides, outcome.reason, **shown)
     return outcome
+
+
+def is_done(plan: Plan) -> bool:
+    """True if the run of a plan has ended well, and no new start of it was asked for."""
+    return not plan.runtime.fresh and RunDirectory(plan.run_dir()).status().get("status") == DONE
 
 
 def work(log: Path) -> None:

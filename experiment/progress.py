@@ -134,7 +134,7 @@ class Progress:
         return f"{text}; about {duration(left / gained * (time.monotonic() - min(self.seen_at.values())))} left"
 
     def _line(self, text: str) -> None:
-        self.write(text)
+        self.write(text.rstrip())
         sys.stdout.flush()
 
     def _name(self, job: Job) -> str:

@@ -6,16 +6,19 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs.checking import UserError
 from configs.command_line import Arguments
+from configs.plan import Plan, plan_from
 from engine.console import counted, table
 from engine.files import write_aside
-from engine.run_directory import DONE
-from experiment.outcome import Job
+from engine.run_directory import DONE, RunDirectory
+from experiment.outcome import Job, Outcome
 
 
 def note_command(sweep: Path, arguments: Arguments, jobs: Sequence[Job]) -> None:
@@ -38,6 +41,46 @@ def note_command(sweep: Path, arguments: Arguments, jobs: Sequence[Job]) -> None
         named = {"experiment": job.plan.experiment, "seed": job.plan.seed, "overrides": job.overrides}
         entries[str(job.run)] = {"run": str(job.run), **named}
     write_aside(listed, [(json.dumps([*entries.values()], indent=2) + "\n").encode()])
+
+
+def skip_done(jobs: Sequence[Job], sweep: Path) -> list[Job]:
+    """Give the jobs whose run is done their outcome, from the small files of the run alone; returns the others.
+
+    A run whose data lie in another place than its record says is left to `experiment.run`, which compares them.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # every rank has to come to the same list
+        return list(jobs)
+    left = []
+    for job in jobs:
+        assert job.plan is not None
+        run = RunDirectory(job.run)
+        summary = run.summary() if not job.plan.runtime.fresh and run.status().get("status") == DONE else {}
+        theirs = summary.get("plan") or {}
+        elsewhere = summary.get("fingerprint") and theirs["data"].get("root") != job.plan.data.root
+        if not theirs or elsewhere or differs(theirs, job.plan):
+            left.append(job)
+            continue
+        job.outcome = Outcome(done=True)
+        shown: dict[str, Any] = {"last test": last_test(summary), "experiment": job.plan.experiment}
+        note_run(sweep, job.run, DONE, job.overrides, paper=asdict(job.plan.paper), **shown)
+    skipped = len(jobs) - len(left)
+    if skipped:
+        print(f"{skipped} of {counted(len(jobs), 'run')} already done; fresh=true would start over", flush=True)
+    return left
+
+
+def differs(recorded: dict[str, Any], plan: Plan) -> bool:
+    """True if the plan in a record is another one than this, or cannot be read."""
+    try:
+        return plan_from(recorded).identity() != plan.identity()
+    except UserError:
+        return True
+
+
+def last_test(summary: dict[str, Any]) -> float | None:
+    """The headline of a finished run on test, after its last epoch."""
+    value: float | None = summary["last"].get(f"test/{summary['headline']}")
+    return value
 
 
 def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: str = "", **values: Any) -> None:
@@ -64,11 +107,27 @@ def read_runs(sweep: Path, since: float = 0.0) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["time"] >= since]
 
 
+def entries_of(jobs: Sequence[Job], sweep: Path, since: float) -> list[dict[str, Any]]:
+    """One entry for every run that a command asked for, in its order.
+
+    A run that it did not come to before a signal has the status that it had before, or NOT RUN.
+    """
+    noted = {entry["run"]: entry for entry in read_runs(sweep, since)}
+    entries: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        if job.plan is None or (run := str(job.run)) in entries:
+            continue
+        status = RunDirectory(job.run).status().get("status", "NOT RUN")
+        reason = "" if status == DONE else "this command did not come to it"
+        entries[run] = noted.get(run) or {"run": run, "status": status, "reason": reason}
+    return [*entries.values()]
+
+
 def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Sequence[str] = ()) -> str:
     """The closing table of a sweep, each reason once below it.
 
     Args:
-        entries: one for each run, see `read_runs`.
+        entries: one for each run, see `entries_of`.
         sweep: its directory; None if there is nothing in it.
         refused: reasons of jobs that came to no run.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from configs.command_line import read_arguments
 from configs.compose import plan_of
 from engine import cpu
 from engine.run_directory import RunDirectory
+from experiment.job import run_job
 from experiment.outcome import Job
 from experiment.pool import Pool
 from experiment.progress import Progress, last_entries
@@ -273,6 +275,57 @@ def test_a_grid_that_is_refused_starts_no_worker(train: Callable[..., int], caps
     printed = capsys.readouterr()
     assert "at a time" not in printed.out
     assert "keep_prob=2" in printed.err
+
+
+def test_an_interrupted_grid_lists_every_run_in_the_order_asked(
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Done before, interrupted, and not come to; of what is done nothing is started, or imported."""
+    grid = ("-m", "epochs=1", "regularizer=none")
+    assert train(*grid, "seed=3,1") == 0
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiment.run.run_plan", interrupted)
+    capsys.readouterr()
+    assert train(*grid, "seed=3,4,2,1") == 130
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 of 4 runs already done")
+    assert re.findall(r"^([A-Z ]+?)  .*seed-(\d)", printed, re.MULTILINE) == [
+        ("DONE", "3"),
+        ("STOPPED", "4"),
+        ("NOT RUN", "2"),
+        ("DONE", "1"),
+    ]
+    assert "2 runs done, 2 not" in printed
+
+
+def test_a_grid_that_is_done_starts_nothing(
+    train: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("-m", "epochs=1", "seed=1,2")
+    assert train(*grid) == 0
+    first = capsys.readouterr().out.splitlines()
+    for nothing in ("experiment.command.run_pool", "experiment.command.run_job"):
+        monkeypatch.setattr(nothing, lambda *_, **__: pytest.fail("a run was started"))
+    for more in ([], ["jobs=2"]):
+        assert train(*grid, *more) == 0
+        again = capsys.readouterr().out.splitlines()
+        assert "started" not in " ".join(again)
+        assert again[-5:-1] == first[-5:-1]  # the same table, its accuracies included
+
+
+def test_a_signal_leaves_a_done_run_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while the run is opened, which another process has finished meanwhile."""
+    job = job_of(0, f"output_root={tmp_path}")
+    monkeypatch.setattr("experiment.run.run_plan", lambda *_: signal.raise_signal(signal.SIGINT))
+    for status in ("STOPPED", "DONE"):
+        job.run.mkdir(parents=True, exist_ok=True)
+        RunDirectory(job.run).set_status(status)
+        outcome = run_job(job, 0.0, tmp_path)
+        (noted,) = read_runs(tmp_path)
+        assert (outcome.status, noted["status"], outcome.code, outcome.ends_all) == (status, status, 130, True)
 
 
 def test_showing_the_configuration_starts_nothing(

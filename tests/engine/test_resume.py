@@ -107,7 +107,7 @@ def test_a_signal_after_the_last_step_stops_no_run_that_is_done(
     printed = capsys.readouterr()
     assert "the run is done" in printed.err
     assert "goes on from there" not in printed.err
-    assert "1 run done, 0 not" in printed.out  # the second was not begun
+    assert "1 run done, 1 not" in printed.out  # the second was not begun
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         assert train("seed=3", "batch_size=96", "fresh=true") == 143

@@ -173,4 +173,4 @@ def test_an_interrupt_ends_the_whole_grid(starter: Starter, tmp_path: Path) -> N
     code, output = starter.run(*words, stop_after=3)
     assert code == 143
     assert len(runs_of(tmp_path)) == 1
-    assert "0 runs done, 1 not" in output
+    assert "0 runs done, 3 not" in output
