@@ -174,6 +174,8 @@ def prepare(plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ra
         ValueError: if the checkpoint was written by another run or with other data.
     """
     data = open_data(plan, device, ranks)
+    if not plan.runtime.run_dir and not plan.runtime.fresh:
+        refuse_changed_data(plan, directory, data, ranks)
     if ranks.is_main:
         directory.checkpoints.mkdir(exist_ok=True)
     found = checkpoint.load_latest(directory.checkpoints)
@@ -204,6 +206,27 @@ def prepare(plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ra
             checkpoint.set_damaged_aside(found[1])
         directory.write("sites.json", [asdict(row) for row in layers.table])
     return fit
+
+
+def refuse_changed_data(plan: Plan, directory: RunDirectory, data: Data, ranks: Ranks) -> None:
+    """Refuse to begin a run on other files than those that finished seeds of the same plan were trained on.
+
+    A report would refuse to compare them, when all of them are trained.
+
+    Raises:
+        ValueError: on all ranks, in one line that names the finished run.
+    """
+    begun = directory.checkpoints.exists()  # its checkpoint knows its own data
+    places = [] if begun else sorted(directory.path.parent.glob("seed-*/summary.json"))
+    others = [RunDirectory(path.parent) for path in places if "-old-" not in path.parent.name]
+    finished = [(str(other.path), other.summary().get("fingerprint")) for other in others]
+    # What the main rank read: a seed may end at this moment.
+    for path, fingerprint in ranks.gather(finished)[0]:
+        if fingerprint is not None and not same_data(fingerprint, data.fingerprint):
+            raise ValueError(
+                f"{path} was trained on other files of {data.name}: put those back, train all seeds again by "
+                f"fresh=true, or give these a name of their own by data.title=NAME"
+            )
 
 
 def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) -> str:

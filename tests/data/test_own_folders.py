@@ -196,6 +196,12 @@ def test_a_run_through_the_command_line_is_named_after_the_folder(
     ]
     assert main([*moved, "regularizer=none"]) == 0
     assert "already done" in capsys.readouterr().out  # the same files in another place
+    gone = tmp_path / "my fruit" / "train" / CLASSES[0] / "0.png"
+    gone.rename(tmp_path / "0.png")
+    assert main([*words, "regularizer=none", "seed=2"]) == 2  # before its first step
+    assert f"{run} was trained on other files of folder" in capsys.readouterr().err
+    assert [path.name for path in run.parent.iterdir()] == ["seed-1"]
+    (tmp_path / "0.png").rename(gone)
     (tmp_path / "copy" / "my fruit" / "train" / CLASSES[0] / "0.png").unlink()
     assert main([*moved, "regularizer=none"]) == 2
     error = capsys.readouterr().err
