@@ -17,6 +17,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from configs.resolve import _check_run_dir
 from engine import checkpoint
 from engine.checkpoint import load
 from engine.loop import Fit
@@ -143,6 +144,24 @@ def test_run_dir_that_holds_another_run_is_refused(
     assert train("regularizer=none", f"run_dir={tmp_path}/mine", "epochs=1") == 0
     assert train("regularizer=none", f"run_dir={tmp_path}/mine", "epochs=1", "lr=0.05") == 2
     assert "recipe.lr=0.05 (there: 0.1)" in capsys.readouterr().err
+
+
+def test_run_dir_that_is_no_run_is_refused(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before torch: the root, the home directory, a folder of the user's own; nothing is written there."""
+    home, own = tmp_path / "home", tmp_path / "own"
+    home.mkdir()
+    own.mkdir()
+    (own / "thesis.txt").write_text("mine")
+    monkeypatch.setenv("HOME", str(home))
+    for place, culprit in (("/", "run_dir=/:"), ("'~'", "run_dir=~:"), (home, "run_dir="), (own, "thesis.txt")):
+        assert train("plan=true", f"run_dir={place}") == 2
+        assert culprit in capsys.readouterr().err
+    assert [path.name for path in own.iterdir()] == ["thesis.txt"]
+    _check_run_dir(str(tmp_path / "new"))
+    (own / "thesis.txt").rename(own / ".lock")  # left by a process that was killed
+    _check_run_dir(str(own))
 
 
 MISTAKES = [
