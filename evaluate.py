@@ -8,7 +8,8 @@
                         block_size=7 or another; both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
     json=FILE           write the result as JSON
-    device, workers, data_root, download: see train.py
+    data.root=PATH      place of the data, if it is another one than in training (also data_root=PATH)
+    device, workers, download: see train.py
 
 Prints the metrics of the network's task, and those of every class. Exit codes as in train.py.
 """

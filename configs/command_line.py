@@ -304,6 +304,8 @@ def read_values(arguments: list[str], schema: type[T]) -> T:
     arguments = [
         f"run={a}" if takes_run and a.partition("=")[0] not in hints and os.path.isdir(a) else a for a in arguments
     ]
+    if "data_root" in hints:  # as train.py calls it
+        arguments = [f"data_root={a[len('data.root=') :]}" if a.startswith("data.root=") else a for a in arguments]
     for argument in arguments:
         if "=" not in argument:
             raise UserError(f"{argument}: expected KEY=VALUE{' or a run directory' if takes_run else ''}; see --help")

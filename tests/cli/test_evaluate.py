@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from configs.checking import UserError
 from engine.run_directory import RunDirectory
-from evaluate import main, result_text
+from evaluate import main, read_request, result_text
 from experiment.evaluation import trained
 
 
@@ -95,3 +96,10 @@ def test_drop_at_inference_is_placed_as_in_the_paper(
     (dropping,) = filter(None, tables)
     assert {row.group: round(row.keep_prob, 6) for row in dropping} == {3: 0.975, 4: 0.9}
     assert {row.branch for row in dropping} == {"conv", "skip"}
+
+
+def test_the_place_of_the_data_is_given_as_in_training(tmp_path: Path) -> None:
+    for key in ("data.root", "data_root"):
+        assert read_request([f"run={tmp_path}", f"{key}=/my data # 1"]).data_root == "/my data # 1"
+    with pytest.raises(UserError, match="data_root: given twice"):
+        read_request([f"run={tmp_path}", "data.root=a", "data_root=b"])
