@@ -18,6 +18,7 @@ VALUES = (("last", "test"), ("peak", "test"), ("last", "val"), ("best", "val"), 
 def rows_csv(sweep: Sweep) -> str:
     """One line a row of the results; what is not known is empty."""
     table = []
+    tests = sum(row["holm"] is not None for row in sweep.rows)
     for row in sweep.rows:
         difference, columns = row["difference"], columns_of(row)
         line = {
@@ -48,6 +49,7 @@ def rows_csv(sweep: Sweep) -> str:
             "paper_mean": None if sweep.made_up else row["paper_mean"],
             "paper_std": None if sweep.made_up else row["paper_std"],
             "paper_difference": None if sweep.made_up else rounded(row["paper_difference"]),
+            "smallest_holm": rounded(difference.detected(tests)) if difference and tests else None,
         }
         table.append(line)
     return csv_text(table)

@@ -6,7 +6,9 @@ paper's number beside it. `test_recomputed.py` checks the same tables from runs.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -57,6 +59,18 @@ def listed(root: Path, sweep: str) -> Path:
     return folder
 
 
+def without_later(path: Path) -> str:
+    """A table as the kept ones have it: without the columns that were appended to report.csv since."""
+    text = path.read_text()
+    if path.name != "report.csv":
+        return text
+    rows = list(csv.reader(text.splitlines()))
+    assert rows[0][-1] == "smallest_holm"
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(row[:-1] for row in rows)
+    return out.getvalue()
+
+
 def assert_rebuilt(root: Path, name: str) -> None:
     (sweep,) = (sweep for sweep in LISTED if sweep.partition("-")[0] == name)
     assert main([str(root / "outputs" / "sweeps" / sweep), "--out", str(root / name)]) == 0
@@ -64,7 +78,7 @@ def assert_rebuilt(root: Path, name: str) -> None:
         kept = RESULTS / name / table
         assert (root / name / table).exists() == kept.exists(), table
         if kept.exists():
-            assert (root / name / table).read_text() == kept.read_text(), table
+            assert without_later(root / name / table) == kept.read_text(), table
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -99,5 +113,5 @@ def test_all_kept_tables_are_those_of_the_run_directories(everything: Path, name
 def test_the_tables_of_pilots_do_not_move(everything: Path, name: str) -> None:
     (sweep,) = (sweep for sweep in LISTED if sweep.partition("-")[0] == name)
     assert main([str(everything / "outputs" / "sweeps" / sweep), "--out", str(everything / name)]) == 0
-    written = [(everything / name / table).read_bytes() for table in ("runs.csv", "report.csv", "report.md")]
-    assert hashlib.sha256(b"".join(written)).hexdigest()[:16] == PILOTS[name]
+    written = [without_later(everything / name / table) for table in ("runs.csv", "report.csv", "report.md")]
+    assert hashlib.sha256("".join(written).encode()).hexdigest()[:16] == PILOTS[name]
