@@ -141,6 +141,19 @@ def test_groups_follow_the_size_of_the_maps(name: str) -> None:
     assert {row.group for row in rows if row.after.startswith("features") or row.map_sizes} == {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_group_of_a_branch_is_the_stride_of_its_maps(name: str) -> None:
+    """A VGG has no branches; its five stages end at a sixteenth, so its last group is that of stride 16."""
+    model = network(name)
+    filled = install_into(model, block3)
+    ends = {path for path, site in filled.items() if name == "vgg" or (site.ends_branch and site.branch == "conv")}
+    rows = site_table(model, torch.zeros(1, 3, 64, 64), KeepProbSchedule(model, 0.9))
+    for row in (row for row in rows if row.site in ends):
+        ((_, height, _),) = row.map_sizes
+        octave = (64 // height).bit_length() - 1  # 2 for stride 4
+        assert row.group == max(1, octave - (name != "vgg")), row.site
+
+
 SMALL = {"weights": None, "weights_backbone": None, "num_classes": 3}
 WRAPPED: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
     "retinanet": (lambda: tv.detection.retinanet_resnet50_fpn(**SMALL, min_size=64, max_size=64), "backbone.body.", 64),
