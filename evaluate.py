@@ -66,25 +66,26 @@ def read_request(arguments: list[str]) -> Request:
 def result_text(result: dict[str, Any]) -> str:
     """The result as tables."""
     split, headline = result["split"], result["headline"]
+    unit = result["metric_units"][headline]
     names = [name for name in result["metric_labels"] if name in result]
-    rows = [(f"{split}/{name}", metric_text(name, result[name], places=4)) for name in names]
+    rows = [(f"{split}/{name}", metric_text(result[name], result["metric_units"][name], places=4)) for name in names]
     parts = [f"checkpoint {result['checkpoint']}", table(("metric", f"of {result['samples']:,} images"), rows)]
     parts += [table(finer["header"], table_rows(finer["rows"])) for finer in result["tables"]]
     if result["under_drop"]:
         drops = [
-            (row["block_size"], f"{row['keep_prob']:g}", *headline_and_loss(row, headline))
+            (row["block_size"], f"{row['keep_prob']:g}", *headline_and_loss(row, headline, unit))
             for row in result["under_drop"]
         ]
         parts.append(table(("block_size", "keep_prob", f"{headline} under drop", "loss"), drops))
     if result["columns"]:
-        alone = [(row["column"], *headline_and_loss(row, headline)) for row in result["columns"]]
+        alone = [(row["column"], *headline_and_loss(row, headline, unit)) for row in result["columns"]]
         parts.append(table(("column alone", headline, "loss"), alone))
     return "\n\n".join(parts)
 
 
-def headline_and_loss(row: dict[str, Any], headline: str) -> tuple[str, str]:
+def headline_and_loss(row: dict[str, Any], headline: str, unit: str) -> tuple[str, str]:
     """Headline and loss of one evaluation as text; "-" for detection, which is evaluated without a loss."""
-    return metric_text(headline, row[headline]), f"{row['loss']:.4f}" if "loss" in row else "-"
+    return metric_text(row[headline], unit), f"{row['loss']:.4f}" if "loss" in row else "-"
 
 
 def main(arguments: list[str]) -> int:

@@ -35,6 +35,7 @@ class Plan:
         regularizer: the chosen names, in the order in which they act.
         layer, companions: the layers of these, the first one's name and knobs being the run's.
         methods: what they change of images, batches and the loss, in this order.
+        headline: the metric that chooses the best epoch; None: the task's own.
         revision: of the code, where a change of it moved the numbers of this plan (see REVISIONS).
     """
 
@@ -45,6 +46,7 @@ class Plan:
     layer: LayerConfig | None = None
     companions: list[LayerConfig] = field(default_factory=list)
     methods: list[MethodConfig] = field(default_factory=list)
+    headline: str | None = None
     seed: int = 1
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)

@@ -18,6 +18,7 @@ from configs.paper import PaperConfig
 from configs.plan import LONGEST_FOLDER, OWN_DATA, Plan, Runtime, own_title, revision_of, shortened
 from configs.ranges import check_values
 from configs.schema import (
+    HEADLINES,
     LAYER_KNOBS,
     RECIPE_KNOBS,
     SCHEDULE_LIMITS,
@@ -105,6 +106,7 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
         layer=layers[0] if layers else None,
         companions=layers[1:],
         methods=methods,
+        headline=_headline(config),
         seed=config.seed,
         experiment=config.experiment,
         runtime=Runtime(
@@ -230,6 +232,15 @@ def _idle_with(knob: str, layers: Mapping[str, LayerConfig], names: Iterable[str
     if layers and knob == "head_share":
         return " ".join(f"groups={layer.groups}" for layer in layers.values()).replace("'", "")
     return f"regularizer={','.join(names)}"
+
+
+def _headline(config: Config) -> str | None:
+    """The metric that chooses; None for the task's own, so that naming it makes no other run."""
+    known = HEADLINES.get(config.data.task, ())
+    if config.headline is None or config.headline in known[:1]:
+        return None
+    one_of("headline", config.headline, known)
+    return config.headline
 
 
 def _model(config: Config) -> ModelConfig:

@@ -19,6 +19,12 @@ Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would h
 Names: TypeAlias = list[str]
 
 TASKS = ("classification", "segmentation", "detection")
+# The metrics that may choose the best epoch, the task's own first. What each is, the task declares (engine/tasks).
+HEADLINES = {
+    "classification": ("top1", "macro_accuracy", "loss", "brier"),
+    "segmentation": ("miou", "pixel_accuracy", "loss"),
+    "detection": ("ap", "ap50", "voc_ap50"),
+}
 KINDS = ("layer", "image", "batch", "loss")  # of regularizers, in the order in which those of a list act
 SCHEDULES = ("linear", "constant", "cosine", "early", "late", "ramp", "curriculum")
 SCHEDULE_LIMITS = {"early": "schedule_end", "late": "schedule_start", "ramp": "schedule_end"}  # that they need
@@ -237,6 +243,9 @@ class Config(RunOptions):
     lr: float | None = None
     lr_schedule: str | None = None
     seed: int = option(1, "of weights, order of the data, augmentation and masks", least=0)
+    headline: str | None = option(
+        None, "the metric that chooses the best epoch, as macro_accuracy; null: the task's own"
+    )
     estimate: bool = option(False, "print hours, memory and disk of the runs, from a few real steps; train nothing")
     jobs: str = option("1", "runs of a sweep at a time; auto: one per GPU, or one per core")
     num_cpus: float = option(1.0, "cores of a run, for hydra/launcher=ray", above=0)

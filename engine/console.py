@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,22 +95,22 @@ def counted(number: int, name: str) -> str:
     return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
-def metric_text(name: str, value: float, places: int = 2) -> str:
-    """A metric with its unit: all are percentages but for losses."""
-    return f"{value:.{places + 2}f}" if "loss" in name else f"{value:.{places}f}%"
+def metric_text(value: float, unit: str = "%", places: int = 2) -> str:
+    """A metric with its unit; whatever is no percentage has two places more."""
+    return f"{value:.{places}f}%" if unit == "%" else f"{value:.{places + 2}f} {unit}".rstrip()
 
 
 SHOWN = 3  # metrics of a split at the terminal; all of them are logged
 
 
-def epoch_line(epoch: int, epochs: int, values: dict[str, float]) -> str:
+def epoch_line(epoch: int, epochs: int, values: dict[str, float], units: Mapping[str, str]) -> str:
     """The line of an evaluation: the first metrics of each split, of detection's twelve."""
     shown, count = [], Counter[str]()
     for name, value in values.items():
-        split = name.split("/")[0]
+        split, metric = name.split("/")
         count[split] += 1
         if count[split] <= SHOWN:
-            shown.append(f"{name} {metric_text(name, value)}")
+            shown.append(f"{name} {metric_text(value, units[metric])}")
     return f"epoch {epoch:>3}/{epochs}  {'  '.join(shown)}"
 
 
@@ -124,6 +124,7 @@ NOTES = {  # behind the epoch of a result
 def result_text(summary: dict[str, Any], folder: Path) -> str:
     """The short closing table of a run: every number with the split and the epoch it comes from."""
     headline = summary["headline"]
+    unit = summary.get("metric_units", {}).get(headline, "%")  # those of older runs are all percentages
     rows: list[tuple[str, str, str]] = []
     for which, split in (("last", "test"), ("last", "val"), ("best", "val"), ("best", "test"), ("peak", "test")):
         values = summary[which]
@@ -132,7 +133,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
             rows.append(
                 (
                     f"{which} {split}/{headline}",
-                    metric_text(headline, values[f"{split}/{headline}"]),
+                    metric_text(values[f"{split}/{headline}"], unit),
                     f"epoch {values['epoch']}{note}",
                 )
             )

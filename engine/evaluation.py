@@ -19,7 +19,7 @@ class Evaluation:
     """The result of a pass over a split, equal on all ranks.
 
     Args:
-        metrics: by name; losses, and percentages of which more is better.
+        metrics: by name; the task says their units.
         tables: finer results.
         images: how many were counted, over all ranks.
     """

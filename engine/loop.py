@@ -25,7 +25,7 @@ from engine.run_directory import RunDirectory
 from engine.seeding import mix, seed_device
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState, dropped
-from engine.tasks import Task
+from engine.tasks import Task, metrics_record
 
 # Streams of seeds: what our layers draw from, what the random layers of a network itself do, and batch regularizers.
 MASKS, OTHERS, MIXES = 1, 2, 3
@@ -221,9 +221,12 @@ class Fit:
 
         # Where training has no headline (average precision), the bar shows that of the latest evaluation.
         headline = metrics.get(task.headline, state.last.get(f"test/{task.headline}"))
+        unit = task.metrics[task.headline].unit
+        shown = {"loss": f"{metrics['loss']:.3f}"}
+        if headline is not None and task.headline != "loss":
+            shown[task.headline] = metric_text(headline, unit, places=1)
         self.bar.show(
-            loss=f"{metrics['loss']:.3f}",
-            **({} if headline is None else {task.headline: metric_text(task.headline, headline, places=1)}),
+            **shown,
             speed=f"{values['time/images_per_s']:.0f} img/s",
         )
         state.end_window()
@@ -269,8 +272,10 @@ class Fit:
         if epoch % self.recipe.eval_every == 0 or epoch == epochs:
             values = self._evaluate()
             self.writer.add(state.step, epoch, values)
-            self.bar.write(epoch_line(epoch, epochs, values))
-        if state.end_epoch(values, self.task.headline):
+            self.bar.write(
+                epoch_line(epoch, epochs, values, {name: metric.unit for name, metric in self.task.metrics.items()})
+            )
+        if state.end_epoch(values, self.task.headline, self.task.metrics[self.task.headline].higher_is_better):
             self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
         self._save()
         if epoch < epochs:
@@ -308,8 +313,8 @@ class Fit:
     def result(self) -> dict[str, Any]:
         """Results of the run, each number under the name of the split it comes from.
 
-        `last`: the last epoch (the headline). `best`: the epoch chosen on val, None without one. `peak`: the maximum
-        over the epochs on test, the paper's convention, which chooses nothing.
+        `last`: the last epoch (the headline). `best`: the epoch chosen on val, None without one. `peak`: the best of
+        all epochs on test, the paper's convention, which chooses nothing.
         """
         state, task, per_epoch = self.state, self.task, len(self.data.train)
         expected = self.layers.expected_drop(
@@ -322,7 +327,7 @@ class Fit:
             "peak": state.peak,
             "task": task.name,
             "headline": task.headline,
-            "metric_labels": task.labels,
+            **metrics_record(task.metrics),
             "tables": state.tables,
             "drop_last_epoch": {
                 group: {"measured": dropped(state.last_drops[group]), "expected": share}

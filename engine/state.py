@@ -122,8 +122,12 @@ class TrainState:
         """Start counting for the next log entry."""
         self.window = Window(start=self.step)
 
-    def end_epoch(self, values: dict[str, float], headline: str) -> bool:
+    def end_epoch(self, values: dict[str, float], headline: str, higher_is_better: bool = True) -> bool:
         """Count an epoch that is over, with its metrics if it was evaluated.
+
+        Args:
+            values: metrics of val and test by name; {} where it was not evaluated.
+            headline, higher_is_better: the metric that chooses, and its direction.
 
         Returns:
             True if they are the best so far on val. Of equals the first is kept.
@@ -134,9 +138,10 @@ class TrainState:
             return False
         self.last = {"epoch": self.epochs_done, **values}
         test, val = f"test/{headline}", f"val/{headline}"
-        if self.peak is None or values[test] > self.peak[test]:
+        sign = 1 if higher_is_better else -1
+        if self.peak is None or sign * values[test] > sign * self.peak[test]:
             self.peak = dict(self.last)
-        better = val in values and (self.best is None or values[val] > self.best[val])
+        better = val in values and (self.best is None or sign * values[val] > sign * self.best[val])
         if better:
             self.best = dict(self.last)
         return better

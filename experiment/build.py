@@ -83,13 +83,17 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
     if data.task != plan.data.task:
         raise UserError(f"data.task={plan.data.task}: {data.name} is for {data.task}")
     losses = {name: LOSSES[name](**options) for name, options in plan.options_of("loss").items()}
-    if data.task == "classification":
-        return Classification(data.classes, next(iter(losses.values()), F.cross_entropy), aux_weight)
-    if losses:
+    if losses and data.task != "classification":
         raise UserError(f"regularizer={','.join(losses)}: the loss of {data.task} is fixed")
-    if data.task == "detection":
-        return Detection(data.classes, plan.recipe.score_threshold)
-    return TASKS[data.task](data.classes)
+    task: Task
+    if data.task == "classification":
+        task = Classification(data.classes, next(iter(losses.values()), F.cross_entropy), aux_weight)
+    elif data.task == "detection":
+        task = Detection(data.classes, plan.recipe.score_threshold)
+    else:
+        task = TASKS[data.task](data.classes)
+    task.headline = plan.headline or task.headline
+    return task
 
 
 def spec_of(layer: LayerConfig) -> LayerSpec:

@@ -16,6 +16,7 @@ from dropblock import installed_layers
 from engine.distributed import Ranks, find_device
 from engine.evaluation import Evaluation
 from engine.evaluation import evaluate as pass_over
+from engine.tasks import metrics_record
 from experiment.build import build_task
 from experiment.source import NetworkSource
 from experiment.trained import described, opened, trained
@@ -56,7 +57,7 @@ def evaluate(
     columns = [{"column": k, **measure(None, k).metrics} for k in column]
     done = measure(None)
     result = {"checkpoint": described(payload), "split": split, "samples": done.images, **done.metrics}
-    named = {"task": task.name, "headline": task.headline, "metric_labels": task.labels}
+    named = {"task": task.name, "headline": task.headline, **metrics_record(task.metrics)}
     tables = [asdict(table) for table in done.tables]
     return {**result, "tables": tables, **named, "under_drop": under_drop, "columns": columns}
 

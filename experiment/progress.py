@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.console import duration, metric_text
+from engine.console import duration
 from engine.run_directory import DONE, FAILED, STOPPED
 from experiment.outcome import Job, names_of
 
@@ -44,7 +44,7 @@ def last_entries(run: Path) -> dict[str, Any]:
 def headline(values: dict[str, Any]) -> str:
     """The first metric of the latest evaluation on test that is no loss."""
     names = [name for name in values if name.startswith("test/") and "loss" not in name]
-    return f"{names[0]} {metric_text(names[0], values[names[0]])}" if names else ""
+    return f"{names[0]} {values[names[0]]:.2f}" if names else ""
 
 
 class Progress:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from engine.tasks.classification import Classification
 from engine.tasks.detection import Detection
-from engine.tasks.interface import Evaluator, Table, Task
+from engine.tasks.interface import Evaluator, Metric, Table, Task, metrics_record
 from engine.tasks.segmentation import Segmentation
 
 # By the name that a data set gives; called with the names of the classes.
@@ -14,4 +14,14 @@ TASKS: dict[str, Callable[..., Task]] = {
     "detection": Detection,
 }
 
-__all__ = ["TASKS", "Classification", "Detection", "Evaluator", "Segmentation", "Table", "Task"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Detection",
+    "Evaluator",
+    "Metric",
+    "Segmentation",
+    "Table",
+    "Task",
+    "metrics_record",
+]

@@ -1,4 +1,4 @@
-"""Classification: cross-entropy, top-1 and top-5 accuracy."""
+"""Classification: cross-entropy, accuracy, and the calibration of the predicted probabilities."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.tasks.interface import Table
+from engine.tasks.interface import Metric, Table
 
+BINS = 15  # of the expected calibration error, equal in width (Guo et al. 2017)
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class Classification:
-    """Cross-entropy, or another loss of training; top-1 and top-5 accuracy, accuracy per class.
+    """Cross-entropy, or another loss of training; accuracy, Brier score and calibration error.
 
     Args:
         classes: their names, in the order of the labels.
@@ -26,10 +27,13 @@ class Classification:
 
     name = "classification"
     headline = "top1"
-    labels = {  # noqa: RUF012 - the same for every instance
-        "loss": "cross-entropy",
-        "top1": "top-1 accuracy (%)",
-        "top5": "top-5 accuracy (%)",
+    metrics = {  # noqa: RUF012 - the same for every instance
+        "loss": Metric("cross-entropy", "", higher_is_better=False),
+        "top1": Metric("top-1 accuracy"),
+        "top5": Metric("top-5 accuracy"),
+        "macro_accuracy": Metric("accuracy, mean of the classes"),
+        "brier": Metric("Brier score", "", higher_is_better=False),
+        "ece": Metric("expected calibration error", higher_is_better=False),
     }
     num_pictures = 0
 
@@ -68,7 +72,7 @@ class Classification:
 
 
 class ClassificationEvaluator:
-    """Loss, top-1, top-5 and the top-1 of every class, from one vector of float64 sums.
+    """All metrics and the tables of classes and of calibration, from one vector of float64 sums.
 
     Args:
         classes: their names, in the order of the labels.
@@ -76,19 +80,38 @@ class ClassificationEvaluator:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = classes
-        # [loss, top-5 hits, top-1 hits of every class, images of every class]
-        self.sums = torch.zeros(2 + 2 * len(classes), dtype=torch.float64)
+        # [loss, top-5 hits, Brier score; hits and images of every class; images, hits and confidence of every bin]
+        self.sums = torch.zeros(3 + 2 * len(classes) + 3 * BINS, dtype=torch.float64)
 
     def update(self, network: nn.Module, batch: Any) -> None:
-        logits, labels, count = network(batch.images).float(), batch.labels, len(self.classes)
+        self.add(network(batch.images).float(), batch.labels)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Take in the logits (B, K), float32, of a batch with these labels."""
+        count = len(self.classes)
         loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
+
+        # Accuracy, over images and by class.
         hits = logits.topk(min(5, count), dim=1).indices == labels[:, None]
         right = torch.zeros(count, dtype=torch.float64, device=logits.device)
         seen = torch.zeros_like(right)
         right.index_add_(0, labels, hits[:, 0].double())
         seen.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
-        sums = torch.cat([torch.stack([loss, hits.any(1).double().sum()]), right, seen])
-        self.sums = self.sums.to(sums.device) + sums
+
+        # Brier (1950): the squared distance between the probabilities and the one-hot label, 0 to 2.
+        probabilities = logits.double().softmax(1)
+        of_label = probabilities.gather(1, labels[:, None])
+        brier = probabilities.square().sum() + (1.0 - 2.0 * of_label).sum()
+
+        # Guo et al. (2017), section 2: bin m holds confidences in ((m - 1) / M, m / M]. By a product, not by
+        # index_add_, whose sums of fractions have no fixed order on a GPU.
+        confidence = probabilities.amax(1)
+        bins = (confidence * BINS).ceil().clamp(min=1)
+        of_bin = (bins == torch.arange(1, BINS + 1, device=bins.device)[:, None]).double()
+        binned = torch.stack([torch.ones_like(confidence), hits[:, 0].double(), confidence])
+
+        ours = [torch.stack([loss, hits.any(1).double().sum(), brier]), right, seen, (binned @ of_bin.mT).flatten()]
+        self.sums = self.sums.to(logits.device) + torch.cat(ours)
 
     def state(self) -> Tensor:
         return self.sums.cpu()
@@ -97,15 +120,41 @@ class ClassificationEvaluator:
         self.sums = torch.stack(states).sum(0)
 
     def metrics(self) -> dict[str, float]:
-        loss, top5 = self.sums[:2].tolist()
-        right, seen = (part.sum().item() for part in self.sums[2:].split(len(self.classes)))
-        values = {"loss": loss / seen, "top1": 100.0 * right / seen}
-        return {**values, "top5": 100.0 * top5 / seen} if len(self.classes) > 5 else values  # of five all are hits
+        (loss, top5, brier), right, seen, bins = self._parts()
+        images = seen.sum().item()
+        values = {"loss": loss.item() / images, "top1": 100.0 * right.sum().item() / images}
+        if len(self.classes) > 5:  # of five all are hits
+            values["top5"] = 100.0 * top5.item() / images
+        occurring = seen > 0
+        values["macro_accuracy"] = 100.0 * (right[occurring] / seen[occurring]).mean().item()
+        values["brier"] = brier.item() / images
+        # The mean over images of |accuracy - confidence| of their bin.
+        values["ece"] = 100.0 * (bins[1] - bins[2]).abs().sum().item() / images
+        return values
 
     def tables(self) -> list[Table]:
-        right, seen = (part.tolist() for part in self.sums[2:].split(len(self.classes)))
-        rows = [
+        _, right, seen, bins = self._parts()
+        classes = [
             (name, 100.0 * hits / images if images else None, int(images))
-            for name, hits, images in zip(self.classes, right, seen, strict=True)
+            for name, hits, images in zip(self.classes, right.tolist(), seen.tolist(), strict=True)
         ]
-        return [Table("classes", ("class", "top1 (%)", "images"), rows)]
+        calibration = [
+            (
+                f"{100 * m / BINS:.0f} to {100 * (m + 1) / BINS:.0f}",
+                100 * sure / images,
+                100 * hits / images,
+                int(images),
+            )
+            for m, (images, hits, sure) in enumerate(bins.T.tolist())
+            if images
+        ]
+        return [
+            Table("classes", ("class", "top1 (%)", "images"), classes),
+            Table("calibration", ("confidence (%)", "mean confidence (%)", "top1 (%)", "images"), calibration),
+        ]
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(loss, top-5 hits, Brier score); hits and images of every class; (images, hits, confidence) of every bin."""
+        count = len(self.classes)
+        of_all, right, seen, bins = self.sums.split([3, count, count, 3 * BINS])
+        return of_all, right, seen, bins.view(3, BINS)

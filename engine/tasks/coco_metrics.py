@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.tasks.boxes import Detections
-from engine.tasks.interface import Table
+from engine.tasks.interface import Metric, Table
 from engine.tasks.voc_metrics import average_precision
 
-# The twelve numbers in pycocotools' order, with their axis labels.
-LABELS = {
-    "ap": "AP (%)",
-    "ap50": "AP at IoU 0.5 (%)",
-    "ap75": "AP at IoU 0.75 (%)",
-    "ap_small": "AP, small objects (%)",
-    "ap_medium": "AP, medium objects (%)",
-    "ap_large": "AP, large objects (%)",
-    "ar1": "AR, 1 detection (%)",
-    "ar10": "AR, 10 detections (%)",
-    "ar100": "AR, 100 detections (%)",
-    "ar_small": "AR, small objects (%)",
-    "ar_medium": "AR, medium objects (%)",
-    "ar_large": "AR, large objects (%)",
+# The twelve numbers in pycocotools' order.
+METRICS = {
+    "ap": Metric("AP"),
+    "ap50": Metric("AP at IoU 0.5"),
+    "ap75": Metric("AP at IoU 0.75"),
+    "ap_small": Metric("AP, small objects"),
+    "ap_medium": Metric("AP, medium objects"),
+    "ap_large": Metric("AP, large objects"),
+    "ar1": Metric("AR, 1 detection"),
+    "ar10": Metric("AR, 10 detections"),
+    "ar100": Metric("AR, 100 detections"),
+    "ar_small": Metric("AR, small objects"),
+    "ar_medium": Metric("AR, medium objects"),
+    "ar_large": Metric("AR, large objects"),
 }
-VOC_LABEL = {"voc_ap50": "AP at IoU 0.5 by VOC's rule (%)"}
+VOC_METRIC = {"voc_ap50": Metric("AP at IoU 0.5 by VOC's rule")}
 
 
 class CocoEvaluator:
@@ -89,7 +89,7 @@ class CocoEvaluator:
         numbers, _ = self._measured()
         if numbers[0] < 0:
             raise ValueError("a split without objects has no average precision")
-        metrics = {name: 100.0 * float(value) for name, value in zip(LABELS, numbers, strict=True) if value >= 0}
+        metrics = {name: 100.0 * float(value) for name, value in zip(METRICS, numbers, strict=True) if value >= 0}
         by_class = average_precision(self.truth, self.state()["rows"].numpy(), self.image_ids).values()
         return {**metrics, "voc_ap50": 100.0 * float(np.mean([ap for ap in by_class if ap is not None]))}
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.tasks.boxes import BACKGROUND, Detections, detect, encode, is_object, match
-from engine.tasks.coco_metrics import LABELS, VOC_LABEL, CocoEvaluator
+from engine.tasks.coco_metrics import METRICS, VOC_METRIC, CocoEvaluator
+from engine.tasks.interface import Metric
 from engine.tasks.pictures import as_pixels
 
 ALPHA, GAMMA = 0.25, 1.5
@@ -36,13 +37,13 @@ class Detection:
 
     name = "detection"
     headline = "ap"
-    labels = {  # noqa: RUF012 - the same for every instance
-        "loss": "focal + box loss",
-        "loss_class": "focal loss",
-        "loss_box": "box loss",
-        "positives_per_image": "positive anchors per image",
-        **LABELS,
-        **VOC_LABEL,
+    metrics = {  # noqa: RUF012 - the same for every instance
+        "loss": Metric("focal + box loss", "", higher_is_better=False),
+        "loss_class": Metric("focal loss", "", higher_is_better=False),
+        "loss_box": Metric("box loss", "", higher_is_better=False),
+        "positives_per_image": Metric("positive anchors per image", ""),
+        **METRICS,
+        **VOC_METRIC,
     }
     num_pictures = 4
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -24,6 +24,34 @@ class Table:
     rows: Sequence[Sequence[str | int | float | None]]
 
 
+class Metric(NamedTuple):
+    """What a task declares of one of its metrics, and all that anything else knows of it.
+
+    Args:
+        name: in words, for axes and tables.
+        unit: behind a number, such as "%" or "nats"; "" for a plain number.
+        higher_is_better: False for a loss or an error.
+    """
+
+    name: str
+    unit: str = "%"
+    higher_is_better: bool = True
+
+    @property
+    def label(self) -> str:
+        """The name with its unit, for an axis."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+def metrics_record(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """Labels, units and directions of metrics as plain values, for the record of a run."""
+    return {
+        "metric_labels": {name: metric.label for name, metric in metrics.items()},
+        "metric_units": {name: metric.unit for name, metric in metrics.items()},
+        "lower_is_better": [name for name, metric in metrics.items() if not metric.higher_is_better],
+    }
+
+
 class Evaluator(Protocol):
     """One pass over one split. Batches and ranks may be cut in any way: the result is the same."""
 
@@ -37,7 +65,7 @@ class Evaluator(Protocol):
         """Replace what was seen by that of all ranks: `states` are their `state()`, this one's among them."""
 
     def metrics(self) -> dict[str, float]:
-        """Losses, and percentages of which more is better."""
+        """The value of every metric that this split has, by name; each is declared in the task's `metrics`."""
 
     def tables(self) -> list[Table]:
         """Finer results."""
@@ -48,13 +76,13 @@ class Task(Protocol):
 
     name: as in the configuration.
     headline: the metric that the best checkpoint is chosen by.
-    labels: the axis label of each metric, with its unit.
+    metrics: every metric by name, with its unit and direction.
     num_pictures: test samples that `pictures` draws; 0: none.
     """
 
     name: str
     headline: str
-    labels: dict[str, str]
+    metrics: dict[str, Metric]
     num_pictures: int
 
     def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:

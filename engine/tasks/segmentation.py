@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.tasks.interface import Table
+from engine.tasks.interface import Metric, Table
 from engine.tasks.pictures import as_pixels, class_colours
 
 IGNORE = 255  # the label of pixels that count neither in the loss nor in a metric
@@ -31,10 +31,10 @@ class Segmentation:
 
     name = "segmentation"
     headline = "miou"
-    labels = {  # noqa: RUF012 - the same for every instance
-        "loss": "cross-entropy per pixel",
-        "miou": "mean IoU (%)",
-        "pixel_accuracy": "pixel accuracy (%)",
+    metrics = {  # noqa: RUF012 - the same for every instance
+        "loss": Metric("cross-entropy per pixel", "", higher_is_better=False),
+        "miou": Metric("mean IoU"),
+        "pixel_accuracy": Metric("pixel accuracy"),
     }
     num_pictures = 4
 

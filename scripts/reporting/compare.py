@@ -19,7 +19,7 @@ MOST_CURVES = 10
 def compare(sweep: Sweep) -> Sweep:
     """Give every row the columns that say how it compares, and return the sweep.
 
-    last, peak, loss: the headline at the last epoch and at its maximum, and the loss, on test, as a `Spread`.
+    last, peak, loss: the headline at the last epoch and at its best, and the loss, on test, as a `Spread`.
     difference, peak_difference, loss_difference: from the baseline, seed by seed; None for the baseline itself.
     holm, verdict: over the rows of the table; '' without a difference.
     gap: `sweep.trained_metric` on the training batches of the last epoch, as trained, less test.
@@ -56,7 +56,8 @@ def compare(sweep: Sweep) -> Sweep:
     adjusted = holm([row["difference"] and row["difference"].p_value for row in sweep.rows])
     for row, p_value in zip(sweep.rows, adjusted, strict=True):
         row["holm"] = p_value
-        row["verdict"] = verdict(row["difference"], p_value, sweep.study.margin) if row["difference"] else ""
+        of = row["difference"]
+        row["verdict"] = verdict(of, p_value, sweep.study.margin, sweep.higher_is_better) if of else ""
 
     # The colour of its method; where a method has several training curves, another for each.
     for row in sweep.rows:
@@ -120,7 +121,11 @@ def lines(sweep: Sweep, knob: str) -> list[list[Row]]:
 
 def best_on_val(rows: Sequence[Row]) -> Row | None:
     """The row with the best mean of the headline on val at the last epoch; test is not looked at."""
-    found = [(of.mean, -i, row) for i, row in enumerate(rows) if (of := spread(row, f"last/val/{row['headline']}"))]
+    found = [
+        (of.mean if row["higher_is_better"] else -of.mean, -i, row)
+        for i, row in enumerate(rows)
+        if (of := spread(row, f"last/val/{row['headline']}"))
+    ]
     return max(found)[2] if found else None
 
 
@@ -213,7 +218,7 @@ def answers(sweep: Sweep) -> list[dict[str, Any]]:
     adjusted = holm([answer["difference"] and answer["difference"].p_value for answer in found])
     for answer, p_value in zip(found, adjusted, strict=True):
         answer["holm"], of = p_value, answer["difference"]
-        answer["verdict"] = verdict(of, p_value, sweep.study.margin) if of else ""
+        answer["verdict"] = verdict(of, p_value, sweep.study.margin, sweep.higher_is_better) if of else ""
     return found
 
 

@@ -51,6 +51,8 @@ def rows_csv(sweep: Sweep) -> str:
             "paper_difference": None if sweep.made_up else rounded(row["paper_difference"]),
             "smallest_holm": rounded(difference.detected(tests)) if difference and tests else None,
         }
+        for name in sweep.others:
+            line |= mean_and_std(name, spread(row, f"last/test/{name}"))
         table.append(line)
     return csv_text(table)
 
@@ -74,6 +76,7 @@ def runs_csv(sweep: Sweep) -> str:
                 "commit": each_once(run, "commit"),
                 "dirty": any(environment["dirty"] for environment in run["environments"]),
                 "run": "/".join(run["path"].parts[-3:]),
+                **{f"last_test_{name}": run.get(f"last/test/{name}") for name in sweep.others},
             }
             table.append(line)
     return csv_text(table)

@@ -203,11 +203,14 @@ def curves(sweep: Sweep, out: Path) -> None:
         test.set_ylabel(sweep.metric)
         train.set_ylabel(metric_label(sweep.trained_metric, sweep.runs[0]))
 
-        # Cut off the start of a long rise, where all lines are alike, but never the last point of a line.
+        # Cut off the start of a long rise, or fall, where all lines are alike, but never the last point of a line.
         drawn = [np.asarray(line.get_ydata(), dtype=float) for line in test.get_lines()]
         if min(map(len, drawn), default=0) >= FEW_POINTS:
             every = np.concatenate(drawn)
-            low, high = min(np.quantile(every, 0.15), *(line[-1] for line in drawn)), every.max()
+            last = [line[-1] for line in drawn]
+            low, high = min(np.quantile(every, 0.15), *last), every.max()
+            if not sweep.higher_is_better:
+                low, high = every.min(), max(np.quantile(every, 0.85), *last)
             test.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.12 * (high - low) + 0.1)
         legend_below(figure, [test])
 

@@ -189,9 +189,10 @@ def legend(sweep: Sweep) -> list[str]:
         entries.append(f"{none}: no differences.")
     if tested:
         entries.append(f"*Holm p*: of the paired t test, corrected for the comparisons of this table ({tested}).")
+        points = " points" if sweep.unit == "%" else ""
         entries.append(
             "*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies "
-            f"within ±{sweep.study.margin:g} points; not resolved otherwise, and where the differences of all seeds "
+            f"within ±{sweep.study.margin:g}{points}; not resolved otherwise, and where the differences of all seeds "
             "are the same number (no test). Only p is corrected: an interval may exclude 0 where Holm p does not reach "
             ".05."
         )
@@ -206,8 +207,9 @@ def legend(sweep: Sweep) -> list[str]:
         trained = metric_label(sweep.trained_metric, sweep.runs[0])
         entries.append(f"*Train - test*: {trained} of the training batches of the last epoch, as trained, less test.")
     evaluations = counted(-(-recipe["epochs"] // recipe["eval_every"]), "evaluation")
+    best = "highest" if sweep.higher_is_better else "lowest"
     entries.append(
-        f"*Peak*: the highest of the {evaluations} of a run on test, as the paper reports; for comparison only."
+        f"*Peak*: the {best} of the {evaluations} of a run on test, as the paper reports; for comparison only."
     )
     if any(row["runs"][0]["drop_last_epoch"] for row in rows):
         entries.append(

@@ -55,6 +55,16 @@ class Sweep:
         self.runs: list[Record] = runs
         self.headline: str = self.rows[0]["headline"]
         self.metric = metric_label(self.headline, runs[0])
+        self.higher_is_better: bool = self.rows[0]["higher_is_better"]
+        self.unit: str = runs[0]["metric_units"].get(self.headline, "%")
+        self.digits = 2 if self.unit == "%" else 4  # of the headline in tables
+        # What else was measured, by runs that recorded units; the loss has columns of its own.
+        units = {name: unit for run in runs for name, unit in run["metric_units"].items()}
+        self.others = [
+            name
+            for name in units
+            if name not in (self.headline, "loss") and any(run.get(f"last/test/{name}") is not None for run in runs)
+        ]
         # What training is judged by: the headline, or the loss where training logs no headline, as with mIoU and AP.
         logged = any(f"train/{self.headline}" in entry for run in runs for entry in run["log"])
         self.trained_metric = self.headline if logged else "loss"
@@ -132,6 +142,10 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
         "bad_images": summary.get("bad_images") or {},
         "fingerprint": summary.get("fingerprint"),
         "metric_labels": summary.get("metric_labels"),
+        # Without them, as in older records: a headline is a percentage, and higher is better.
+        "metric_units": summary.get("metric_units") or {},
+        "lower_is_better": summary.get("lower_is_better") or [],
+        "higher_is_better": summary["headline"] not in summary.get("lower_is_better", ()),
         "styles": summary.get("styles"),
         "tables": summary.get("tables") or [],
         "sites": run.read("sites.json") or [],
@@ -217,6 +231,7 @@ SHARED = (
     "tried",
     "methods",
     "headline",
+    "higher_is_better",
     "parameters",
     "sites",
 )

@@ -131,7 +131,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def verdict(difference: Difference, adjusted: float | None, margin: float) -> str:
+def verdict(difference: Difference, adjusted: float | None, margin: float, higher_is_better: bool = True) -> str:
     """The word for a difference, by a rule that is fixed before the first run.
 
     better, worse: the adjusted p-value is below 0.05. equivalent: it is not, and the 95 % interval lies within
@@ -140,6 +140,6 @@ def verdict(difference: Difference, adjusted: float | None, margin: float) -> st
     if difference.interval is None or adjusted is None:
         return UNRESOLVED
     if adjusted < 1 - LEVEL:
-        return BETTER if difference.mean > 0 else WORSE
+        return BETTER if (difference.mean > 0) == higher_is_better else WORSE
     low, high = difference.interval
     return EQUIVALENT if -margin < low and high < margin else UNRESOLVED

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.reporting.compare import answers, best_on_val, lines, paper_curve, under_drop
+from scripts.reporting.compare import answers, baseline_of, best_on_val, lines, paper_curve, under_drop
 from scripts.reporting.deviations import deviations
 from scripts.reporting.names import metric_label
-from scripts.reporting.runs import Row, Sweep, label, spread
-from scripts.reporting.statistics import Difference, Spread
+from scripts.reporting.runs import Row, Sweep, by_seed, label, spread
+from scripts.reporting.statistics import Difference, Spread, paired
 
 MOST_CLASSES = 30  # that a table has room for
 Table = dict[str, Any]
@@ -24,6 +24,7 @@ def all_tables(sweep: Sweep) -> list[Table]:
     made = [
         lost(sweep),
         claims(sweep),
+        other_metrics(sweep),
         chosen_on_val(sweep, "keep_prob"),
         chosen_on_val(sweep, "block_size"),
         pilots(sweep),
@@ -89,10 +90,10 @@ def results(sweep: Sweep) -> Table:
         cells = [
             name_cell(row),
             cell(n, below=seeds_text(row["seeds"])),
-            cell(row["last"]),
+            spread_cell(row["last"], sweep.digits),
             cell(
                 row["difference"],
-                difference_text(row["difference"], row),
+                difference_text(row["difference"], row, sweep.digits),
                 dots=row["difference"],
                 colour=row["colour"] if row["difference"] else "",
             ),
@@ -119,21 +120,19 @@ def details(sweep: Sweep) -> Table:
     rows = []
     for row in sweep.rows:
         difference, loss, seconds = row["difference"], row["loss"], row["seconds"].mean
-        by_seed = ", ".join(f"{value:+z.2f}" for value in difference.values) if difference else ""
+        by_seed = ", ".join(f"{value:+z.{sweep.digits}f}" for value in difference.values) if difference else ""
         smallest = difference.smallest if difference else None
-        # A cross-entropy: its differences are of the order of 0.1, so it has a digit more than percentages.
-        own_loss = cell(loss, loss.text(3) if loss else "")
-        loss_difference = cell(row["loss_difference"], row["loss_difference"].text(3) if row["loss_difference"] else "")
         in_the_end = last_epoch_drops(row)
         over_the_run = [f"{group} {100 * share:.2f} %" for group, share in row["dropped"].items()]
         cells = [
             name_cell(row),
             cell(difference, by_seed, words=True),
-            cell(smallest, "" if smallest is None else f"{smallest:.2f}"),
-            own_loss,
-            loss_difference,
-            cell(row["gap"]),
-            cell(row["peak"]),
+            cell(smallest, "" if smallest is None else f"{smallest:.{sweep.digits}f}"),
+            # A cross-entropy: its differences are of the order of 0.1, so it has a digit more than percentages.
+            spread_cell(loss, 3),
+            spread_cell(row["loss_difference"], 3),
+            spread_cell(row["gap"], 2 if sweep.trained_metric == "loss" else sweep.digits),
+            spread_cell(row["peak"], sweep.digits),
             cell(max(in_the_end.values(), default=None), ", ".join(in_the_end), lines=list(in_the_end)),
             cell(max(row["dropped"].values(), default=None), ", ".join(over_the_run), lines=over_the_run),
             cell(row["parameters"], count_text(row["parameters"])),
@@ -178,6 +177,27 @@ def claims(sweep: Sweep) -> Table:
     return table_of("What was asked", heads, rows, note=note)
 
 
+def other_metrics(sweep: Sweep) -> Table:
+    """The other metrics on test at the last epoch, and their differences from the baseline; no verdicts."""
+    heads, rows = [""], list[list[object]]()
+    for name in sweep.others:
+        arrow = "↓" if name in sweep.runs[0]["lower_is_better"] else "↑"
+        heads += [f"{metric_label(name, sweep.runs[0])} {arrow}", "its difference [95 %]"]
+    for row in sweep.rows if sweep.others else ():
+        cells: list[object] = [name_cell(row)]
+        base = baseline_of(sweep, row)
+        for name in sweep.others:
+            column, digits = f"last/test/{name}", 2 if sweep.runs[0]["metric_units"].get(name) == "%" else 4
+            of = None if base is None or base is row else paired(by_seed(row, column), by_seed(base, column))
+            cells += [spread_cell(spread(row, column), digits), cell(of, difference_text(of, row, digits))]
+        rows.append(cells)
+    note = (
+        "On test after the last epoch; ↑ higher is better, ↓ lower is better. Secondary: these intervals are not "
+        "corrected for the number of comparisons, and no verdict rests on them."
+    )
+    return table_of("Beside the headline", heads, rows, note=note)
+
+
 def chosen_on_val(sweep: Sweep, knob: str) -> Table:
     """The value of a knob that val chooses, for every line of a figure."""
     heads = ["", knob, "val", "test, last epoch", "difference [95 %]", "test, peak", f"paper's best {knob}"]
@@ -187,14 +207,15 @@ def chosen_on_val(sweep: Sweep, knob: str) -> Table:
         if best is None:
             continue
         curve = paper_curve(best) if knob == "keep_prob" and not sweep.made_up else {}
-        paper = max(curve, key=lambda keep_prob: curve[keep_prob], default=None)
+        pick = max if sweep.higher_is_better else min
+        paper = pick(curve, key=lambda keep_prob: curve[keep_prob], default=None)
         cells = [
             label(sweep, best, without=knob),
             cell(best[knob], f"{best[knob]:g}"),
             spread(best, f"last/val/{sweep.headline}"),
-            best["last"],
-            cell(best["difference"], difference_text(best["difference"], best)),
-            best["peak"],
+            spread_cell(best["last"], sweep.digits),
+            cell(best["difference"], difference_text(best["difference"], best, sweep.digits)),
+            spread_cell(best["peak"], sweep.digits),
             "" if paper is None else f"{paper:g} ({curve[paper]:.2f})",
         ]
         rows.append(cells)
@@ -274,11 +295,16 @@ def name_cell(row: Row) -> dict[str, Any]:
     return cell(row["label"], colour=row["colour"])
 
 
-def difference_text(of: Difference | None, row: Row) -> str:
+def spread_cell(of: Spread | None, digits: int) -> dict[str, Any]:
+    """Mean ± standard deviation, or mean and interval of a difference; empty where there is none."""
+    return cell(of, None if of is None else of.text(digits))
+
+
+def difference_text(of: Difference | None, row: Row, digits: int) -> str:
     """The mean and its interval; with its own n where not every run has its counterpart."""
     if of is None:
         return ""
-    return f"{of}{f' (n = {len(of.values)})' if len(of.values) < len(row['runs']) else ''}"
+    return f"{of.text(digits)}{f' (n = {len(of.values)})' if len(of.values) < len(row['runs']) else ''}"
 
 
 def paper_text(mean: float | None, std: float | None) -> str:

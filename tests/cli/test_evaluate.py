@@ -32,13 +32,17 @@ def test_equal_to_the_summary(run: RunDirectory, tmp_path: Path, capsys: pytest.
     ):
         assert main([*words, f"json={out}", "device=cpu"]) == 0
         result = json.loads(out.read_text())
-        for metric in ("loss", "top1", "top5"):
+        for metric in ("loss", "top1", "top5", "macro_accuracy", "brier", "ece"):
             assert result[metric] == summary[which][f"{split}/{metric}"]
-    (classes,) = result["tables"]
+    classes, calibration = result["tables"]
     assert summary["tables"][0]["header"] == classes["header"] == ["class", "top1 (%)", "images"]
     seen = sum(images for _, _, images in classes["rows"])
     weighted = sum(top1 * images for _, top1, images in classes["rows"] if images)
     assert weighted / seen == pytest.approx(result["top1"])
+    # The table of the reliability diagram holds every image, and gives the calibration error.
+    assert sum(images for *_, images in calibration["rows"]) == seen
+    gaps = [abs(top1 - confidence) * images for _, confidence, top1, images in calibration["rows"]]
+    assert sum(gaps) / seen == pytest.approx(result["ece"])
     assert "class 3" in capsys.readouterr().out
 
 
@@ -75,7 +79,7 @@ def test_mistakes(words: list[str], culprit: str | None, capsys: pytest.CaptureF
 def test_a_task_that_is_evaluated_without_a_loss_has_a_text() -> None:
     """Detection."""
     result = {"checkpoint": "last.pt", "split": "test", "samples": 4, "tables": [], "columns": []}
-    result |= {"headline": "ap", "metric_labels": {"ap": "AP (%)"}, "ap": 12.5}
+    result |= {"headline": "ap", "metric_labels": {"ap": "AP (%)"}, "metric_units": {"ap": "%"}, "ap": 12.5}
     text = result_text({**result, "under_drop": [{"keep_prob": 0.9, "block_size": 7, "ap": 10.0}]})
     assert text.splitlines()[-1].split() == ["7", "0.9", "10.00%", "-"]
 

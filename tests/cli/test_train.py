@@ -25,6 +25,7 @@ from engine.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[..., int]
+METRICS = ("loss", "top1", "top5", "macro_accuracy", "brier", "ece")
 
 
 def only_run(root: Path, pattern: str = "fake-resnet18/*/seed-*") -> RunDirectory:
@@ -43,7 +44,7 @@ def test_a_run_leaves_a_complete_record(train: Train, tmp_path: Path, capsys: py
 
     summary = run.summary()
     assert summary["last"]["epoch"] == 2
-    assert set(summary["last"]) == {"epoch", *(f"{s}/{m}" for s in ("val", "test") for m in ("loss", "top1", "top5"))}
+    assert set(summary["last"]) == {"epoch", *(f"{s}/{m}" for s in ("val", "test") for m in METRICS)}
     assert summary["best"]["val/top1"] >= summary["last"]["val/top1"]
     assert summary["parameters"] == sum(
         v.numel()
@@ -60,13 +61,24 @@ def test_a_run_leaves_a_complete_record(train: Train, tmp_path: Path, capsys: py
 
     tags = {tag for line in run.metrics() for tag in line}
     assert tags == {
-        *("step", "epoch", "train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "lr", "keep_prob/target"),
-        *("test/loss", "test/top1", "test/top5", "time/images_per_s"),
+        *("step", "epoch", "train/loss", "train/top1", "lr", "keep_prob/target", "time/images_per_s"),
+        *(f"{split}/{metric}" for split in ("val", "test") for metric in METRICS),
         *(f"drop/{kind}/group{g}" for kind in ("measured", "expected") for g in (3, 4)),
     }
     for word in ("expected drop", "3x3", "last test/top1", "dropped in group4", str(run.path), "tensorboard --logdir"):
         assert word in printed
     assert OmegaConf.load(run.path / "config_min.yaml").overrides[-1] == "block_size=3"
+
+
+def test_the_metric_that_chooses_may_be_one_of_which_less_is_better(train: Train, tmp_path: Path) -> None:
+    assert train("regularizer=none", "headline=loss", "epochs=3", "lr=0.5") == 0
+    run = only_run(tmp_path)
+    summary, losses = run.summary(), {line["epoch"]: line for line in run.metrics() if "val/loss" in line}
+    assert summary["headline"] == "loss"
+    for which, split in (("best", "val"), ("peak", "test")):
+        name = f"{split}/loss"
+        assert summary[which]["epoch"] == min(losses, key=lambda epoch: losses[epoch][name])
+        assert summary[which][name] == min(line[name] for line in losses.values())
 
 
 def test_keep_prob_falls_linearly_from_one(train: Train, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from configs import schema
+from configs.checking import UserError
 from configs.compose import plan_of
 from configs.plan import Plan, Runtime
 from configs.schema import (
+    HEADLINES,
     AugmentConfig,
     Config,
     DataConfig,
@@ -79,3 +81,22 @@ def test_names_are_those_of_the_packages_that_mean_them() -> None:
 @pytest.mark.parametrize("knob", [*schema.LAYER_KNOBS, *schema.RECIPE_KNOBS, "label_smoothing"])
 def test_knobs_are_null_unless_given(knob: str) -> None:
     assert getattr(Config(), knob) is None
+
+
+def test_a_headline_of_one_s_own_is_another_run() -> None:
+    """It changes best.pt; the task's own, named, does not."""
+    plan = plan_of("data=fake")
+    assert plan_of("data=fake", "headline=top1").identity() == plan.identity()
+    assert plan_of("data=fake", "headline=macro_accuracy").hash() != plan.hash()
+    for data, name in (("fake", "miou"), ("digit_masks", "macro_accuracy"), ("fake", "macro_acuracy")):
+        with pytest.raises(UserError, match=f"headline={name}"):
+            plan_of(f"data={data}", f"headline={name}")
+
+
+def test_every_headline_is_a_metric_of_its_task() -> None:
+    from engine.tasks import TASKS  # imports torch
+
+    for task, names in HEADLINES.items():
+        of = TASKS[task](("a", "b"))
+        assert names[0] == of.headline
+        assert set(names) <= set(of.metrics)

@@ -37,11 +37,12 @@ def test_a_program_whose_output_is_closed_ends_well(program: str) -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-def test_metrics_are_percentages_but_for_losses() -> None:
-    assert [metric_text(*given) for given in (("loss_box", 0.5), ("miou", 41.256), ("ap", 12.0))] == [
+def test_a_metric_is_shown_in_its_unit() -> None:
+    assert [metric_text(*given) for given in ((0.5, ""), (41.256, "%"), (12.0,), (0.25, "nats"))] == [
         "0.5000",
         "41.26%",
         "12.00%",
+        "0.2500 nats",
     ]
 
 
@@ -80,5 +81,8 @@ def test_tensorboard_shows_the_columns_of_all_runs(tmp_path: Path) -> None:
 def test_the_line_of_an_epoch_shows_the_first_metrics_of_each_split() -> None:
     values = {f"{split}/{name}": 12.0 for split in ("val", "test") for name in ("ap", "ap50", "ap75", "ap_small")}
     shown = "ap 12.00%  {0}/ap50 12.00%  {0}/ap75 12.00%"
-    assert epoch_line(3, 12, values) == f"epoch   3/12  val/{shown.format('val')}  test/{shown.format('test')}"
-    assert epoch_line(3, 12, {"test/loss": 0.25}) == "epoch   3/12  test/loss 0.2500"
+    assert (
+        epoch_line(3, 12, values, dict.fromkeys(("ap", "ap50", "ap75", "ap_small"), "%"))
+        == f"epoch   3/12  val/{shown.format('val')}  test/{shown.format('test')}"
+    )
+    assert epoch_line(3, 12, {"test/loss": 0.25}, {"loss": ""}) == "epoch   3/12  test/loss 0.2500"

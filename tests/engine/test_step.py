@@ -109,6 +109,18 @@ def test_of_equal_epochs_the_first_is_kept() -> None:
     assert (run.best["epoch"], run.peak["epoch"], run.last["epoch"]) == (1, 1, 2)
 
 
+def test_best_and_peak_follow_the_direction_of_the_headline() -> None:
+    """Of a run that is chosen by a metric of which less is better."""
+    run = state()
+    losses = {"val": (0.9, 0.5, 0.7), "test": (0.8, 0.6, 0.4)}
+    better = []
+    for epoch in range(3):
+        values = {f"{split}/loss": of[epoch] for split, of in losses.items()}
+        better.append(run.end_epoch(values, "loss", higher_is_better=False))
+    assert better == [True, True, False]
+    assert (run.best["epoch"], run.peak["epoch"], run.last["epoch"]) == (2, 3, 3)
+
+
 def test_a_log_entry_covers_the_steps_of_its_window(tmp_path: Path) -> None:
     seen = []
 

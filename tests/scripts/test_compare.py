@@ -14,7 +14,7 @@ from scripts.report import main
 from scripts.reporting.compare import answers, best_on_val, choice_of_keep_prob, compare, few_rows, lines
 from scripts.reporting.csv_files import rows_csv, runs_csv
 from scripts.reporting.deviations import deviations
-from scripts.reporting.report import write_report
+from scripts.reporting.report import content_of, rendered, write_report
 from scripts.reporting.runs import Sweep, label, read_sweep
 from scripts.reporting.tables import last_epoch_drops
 from tests.scripts.made_up_sweep import grid, made_up, note, plan_of, recorded, write_run
@@ -56,6 +56,35 @@ def test_each_column_has_its_own_numbers(tmp_path: Path) -> None:
     differences = {"difference": 1.0, "loss_difference": -1.0, "peak_difference_mean": 3.0}
     assert {name: float(dropblock[name]) for name in differences} == pytest.approx(differences)
     assert list(last_epoch_drops(sweep.rows[1]).values())[1] == pytest.approx(0.15)  # the mean over the seeds
+
+
+def test_where_lower_is_better_the_smaller_headline_wins(tmp_path: Path) -> None:
+    """Verdict, claim, choice on val and the other metrics of a sweep whose runs were judged by the Brier score."""
+    units = {"loss": "", "brier": "", "ece": "%"}
+    for keep_prob, brier in ((1.0, 0.4), (0.9, 0.3), (0.8, 0.5)):
+        for seed in (1, 2, 3):
+            name = "none" if keep_prob == 1 else "dropblock"
+            knobs = [] if keep_prob == 1 else [f"keep_prob={keep_prob}", "groups=[4]", "block_size=7"]
+            plan = plan_of(f"regularizer={name}", "data=digits", f"seed={seed}", *knobs)
+            value = brier + 0.001 * seed + 0.0002 * (seed == 2) * keep_prob
+            last = {"epoch": 5, "test/brier": value, "val/brier": value, "test/ece": 10 * value, "test/loss": 1.0}
+            run = recorded(write_run(tmp_path, plan, 80.0, 5), headline="brier", last=last, peak=last, best=last)
+            folder = note(tmp_path, plan, recorded(run, metric_units=units, lower_is_better=["loss", "brier", "ece"]))
+    claim = ClaimConfig("0.9 beats 0.8", "keep_prob", "0.9", "0.8")
+    sweep = compare(asking(read_sweep(folder), claim))
+    by_keep_prob = {row["keep_prob"]: row for row in sweep.rows}
+    assert {kp: row["verdict"] for kp, row in by_keep_prob.items()} == {None: "", 0.9: "better", 0.8: "worse"}
+    assert best_on_val(sweep.rows) is by_keep_prob[0.9]
+    (answer,) = answers(sweep)
+    assert (answer["verdict"], answer["difference"].mean < 0) == ("better", True)
+    # Four places for what is no percentage; the lowest is the peak; another metric in its own table and columns.
+    text = rendered("report.md.j2", content_of(sweep))
+    assert "| 0.3021 ± 0.0010 |" in text
+    assert "the lowest of" in text
+    ours = next(line.split("|") for line in text.partition("## Beside the headline")[2].splitlines() if "0.9" in line)
+    assert [cell.strip() for cell in ours[2:4]] == ["3.02 ± 0.01", "-1.00 [-1.00, -1.00]"]
+    row = next(row for row in csv.DictReader(rows_csv(sweep).splitlines()) if row["keep_prob"] == "0.9")
+    assert (list(row)[-2:], float(row["ece_mean"])) == (["ece_mean", "ece_std"], pytest.approx(3.02, abs=0.002))
 
 
 def test_a_difference_over_fewer_seeds_says_so(tmp_path: Path) -> None:
