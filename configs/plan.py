@@ -142,7 +142,13 @@ NOT_OF_IDENTITY = ("root", "download", "model_width", "on_bad_image")
 
 # Changes of the code that moved the numbers of some plans: the revision, what changed, and the plans that it concerns.
 # These get a directory of their own; what was trained before keeps its revision, and its number.
-REVISIONS: list[tuple[int, str, Callable[[Plan], bool]]] = []
+REVISIONS: list[tuple[int, str, Callable[[Plan], bool]]] = [
+    (
+        2,
+        "recipe.accumulate: micro-batches count by their labelled pixels or positive anchors, not by their images",
+        lambda plan: plan.recipe.accumulate > 1 and plan.data.task != "classification",
+    ),
+]
 
 
 def revision_of(plan: Plan) -> int:

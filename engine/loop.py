@@ -142,6 +142,7 @@ class Fit:
 
         # Accumulate the gradients of the micro-batches.
         micro_batches = [batch] if recipe.accumulate == 1 else batch.split(recipe.accumulate)
+        weight, images, divided_by = torch.zeros((), dtype=torch.float64, device=self.device), 0, None
         for i, micro in enumerate(micro_batches):
             # Draws are a function of where in the run they are used: a resumed run draws the same ones.
             for number, transform in enumerate(self.batch_transforms):
@@ -152,11 +153,23 @@ class Fit:
             # Gradients travel between ranks once per optimizer step, with the last micro-batch.
             more = i + 1 < len(micro_batches) and isinstance(network, nn.parallel.DistributedDataParallel)
             with network.no_sync() if more else nullcontext(), autocast(self.device, recipe.precision):
-                loss, sums = self.task.loss(network, micro)
+                loss, own_weight, sums = self.task.loss(network, micro)
             self.guard.loss(loss, micro, i)
 
-            # Micro-batches may differ by a sample; each counts by its size.
-            scaler.scale(loss * (micro.size / batch.size)).backward()
+            # The step's loss is one mean over all micro-batches and ranks: each counts by its weight (images, labelled
+            # pixels, positive anchors). The weight of all is estimated from what has been seen until the last one ends
+            # it, and the gradients so far follow. DDP takes the mean over the ranks, hence their number.
+            if len(micro_batches) > 1 or self.ranks.world_size > 1:
+                weight, images = weight + own_weight, images + micro.size
+                if i + 1 < len(micro_batches):
+                    divisor = self.task.normalizer(weight * batch.size / images)
+                else:
+                    divisor = self.task.normalizer(self.ranks.sum(weight)) / self.ranks.world_size
+                if divided_by is not None:
+                    gradients = [p.grad for p in self.guard.parameters if p.grad is not None]
+                    torch._foreach_mul_(gradients, (divided_by / divisor).to(gradients[0].dtype))
+                loss, divided_by = loss * (self.task.normalizer(own_weight) / divisor), divisor
+            scaler.scale(loss).backward()
             state.window.add(sums, micro.size)
 
         # Check and clip the gradients, without the scale of float16.

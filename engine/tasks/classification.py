@@ -40,8 +40,11 @@ class Classification:
     def __init__(self, classes: Sequence[str], criterion: Criterion = F.cross_entropy, aux_weight: float = 0.0) -> None:
         self.classes, self.criterion, self.aux_weight = tuple(classes), criterion, aux_weight
 
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Sums: loss times images, images classified correctly; of a mixed target the larger part counts."""
+    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean over the images, which are its weight.
+
+        Sums: loss times images, images classified correctly; of a mixed target the larger part counts.
+        """
         output = network(batch.images)
         logits, *auxiliary = output if isinstance(output, tuple) else (output,)
         loss = self._loss(logits, batch)
@@ -51,7 +54,10 @@ class Classification:
             larger = batch.labels if batch.share is None or batch.share >= 0.5 else batch.other_labels
             correct = (logits.argmax(1) == larger).sum()
             sums = torch.stack([loss.double() * batch.size, correct.double()])
-        return loss, sums
+        return loss, sums.new_full((), batch.size), sums
+
+    def normalizer(self, weight: Tensor) -> Tensor:
+        return weight
 
     def _loss(self, logits: Tensor, batch: Any) -> Tensor:
         loss = self.criterion(logits.float(), batch.labels)

@@ -50,12 +50,10 @@ class Detection:
     def __init__(self, classes: Sequence[str], score_threshold: float = 0.05) -> None:
         self.classes, self.score_threshold = tuple(classes), score_threshold
 
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Both losses are divided by one number: 1 + the positive anchors of all images given.
+    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Both losses are divided by one number: 1 + the positive anchors of all images given, which are the weight.
 
-        With several micro-batches or ranks each divides by its own, and they are averaged by their images.
-
-        Sums: focal loss and box loss times images, positive anchors.
+        Sums: focal loss and box loss, so divided, times images; positive anchors.
         """
         logits, deltas, anchors = network(batch.images)
         classes, targets, positive = self._targets(batch, anchors)
@@ -64,7 +62,10 @@ class Detection:
         box = BOX_WEIGHT * box_loss(deltas.float(), targets, positive) / (4 * (1 + positives))
         with torch.no_grad():
             sums = torch.stack([focal.double() * batch.size, box.double() * batch.size, positives.double()])
-        return focal + box, sums
+        return focal + box, positives.double(), sums
+
+    def normalizer(self, weight: Tensor) -> Tensor:
+        return 1 + weight
 
     def _targets(self, batch: Any, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, A) classes, `BACKGROUND` for none; (B, A, 4) deltas, 0 where there is no box; (B, A) True for a box."""

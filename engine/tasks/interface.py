@@ -85,8 +85,15 @@ class Task(Protocol):
     metrics: dict[str, Metric]
     num_pictures: int
 
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Mean loss to differentiate and float64 vector of sums of a training batch; vectors of batches add up."""
+    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss to differentiate, its weight, and float64 vector of sums of a training batch.
+
+        Weights (a float64 number each) and vectors of batches add up. The loop forms the mean over all micro-batches
+        and ranks of a step: the sum of loss * normalizer(weight), divided by the normalizer of all weights together.
+        """
+
+    def normalizer(self, weight: Tensor) -> Tensor:
+        """The number by which a loss, summed over samples of this weight, was divided to be their mean."""
 
     def train_metrics(self, sums: Tensor, images: int) -> dict[str, float]:
         """Metrics of training, "loss" among them, from the sum of such vectors over `images` images."""

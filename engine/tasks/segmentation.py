@@ -41,10 +41,8 @@ class Segmentation:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
 
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """The mean over the labelled pixels of all images given, 0 where there are none.
-
-        With several micro-batches or ranks each takes its own mean, and they are averaged by their images.
+    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean over the labelled pixels of all images given, which are its weight; 0 where there are none.
 
         Sums: cross-entropy, labelled pixels, pixels classified correctly; all at the stride of the logits.
         """
@@ -54,7 +52,10 @@ class Segmentation:
         with torch.no_grad():
             correct = ((logits.argmax(1) == masks) & (masks != IGNORE)).sum()
             sums = torch.stack([total.double(), pixels.double(), correct.double()])
-        return total / pixels.clamp(min=1), sums
+        return total / pixels.clamp(min=1), pixels.double(), sums
+
+    def normalizer(self, weight: Tensor) -> Tensor:
+        return weight.clamp(min=1)
 
     def train_metrics(self, sums: Tensor, images: int) -> dict[str, float]:
         total, pixels, correct = sums.tolist()

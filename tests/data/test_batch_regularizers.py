@@ -67,7 +67,7 @@ def test_the_share_has_the_beta_distribution(alpha: float) -> None:
 def test_the_loss_of_a_mixed_batch_is_that_of_the_mixed_target(criterion: Callable[..., torch.Tensor]) -> None:
     batch, logits = batch_of(30), torch.randn(30, 7)
     mixed = replace(batch, images=logits, other_labels=batch.labels.roll(1), share=0.3)
-    loss, sums = Classification("abcdefg", criterion).loss(nn.Identity(), mixed)
+    loss, _, sums = Classification("abcdefg", criterion).loss(nn.Identity(), mixed)
     target = 0.3 * F.one_hot(mixed.labels, 7) + 0.7 * F.one_hot(batch.labels.roll(1), 7)
     if isinstance(criterion, LabelSmoothing):  # as timm's `mixup_target`
         target = 0.9 * target + 0.1 / 7
@@ -178,7 +178,7 @@ def test_the_gradient_of_a_mixed_batch_is_that_of_the_dense_target() -> None:
     mixed = CutMix(1.0, 1.0)(batch, partial(mix, 11))
     assert mixed.share is not None
     assert mixed.other_labels is not None
-    loss, _ = Classification("abcdefg").loss(network, mixed)
+    loss, *_ = Classification("abcdefg").loss(network, mixed)
     found = torch.autograd.grad(loss, list(network.parameters()))
     target = mixed.share * F.one_hot(mixed.labels, 7) + (1 - mixed.share) * F.one_hot(mixed.other_labels, 7)
     dense = F.cross_entropy(network(mixed.images), target)

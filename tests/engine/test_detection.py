@@ -158,7 +158,7 @@ def test_loss_and_gradients_equal_an_independent_computation() -> None:
     logits = torch.randn(2, 16, 2, requires_grad=True)
     deltas = (torch.randn(2, 16, 4) * 0.2).requires_grad_()
     task = Detection(CLASSES)
-    loss, sums = task.loss(Fixed(logits, deltas, anchors), batch)
+    loss, _, sums = task.loss(Fixed(logits, deltas, anchors), batch)
     arrays = [tensor.detach().double().numpy() for tensor in (logits, deltas)]
     focal, box, positives = loss_by_numpy(*arrays, batch, anchors.double().numpy())
     metrics = task.train_metrics(sums, 2)
@@ -180,7 +180,7 @@ def test_loss_and_gradients_equal_an_independent_computation() -> None:
 
 def test_a_batch_without_boxes_trains_on_background_alone() -> None:
     logits, deltas = torch.zeros(2, 128, 2, requires_grad=True), torch.ones(2, 128, 4, requires_grad=True)
-    loss, _ = Detection(CLASSES).loss(Fixed(logits, deltas, grid()), batch_of([[], []]))
+    loss, *_ = Detection(CLASSES).loss(Fixed(logits, deltas, grid()), batch_of([[], []]))
     loss.backward()
     assert loss.item() == pytest.approx(2 * 128 * 2 * 0.75 * 0.5**1.5 * np.log(2), rel=1e-5)
     assert deltas.grad is not None  # every parameter of the box head gets a gradient, and it is 0
@@ -192,7 +192,7 @@ def test_a_batch_without_boxes_trains_on_background_alone() -> None:
 def test_extreme_logits_have_a_finite_loss_and_gradients(dtype: torch.dtype) -> None:
     logits = torch.linspace(-200, 100, 128, dtype=dtype).repeat(2, 2, 1).mT.contiguous().requires_grad_()
     deltas = torch.zeros(2, 128, 4, dtype=dtype)
-    loss, _ = Detection(CLASSES).loss(Fixed(logits, deltas, grid()), batch_of(TWO_IMAGES))
+    loss, *_ = Detection(CLASSES).loss(Fixed(logits, deltas, grid()), batch_of(TWO_IMAGES))
     assert loss.dtype == torch.float32
     loss.backward()
     assert torch.isfinite(loss)

@@ -91,7 +91,7 @@ def test_calibration_against_other_libraries(sharpness: float) -> None:
 
 def test_label_smoothing_is_uniform_over_all_classes() -> None:
     logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
-    loss, _ = Classification("abcde", LabelSmoothing(0.1)).loss(nn.Identity(), batch_of(logits, labels))
+    loss, *_ = Classification("abcde", LabelSmoothing(0.1)).loss(nn.Identity(), batch_of(logits, labels))
     target = 0.9 * F.one_hot(labels, 5) + 0.1 / 5
     torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
 
@@ -102,7 +102,7 @@ def test_an_auxiliary_head_adds_its_weighted_loss() -> None:
             return x, 2 * x
 
     logits, labels = torch.randn(20, 5), torch.randint(5, (20,))
-    loss, _ = Classification("abcde", aux_weight=0.4).loss(TwoHeads(), batch_of(logits, labels))
+    loss, *_ = Classification("abcde", aux_weight=0.4).loss(TwoHeads(), batch_of(logits, labels))
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(2 * logits, labels))
 
 

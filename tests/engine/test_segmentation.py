@@ -32,7 +32,7 @@ def test_the_loss_is_taken_at_the_stride_over_the_labelled_pixels() -> None:
     torch.manual_seed(0)
     logits, masks = torch.randn(3, 4, 5, 3), torch.randint(4, (3, 33, 17))  # 5 = ceil(33 / 8), 3 = ceil(17 / 8)
     masks[:, :9] = IGNORE
-    loss, sums = Segmentation(CLASSES).loss(nn.Identity(), batch_of(logits, masks))
+    loss, _, sums = Segmentation(CLASSES).loss(nn.Identity(), batch_of(logits, masks))
     expected = []
     for b in range(3):
         for i in range(5):
@@ -48,7 +48,7 @@ def test_the_loss_is_taken_at_the_stride_over_the_labelled_pixels() -> None:
 
 def test_without_a_labelled_pixel_the_loss_is_nothing_and_so_is_its_gradient() -> None:
     logits = torch.randn(2, 4, 2, 2, requires_grad=True)
-    loss, sums = Segmentation(CLASSES).loss(nn.Identity(), batch_of(logits, torch.full((2, 16, 16), IGNORE)))
+    loss, _, sums = Segmentation(CLASSES).loss(nn.Identity(), batch_of(logits, torch.full((2, 16, 16), IGNORE)))
     loss.backward()
     assert loss.item() == 0 == logits.grad.abs().sum().item()  # type: ignore[union-attr]
     assert Segmentation(CLASSES).train_metrics(sums, 2) == {"loss": 0.0, "pixel_accuracy": 0.0}
@@ -73,7 +73,7 @@ def test_metrics_equal_a_sum_over_all_pixels() -> None:
     assert metrics["pixel_accuracy"] == pytest.approx(100 * (predicted == labels)[seen].mean())
     assert [row[1] for row in rows[:3]] == pytest.approx(ious)
     assert rows[3] == ("never", None, 0)
-    loss, _ = Segmentation(CLASSES).loss(nn.Identity(), batch_of(logits, masks))
+    loss, *_ = Segmentation(CLASSES).loss(nn.Identity(), batch_of(logits, masks))
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 

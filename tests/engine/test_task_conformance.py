@@ -233,8 +233,8 @@ def test_an_empty_split_is_refused(case: Case) -> None:
 def test_training_sums_add_up(case: Case) -> None:
     """Images and what was counted, not the loss: its normalizer may be of the whole batch."""
     task, model = case.task(), network(case).eval()
-    whole = task.loss(model, case.samples)[1]
-    parts = torch.stack([task.loss(model, part)[1] for part in case.samples.split(3)]).sum(0)
+    whole = task.loss(model, case.samples)[2]
+    parts = torch.stack([task.loss(model, part)[2] for part in case.samples.split(3)]).sum(0)
     assert (whole.dtype, whole.shape) == (torch.float64, parts.shape)
     counted = (whole == whole.round()) & (parts == parts.round())
     assert counted.any()
@@ -349,6 +349,57 @@ def test_pictures_of_samples(case: Case, tmp_path: Path) -> None:
         assert all(0.5 <= event.width / event.height <= 2 for event in events.Images(drawn[0]))
         shown = case.task().pictures(run.state.evaluated.eval(), case.samples)
         assert (len(shown), shown.dtype) == (12, torch.uint8)
+
+
+def weighed_differently(case: Case) -> Case:
+    """Images that weigh differently: of the classifier by their number, of the others by what is labelled in them."""
+    if case.name == "segmentation":
+        case.samples.masks[0, 8:], case.samples.masks[2, :, 8:], case.samples.masks[3] = 255, 255, 255
+    return case
+
+
+def gradient_of_a_step(case: Case, place: Path, accumulate: int, ranks: Ranks, start: int, stop: int) -> Tensor:
+    """Over samples `start` to `stop`, of a network without BatchNorm."""
+    run = fit(case, place, accumulate)
+    run.state.model.layers[1] = nn.Identity()  # type: ignore[union-attr,index,operator]
+    seen: list[Tensor] = []
+
+    def keep(optimizer: Any, *_: Any) -> None:
+        seen.append(torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]))
+
+    state = TrainState(run.state.model, replace(run.recipe, ema_decay=None))
+    state.optimizer.register_step_pre_hook(keep)
+    run = replace(run, state=state, recipe=replace(run.recipe, ema_decay=None), ranks=ranks)
+    run.step(next(case.loader(stop - start, start, stop).epoch(0)), 0.0)
+    return seen[0]
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 5])
+def test_micro_batches_have_the_gradient_of_the_batch(case: Case, tmp_path: Path, accumulate: int) -> None:
+    case = weighed_differently(case)
+    whole = gradient_of_a_step(case, tmp_path, 1, Ranks(), 0, 5)
+    torch.testing.assert_close(gradient_of_a_step(case, tmp_path, accumulate, Ranks(), 0, 5), whole)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_have_the_gradient_of_the_batch(case: Case, tmp_path: Path, accumulate: int) -> None:
+    """DDP takes the mean of the ranks' gradients."""
+    case = weighed_differently(case)
+    model = network(case)
+    model.layers[1] = nn.Identity()
+    weights = [case.task().loss(model, part)[1] for part in case.loader(3).epoch(0)][:2]
+
+    class Both(Ranks):
+        """One of two ranks, which knows the weight of both."""
+
+        def sum(self, tensor: Tensor) -> Tensor:
+            return weights[0] + weights[1] if tensor.ndim == 0 else 2 * tensor
+
+        def max(self, number: int) -> int:
+            return number
+
+    halves = [gradient_of_a_step(case, tmp_path, accumulate, Both(r, 2), 3 * r, 3 * r + 3) for r in range(2)]
+    torch.testing.assert_close((halves[0] + halves[1]) / 2, gradient_of_a_step(case, tmp_path, 1, Ranks(), 0, 6))
 
 
 def test_more_micro_batches_than_samples_are_refused(case: Case, tmp_path: Path) -> None:

@@ -56,6 +56,6 @@ def test_auxiliary_classifiers_learn() -> None:
     batch = ClassificationBatch(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]), torch.arange(2))
     googlenet = build_model("torchvision", num_classes=3, architecture="googlenet")
     task = Classification("abc", aux_weight=googlenet.aux_weight)
-    loss, _ = task.loss(googlenet, batch)
+    loss, *_ = task.loss(googlenet, batch)
     loss.backward()
     assert googlenet.aux1.fc2.weight.grad.abs().sum() > 0
