@@ -25,7 +25,7 @@ class Table:
 
 
 class Metric(NamedTuple):
-    """What a task declares of one of its metrics, and all that anything else knows of it.
+    """Declaration of a metric by its task: all that anything else knows of it.
 
     Args:
         name: in words, for axes and tables.
