@@ -61,7 +61,7 @@ def content_of(sweep: Sweep) -> dict[str, Any]:
         "details": details(sweep),
         "tables": all_tables(sweep),
         "figures": [],
-        "limitations": sweep.study.limitations,
+        "limitations": [*sweep.study.limitations, *older_code(sweep)],
         "deviations": deviations_table(sweep),
         "margin": sweep.study.margin,
     }
@@ -122,6 +122,15 @@ def prose(text: str) -> Markup:
 
 
 # The sentences that both templates share.
+
+
+def older_code(sweep: Sweep) -> list[str]:
+    """A sentence for every change of the code that moves the numbers of runs made before it."""
+    rows: dict[str, list[str]] = {}
+    for row in sweep.rows:
+        for change in dict.fromkeys(change for run in row["runs"] for change in run["changed_since"]):
+            rows.setdefault(change, []).append(row["label"])
+    return [f"Made before a change of the code, {what}: {', '.join(labels)}." for what, labels in rows.items()]
 
 
 def setting_text(sweep: Sweep) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from configs import tables
 from configs.checking import UserError, check, load_yaml
 from configs.command_line import values_given
 from configs.paper import StudyConfig, paper_from
-from configs.plan import plan_from
+from configs.plan import changed_since, plan_from
 from engine.run_directory import DONE, RunDirectory, same_data
 from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, colour_of, knob_text, label_of, metric_label
 from scripts.reporting.statistics import Spread
@@ -89,7 +89,7 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
     """
     summary, log = run.summary(), run.metrics()
     checked = plan_from(summary["plan"])  # keys that are newer than the run get their defaults
-    plan = asdict(checked)
+    plan = checked.values()
     setting = flattened({part: plan[part] for part in ("model", "data", "recipe")})
     methods = methods_of(plan)
     layer = layer_values(plan["layer"])
@@ -127,6 +127,7 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
         "tried": tried,
         "methods": methods,
         "plan": plan,
+        "changed_since": changed_since(checked),
         "configuration": checked.hash(),  # all seeds of a configuration share it, wherever their directories are
         "data_identity": repr(checked.identity()["data"]),
         **measured,

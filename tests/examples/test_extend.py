@@ -94,7 +94,8 @@ def test_parts_from_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "run_plan", lambda plan, model=None: ran.append(plan))
     monkeypatch.setattr(experiment, "run_sweep", lambda plans, name: ran.extend(plans))
     parts = example("own_parts.py")
-    exec(compile(code, "EXTEND.md", "exec"), {"MyNet": parts["SmallNet"], "MyLayer": parts["SharedDropBlock"]})
+    own = {"MyNet": parts["SmallNet"], "MyLayer": parts["SharedDropBlock"], "MyLoss": lambda power: None}
+    exec(compile(code, "EXTEND.md", "exec"), own)
     assert (ran[0].model.name, ran[0].regularizer, ran[0].layer.schedule) == ("my_net", ["my_layer"], "half")
     assert [plan.seed for plan in ran] == [1, 1, 2, 3, 1]
 

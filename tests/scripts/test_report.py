@@ -370,3 +370,15 @@ def test_runs_are_compared_without_a_sweep(
         assert absent not in text
     assert compare_script.main([str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_results_of_older_code_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = grid(tmp_path, {NONE: [80.0, 81.0], DROPOUT: [82.0, 83.0]})
+    change = (2, "another mask of the head", lambda plan: plan.layer is not None)
+    monkeypatch.setattr("configs.plan.REVISIONS", [change])
+    (sentence,) = content_of(read_sweep(folder))["limitations"]
+    assert "another mask of the head" in sentence
+    assert "dropout" in sentence
+    assert "no regularizer" not in sentence
+    monkeypatch.setattr("configs.plan.REVISIONS", [])
+    assert content_of(read_sweep(folder))["limitations"] == []
