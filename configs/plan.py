@@ -75,6 +75,8 @@ class Plan:
         """Nested plain values, as plan.yaml and summary.json hold them; `plan_from` reads them."""
         values = asdict(self)
         methods = values.pop("methods")
+        if self.revision == 1:
+            del values["revision"]
         return {**values, **_under_old_keys(self, methods)}
 
     def identity(self) -> dict[str, Any]:

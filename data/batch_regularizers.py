@@ -95,4 +95,8 @@ class MixupCutMix:
         return (self.cutmix if cut else self.mixup)(batch, seed_of)
 
 
-BATCH_REGULARIZERS: dict[str, Callable[..., Any]] = {"cutmix": CutMix, "mixup": Mixup, "mixup_cutmix": MixupCutMix}
+BATCH_REGULARIZERS: dict[str, Callable[..., Any]] = {
+    "cutmix": CutMix,
+    "mixup": Mixup,
+    "mixup_cutmix": MixupCutMix,
+}

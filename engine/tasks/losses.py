@@ -27,4 +27,6 @@ class LabelSmoothing:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
 
-LOSSES: dict[str, Callable[..., Any]] = {"label_smoothing": LabelSmoothing}
+LOSSES: dict[str, Callable[..., Any]] = {
+    "label_smoothing": LabelSmoothing,
+}

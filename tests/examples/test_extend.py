@@ -89,7 +89,7 @@ def test_every_block_names_its_file_or_is_run_here() -> None:
 
 
 def test_parts_from_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(from experiment import plan_of.*?)```", PAGE, re.DOTALL)
+    (code,) = re.findall(r"```python\n(from experiment import .*?)```", PAGE, re.DOTALL)
     ran: list[Any] = []
     monkeypatch.setattr(experiment, "run_plan", lambda plan, model=None: ran.append(plan))
     monkeypatch.setattr(experiment, "run_sweep", lambda plans, name: ran.extend(plans))
