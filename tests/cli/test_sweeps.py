@@ -17,7 +17,7 @@ from configs.checking import UserError, check, load_yaml
 from configs.command_line import check_arguments, sweep_name, values_given
 from configs.compose import config_of, plan_of
 from configs.paper import PaperConfig
-from configs.plan import CONFIGS, Plan, choices
+from configs.plan import CONFIGS, Plan
 from configs.resolve import resolve
 from configs.schema import Config
 from configs.tables import table_of
@@ -72,10 +72,6 @@ DENSE = {
     ("bccd_where", ("data.root=/data",)): 4,
     ("bccd_long", ("data.root=/data",)): 4,
 }
-
-
-def test_every_sweep_is_listed_here() -> None:
-    assert set(choices("sweep")) == {*RUNS, *STUDIES, *(sweep for sweep, _ in DENSE)}
 
 
 @pytest.mark.parametrize(("sweep", "scale"), DENSE)
