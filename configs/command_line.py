@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.checking import UserError, all_keys, check, load_yaml, nearest
-from configs.groups import option_of
+from configs.groups import CONFIGS, choices, option_of
 from configs.help import GROUPS
-from configs.plan import CONFIGS, LONGEST_FOLDER, OWN_DATA, choices, own_title, shortened
+from configs.plan import LONGEST_FOLDER, OWN_DATA, own_title, shortened
 from configs.schema import LAYER_KNOBS, Config, RunOptions
 from configs.tables import table_of
 

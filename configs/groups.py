@@ -87,7 +87,8 @@ def declared(name: str) -> RegularizerConfig:
     if found.layer is not None and found.layer.options:
         raise UserError(f"{path}: layer.options: declare them beside layer, options: {{NAME: {{default: VALUE}}}}")
     for option, of in found.options.items():
-        if not isinstance(of, dict) or "default" not in of:
+        registered = name in NODES["regularizer"]
+        if not isinstance(of, dict) or "default" not in of or ("meaning" not in of and not registered):
             raise UserError(f"{path}: options.{option}: write {{default: VALUE, meaning: TEXT}}")
     return found
 

@@ -1,4 +1,4 @@
-"""What a report is compared with: the paper's numbers beside an experiment, and what a sweep declares beforehand."""
+"""The paper's numbers beside an experiment, and the declarations of a study that its report follows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PaperConfig:
         place: table and row, or figure and line; differences are taken within one table or figure.
         certainty: where the numbers were read.
         metrics: [mean] or [mean, standard deviation] by the name of the metric, in its unit.
-        curve: of a figure, by the name of the metric: its values by keep_prob.
+        curve: values of a figure by keep_prob, by the name of the metric.
     """
 
     place: str = ""
@@ -60,7 +60,7 @@ class ClaimConfig:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What a sweep declares before its first run, for its report; no part of any run.
+    """Declarations of a sweep before its first run, for its report; no part of any run.
 
     Args:
         headline: which number is the result, as a phrase.

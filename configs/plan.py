@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from configs.checking import UserError, check
-from configs.groups import CONFIGS as CONFIGS  # for importers of this module
 from configs.groups import PARTS, in_order
-from configs.groups import choices as choices
 from configs.paper import PaperConfig, paper_from
 from configs.schema import KINDS, DataConfig, LayerConfig, MethodConfig, ModelConfig, RecipeConfig, RunOptions
 
@@ -36,7 +34,7 @@ class Plan:
         layer, companions: the layers of these, the first one's name and knobs being the run's.
         methods: what they change of images, batches and the loss, in this order.
         headline: the metric that chooses the best epoch; None: the task's own.
-        revision: of the code, where a change of it moved the numbers of this plan (see REVISIONS).
+        revision: number of the last change of the code that moved the numbers of this plan (see REVISIONS).
     """
 
     model: ModelConfig
@@ -168,7 +166,7 @@ def _under_old_keys(plan: Plan, methods: list[dict[str, Any]]) -> dict[str, Any]
 
     Args:
         plan: the plan; Cutout's side was in pixels, and AutoAugment's policy decided by the size of its images.
-        methods: as plain values.
+        methods: plain values of them.
     """
     options = {method["name"]: method["options"] for method in methods}
     side, policy = options.get("cutout", {}).get("cutout", 0.0), options.get("autoaugment", {}).get("autoaugment")

@@ -10,10 +10,10 @@ from typing import Any
 from configs.checking import UserError, load_yaml, one_of
 from configs.groups import CONFIGS, choices, declared, further_choices
 from configs.plan import Plan
-from configs.schema import RECIPE_KNOBS, TASKS, LayerConfig
+from configs.schema import RECIPE_KNOBS, TASKS
 
 SHORT = {f"recipe.{knob}": knob for knob in RECIPE_KNOBS}
-# What the networks of this repository are for; one of another name, of a user's own, may be for any task.
+# The task of each network of this repository; one of another name, of a user's own, may be for any.
 TASK_OF = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), "classification"),
     **dict.fromkeys(("fractalnet20", "fractalnet34", "fractalnet40", "amoebanet_b"), "classification"),
@@ -30,11 +30,12 @@ def check_values(plan: Plan) -> None:
     Raises:
         UserError: one line that names the key.
     """
-    for part, prefix in (
-        *((plan.model, "model."), (plan.data, "data."), (plan.recipe, "recipe.")),
-        *((plan.runtime, ""), *((layer, "") for layer in plan.layers)),
-    ):
+    # Every value by itself.
+    recipe = plan.recipe
+    for part, prefix in ((plan.model, "model."), (plan.data, "data."), (recipe, "recipe."), (plan.runtime, "")):
         check_fields(part, prefix)
+    for layer in plan.layers:
+        check_fields(layer)
     if plan.model.library is None:
         one_of("model.name", plan.model.name, choices("model"))
     one_of("data.name", plan.data.name, choices("data"))
@@ -42,11 +43,30 @@ def check_values(plan: Plan) -> None:
         raise UserError(f"device={plan.runtime.device}: choose auto, cpu, cuda or cuda:N")
     if not 0 <= plan.seed < 2**63:
         raise UserError(f"seed={plan.seed}: must lie between 0 and 2^63 - 1")
+    for layer in plan.layers:
+        if not layer.groups or min((group for group in layer.groups if isinstance(group, int)), default=0) < 0:
+            raise UserError(f"groups={layer.groups}: name at least one group of the network")
+        for group in layer.groups:
+            if isinstance(group, str):
+                one_of("groups", group, ("head",))
+
+    # Network, data and regularizers go together.
     _check_network(plan)
     _check_regularizers(plan)
-    for layer in plan.layers:
-        _check_layer(layer)
-    _check_lengths(plan)
+
+    # The learning rate falls within the run, and not to nothing; micro-batches have one size.
+    if recipe.lr_schedule == "step" and not recipe.milestones:
+        raise UserError("lr_schedule=step: name the epochs at which the rate falls: recipe.milestones=[60,120,160]")
+    if recipe.lr_schedule == "step" and max(recipe.milestones) >= recipe.epochs:
+        epochs = ", ".join(f"{milestone:g}" for milestone in recipe.milestones)
+        raise UserError(f"recipe.milestones=[{epochs}]: must lie before the end of the run, epochs={recipe.epochs}")
+    if recipe.lr_schedule == "exponential" and recipe.lr_decay ** (recipe.epochs / recipe.decay_epochs) < 1e-6:
+        raise UserError(
+            f"lr_schedule=exponential: times {recipe.lr_decay:g} every {recipe.decay_epochs:g} epochs leaves nothing; "
+            "say how fast it falls, such as recipe.lr_decay=0.97 recipe.decay_epochs=2.4"
+        )
+    if recipe.batch_size % recipe.accumulate:
+        raise UserError(f"recipe.accumulate={recipe.accumulate}: must divide batch_size={recipe.batch_size}")
 
 
 def check_fields(part: Any, prefix: str = "") -> None:
@@ -90,7 +110,7 @@ def declared_fields(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, dic
 
 
 def _task_of(name: str, library: str | None) -> str | None:
-    """What a network is for; None for one that this repository does not know."""
+    """The task of a network; None for one that this repository does not know."""
     return "classification" if library else TASK_OF.get(name)
 
 
@@ -136,8 +156,10 @@ def _check_regularizers(plan: Plan) -> None:
 
 
 def _check_option(key: str, value: Any, declaration: Mapping[str, Any]) -> None:
-    """Check a value of a regularizer's own option: of the type of its default, and in its range."""
-    default = declaration.get("default")
+    """Check a value of a regularizer's own option: its range, and that it has the type of its default."""
+    if "meaning" not in declaration:  # of a script, where 1 may be short for 1.0
+        return
+    default = declaration["default"]
     if isinstance(default, bool) and not isinstance(value, bool):
         raise UserError(f"{key}={value}: expected true or false")
     number = isinstance(default, int | float) and not isinstance(default, bool)
@@ -146,29 +168,3 @@ def _check_option(key: str, value: Any, declaration: Mapping[str, Any]) -> None:
     if number and isinstance(default, int) and not float(value).is_integer():
         raise UserError(f"{key}={value}: expected a whole number")
     check_value(key, value, declaration)
-
-
-def _check_layer(layer: LayerConfig) -> None:
-    numbers = [group for group in layer.groups or [] if isinstance(group, int)]
-    names = [group for group in layer.groups or [] if isinstance(group, str)]
-    if not layer.groups or min(numbers, default=0) < 0:
-        raise UserError(f"groups={layer.groups}: name at least one group of the network")
-    for name in names:
-        one_of("groups", name, ("head",))
-
-
-def _check_lengths(plan: Plan) -> None:
-    """What the length of the run has to do with its learning rate and its batches."""
-    recipe = plan.recipe
-    if recipe.lr_schedule == "step" and not recipe.milestones:
-        raise UserError("lr_schedule=step: name the epochs at which the rate falls: recipe.milestones=[60,120,160]")
-    if recipe.lr_schedule == "step" and max(recipe.milestones) >= recipe.epochs:
-        epochs = ", ".join(f"{milestone:g}" for milestone in recipe.milestones)
-        raise UserError(f"recipe.milestones=[{epochs}]: must lie before the end of the run, epochs={recipe.epochs}")
-    if recipe.lr_schedule == "exponential" and recipe.lr_decay ** (recipe.epochs / recipe.decay_epochs) < 1e-6:
-        raise UserError(
-            f"lr_schedule=exponential: times {recipe.lr_decay:g} every {recipe.decay_epochs:g} epochs leaves nothing; "
-            "say how fast it falls, such as recipe.lr_decay=0.97 recipe.decay_epochs=2.4"
-        )
-    if recipe.batch_size % recipe.accumulate:
-        raise UserError(f"recipe.accumulate={recipe.accumulate}: must divide batch_size={recipe.batch_size}")

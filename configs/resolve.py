@@ -156,8 +156,8 @@ def _regularizers(
                 key = f"regularizer.{name}.{knob}={value}"
                 raise UserError(f"{key}: {knob}={top} is set as well, and wins; write {knob}={value}")
         options = {option: values.get(option, declaration["default"]) for option, declaration in of.options.items()}
-        # null: as the class has it, and not in the plan, so that an option that is added later renames no run.
-        options = {option: value for option, value in options.items() if value is not None}
+        # null in a file: as the class has it, and not in the plan, so that a new option renames no run.
+        options = {k: v for k, v in options.items() if v is not None or "meaning" not in of.options[k]}
         for option, value in options.items():  # 1 and 1.0 are one run
             if isinstance(of.options[option]["default"], float) and type(value) is int:
                 options[option] = float(value)
@@ -314,7 +314,8 @@ def _paper(paper: PaperConfig, plan: Plan, row: tables.Row, notes: list[str]) ->
     if not row or not (paper.metrics or paper.curve):
         return paper
     # What the row alone would come to, compared with the plan value by value.
-    chosen = row["regularizer"] if isinstance(row["regularizer"], list) else [row["regularizer"]]
+    chosen = row.get("regularizer", plan.regularizer)
+    chosen = chosen if isinstance(chosen, list) else [chosen]
     layers, methods, _ = _regularizers(
         {name: {} for name in in_order(chosen)}, {knob: row.get(knob) for knob in KNOBS}, row, None, grid=True
     )

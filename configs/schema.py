@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from configs.paper import PaperConfig, StudyConfig
+from configs.paper import PaperConfig
 
 Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would hide the type
 Names: TypeAlias = list[str]
@@ -105,7 +105,7 @@ class DataConfig:
     classes: Names | None = option(None, "of voc_detection, in the order of the labels; null: all in the lists")
 
     def options(self) -> dict[str, Any]:
-        """What only some data sets have, as far as it is given."""
+        """Those given of the keys that only some data sets have."""
         some = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes")
         return {key: value for key in some if (value := getattr(self, key)) is not None}
 
@@ -199,7 +199,7 @@ class RegularizerConfig:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out. Changes nothing of what is computed, so it may change on resume."""
+    """Options that change nothing of what is computed, so they may change on resume."""
 
     device: str = option("auto", "auto | cpu | cuda | cuda:N")
     workers: int | None = option(
@@ -227,7 +227,6 @@ class Config(RunOptions):
     regularizer: dict[str, Any] = field(default_factory=dict)  # by name the declaration, and the values given to it
     experiment: str | None = None
     paper: PaperConfig = field(default_factory=PaperConfig)
-    study: StudyConfig = field(default_factory=StudyConfig)  # of a sweep
     keep_prob: float | None = None
     block_size: int | None = None
     groups: list[int | str] | None = None

@@ -13,11 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from configs.checking import UserError, load_yaml, nearest
+from configs.checking import UserError, check, load_yaml, nearest, one_of
+from configs.paper import StudyConfig
 
 FOLDER = Path(__file__).parent / "sweep"
 CHOICES = ("data", "model", "recipe", "regularizer")  # keys of a row or setting that choose a file of a group
 Row = dict[str, Any]
+# The form of the keys of a table that hold more than one value.
+FORMS: dict[str, type] = {"rows": dict, "runs": list, "setting": dict, "seed": list, "vary": dict, "study": dict}
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Table:
 
     Args:
         rows: by name; what each sets, as on the command line, and `paper`: its numbers, see `PaperConfig`.
-        prefix: of the rows in `experiment=PREFIX/ROW`; the name of the file where it says none.
+        prefix: the first part of `experiment=PREFIX/ROW`; by default the name of the file.
         runs: the experiments that the sweep trains, of this table or others; None: all rows.
         setting: what the sweep sets for all its runs.
         seed: the seeds of the sweep, unless the command line has others.
@@ -45,7 +48,7 @@ class Table:
     study: dict[str, Any] = field(default_factory=dict)
 
     def axes(self) -> dict[str, str]:
-        """What a sweep varies, as on the command line of a grid; the first key changes slowest."""
+        """The keys that the sweep varies, as on the command line of a grid; the first one changes slowest."""
         axes: dict[str, list[Any]] = {"seed": self.seed, "experiment": [*self.experiments()], **self.vary}
         return {key: ",".join(map(str, values)) for key, values in axes.items() if values}
 
@@ -69,7 +72,13 @@ def table_of(name: str) -> Table:
             raise UserError(f"{path}: a table lists its rows under rows:, see 'A table of your own' in docs/EXTEND.md")
         if key not in known:
             raise UserError(f"{path}: unknown key '{key}'{nearest(key, known)}")
+    for key, form in FORMS.items():
+        if not isinstance(values.get(key, form()), form):
+            raise UserError(f"{path}: {key}: expected {'a list' if form is list else 'keys with values'}")
     table = Table(**{"prefix": name, **values})
+    for key, row in [*table.rows.items(), *table.vary.items()]:
+        if not isinstance(row, dict if key in table.rows else list):
+            raise UserError(f"{path}: {key}: expected {'keys with values' if key in table.rows else 'a list'}")
     for row in table.rows.values():
         paper = row.get("paper", {})
         if "metrics" in paper or "curve" in paper:
@@ -93,7 +102,11 @@ def rows() -> dict[str, Row]:
     found: dict[str, Row] = {}
     for path in sorted(FOLDER.glob("*.yaml")):
         table = table_of(path.stem)
-        found |= {f"{table.prefix}/{name}": row for name, row in table.rows.items()}
+        for name, row in table.rows.items():
+            experiment = f"{table.prefix}/{name}"
+            if experiment in found:
+                raise UserError(f"{path}: {experiment}: another table has a row of this name; give this one a prefix")
+            found[experiment] = row
     return found
 
 
@@ -104,7 +117,7 @@ def sweeps() -> list[str]:
 
 
 def study_of(sweep: str | None) -> dict[str, Any]:
-    """What a sweep declares for its report; empty for one that is no table of this project."""
+    """The declarations of a sweep for its report; empty for one that is no table of this project."""
     return dict(table_of(sweep).study) if sweep is not None and sweep in sweeps() else {}
 
 
@@ -118,15 +131,16 @@ def nodes(overrides: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
     words = set(re.split(r"[^\w/-]+", given))
     named = [sweep for sweep in sweeps() if sweep in words] if given else []
     wanted = words.union(*(table_of(sweep).experiments() for sweep in named))
+    for experiment in wanted - words:
+        one_of("runs", experiment, rows())
     found = []
     for experiment, row in rows().items() if given else ():
         if experiment in wanted or "glob(" in given:
             prefix, _, name = experiment.rpartition("/")
             found.append((f"experiment/{prefix}", name, {**_node(row), "experiment": experiment}))
     for sweep in named:
-        table = table_of(sweep)
-        multirun = {"mode": "MULTIRUN", "sweeper": {"params": table.axes()}}
-        found.append(("table", sweep, {**_node(table.setting), "hydra": multirun, "study": table.study}))
+        check(table_of(sweep).study, StudyConfig)  # refused now, and not by the report of finished runs
+        found.append(("table", sweep, _node(table_of(sweep).setting)))
     return found
 
 

@@ -33,7 +33,7 @@ def register_model(name: str, make: Callable[..., nn.Module], places: Sequence[P
     """Make a network known as `model=NAME`.
 
     Args:
-        name: of the network.
+        name: letters, digits and _; it stands in run directories.
         make: a class or function with the argument `num_classes`, and of `in_channels`, `width`, `stem` those it wants;
             what else it takes is `model.options.KEY` of the configuration. Called after the seed is set.
         places: where layers may sit (`dropblock.Place`). None: at the `dropblock.Site` modules that the network has,
@@ -71,12 +71,12 @@ def register_layer(
     """Make a layer known as `regularizer=NAME`.
 
     Args:
-        name: of the regularizer.
+        name: letters, digits and _; it stands in run directories.
         layer: a `dropblock.DropLayer`, or a function that returns one; called with `keep_prob=` and the options.
         keep_prob, groups, skip, schedule, group_divisor: its defaults; skip=None where the shortcut is no choice.
         sits_at: `maps` (wherever parts of feature maps may be dropped), `branches` (at the end of residual branches),
             or a function that says which sites it suits.
-        label, colour: of its rows in reports, "#rrggbb"; kept in the record of each run.
+        label, colour: name and "#rrggbb" of its rows in reports; kept in the record of each run.
         options: its own knobs with their defaults. `block_size` is set by `block_size=7`, any other one by
             `regularizer.NAME.KEY=VALUE`.
 
@@ -115,12 +115,12 @@ def register_regularizer(
     """Make a regularizer of any kind known as `regularizer=NAME`.
 
     Args:
-        name: of the regularizer.
+        name: letters, digits and _; it stands in run directories.
         kind: `image`, `batch` or `loss`: see `data.image_regularizers`, `data.batch_regularizers` and
             `engine.tasks.losses` for what an instance does; or `layer`, see `register_layer`.
         make: a class, or a function that returns an instance; called with the options.
         tasks: those it suits.
-        label, colour: of its rows in reports, "#rrggbb"; kept in the record of each run.
+        label, colour: name and "#rrggbb" of its rows in reports; kept in the record of each run.
         options: its options with their defaults, set by `regularizer.NAME.KEY=VALUE`; of a layer what `register_layer`
             takes as well.
 
@@ -149,7 +149,7 @@ def register_schedule(name: str, share: Callable[[float], float]) -> None:
     """Make a keep_prob schedule known as `schedule=NAME`.
 
     Args:
-        name: of the schedule.
+        name: letters, digits and _.
         share: progress of training in [0, 1] -> share of the drop rate in force then, in [0, 1]. `lambda t: t` is the
             paper's linear schedule.
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from configs.command_line import sweep_name, values_given
 from configs.compose import plan_of
+from configs.groups import CONFIGS, choices
 from configs.help import OPTIONS, PARTS, keys_of
-from configs.plan import CONFIGS, choices
 from scripts.values import VALUES, write_values
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import pytest
 
 from configs.checking import UserError
 from configs.compose import config_of, nodes, plan_of
-from configs.plan import choices
+from configs.groups import choices
 from engine.run_directory import RunDirectory
 from experiment.launchers import PLUGINS, installed, run_launched
 from experiment.outcome import Job

@@ -16,8 +16,9 @@ from configs import compose
 from configs.checking import UserError, check, load_yaml
 from configs.command_line import check_arguments, sweep_name, values_given
 from configs.compose import config_of, plan_of
+from configs.groups import CONFIGS
 from configs.paper import PaperConfig
-from configs.plan import CONFIGS, Plan
+from configs.plan import Plan
 from configs.resolve import resolve
 from configs.schema import Config
 from configs.tables import table_of

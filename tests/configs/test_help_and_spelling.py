@@ -10,8 +10,8 @@ import pytest
 from configs.checking import UserError
 from configs.command_line import check_arguments
 from configs.compose import plan_of
+from configs.groups import CONFIGS
 from configs.help import help_text
-from configs.plan import CONFIGS
 from configs.schema import Config, DataConfig, RecipeConfig, RunOptions
 
 SLIPS = [

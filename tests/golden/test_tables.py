@@ -18,7 +18,8 @@ import yaml
 
 from configs.command_line import check_arguments
 from configs.compose import compose_jobs, plan_of
-from configs.plan import CONFIGS, choices, plan_from
+from configs.groups import CONFIGS, choices
+from configs.plan import plan_from
 from configs.resolve import resolve_composed
 
 FILE = Path(__file__).with_name("tables.json")
