@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -75,7 +76,17 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize(("sweep", "scale"), DENSE)
+# Composed in the short form as well; tests/golden/test_tables.py has the directory of every job of all.
+SHORT = ("table1", "fig3_keep_prob", "fig5_inference", "coco_retinanet", "voc_segmentation", "keep_prob_small")
+
+
+def cases(*values: Any) -> Any:
+    """Parameters of a test, those of sweeps that are not in the short form marked slow."""
+    sweep = values[0]
+    return pytest.param(*values, marks=[] if sweep in SHORT else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("sweep", "scale"), [cases(*key) for key in DENSE])
 def test_a_sweep_of_another_task_is_one_command(sweep: str, scale: tuple[str, ...]) -> None:
     found = plans(sweep, scale)
     assert len({plan.run_dir() for plan in found}) == DENSE[sweep, scale]
@@ -99,7 +110,7 @@ def test_rows_of_voc_are_the_papers() -> None:
     ]
 
 
-@pytest.mark.parametrize("sweep", STUDIES)
+@pytest.mark.parametrize("sweep", [cases(sweep) for sweep in STUDIES])
 def test_a_study_is_one_command(sweep: str) -> None:
     found = plans(sweep, ("data.root=/data",))
     assert len({plan.run_dir() for plan in found}) == STUDIES[sweep]
@@ -113,7 +124,7 @@ def test_a_study_is_one_command(sweep: str) -> None:
 SCALES = [*((sweep, SMALL) for sweep in RUNS), ("table1", WHOLE), ("coco_retinanet", COCO)]
 
 
-@pytest.mark.parametrize(("sweep", "scale"), SCALES)
+@pytest.mark.parametrize(("sweep", "scale"), [cases(*key) for key in SCALES])
 def test_every_job_is_a_plan_at_any_scale(sweep: str, scale: tuple[str, ...]) -> None:
     found = plans(sweep, scale)
     assert len({plan.run_dir() for plan in found}) == RUNS[sweep]

@@ -1,4 +1,4 @@
-"""A change of the code that moves numbers: the older run is refused in one line, and a new one has its own directory."""
+"""A change of the code that moves numbers: an older run is refused in one line, a new one has its own directory."""
 
 from __future__ import annotations
 
