@@ -158,7 +158,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UserError: if the file is missing or damaged.
     """
     try:
-        values = yaml.load(path.read_text(), _Loader)
+        values = _Loader(path.read_text()).get_single_data()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:

@@ -119,11 +119,11 @@ class Faults:
         loss, calls = TASKS[task].loss, [0]
 
         def patched(self: Any, model: Any, batch: Any) -> Any:
-            value, sums = loss(self, model, batch)
+            value, weight, sums = loss(self, model, batch)
             calls[0] += 1
             if calls[0] == step + 1 and int(os.environ.get("RANK", 0)) == rank:
                 value = value * float("nan")
-            return value, sums
+            return value, weight, sums
 
         TASKS[task].loss = patched  # type: ignore[method-assign]
 

@@ -32,9 +32,9 @@ def multiply_loss(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool], fa
     loss, calls = Classification.loss, [0]
 
     def patched(self: Classification, model: nn.Module, batch: Any) -> Any:
-        value, sums = loss(self, model, batch)
+        value, weight, sums = loss(self, model, batch)
         calls[0] += 1
-        return (value * factor if at(calls[0] - 1) else value), sums
+        return (value * factor if at(calls[0] - 1) else value), weight, sums
 
     monkeypatch.setattr(Classification, "loss", patched)
 
