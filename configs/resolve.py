@@ -40,26 +40,6 @@ IDLE_WITHOUT: dict[str, Any] = {"schedule_start": None, "schedule_end": None, "h
 Given = Mapping[str, Mapping[str, Any]]  # regularizer -> the values that the user gave to it alone
 
 
-def _check_run_dir(place: str | None) -> None:
-    """Refuse a directory that is no run's: files would be mixed in, and fresh=true would move all of it.
-
-    Raises:
-        UserError: for the root, the home directory, and one with other files than those of a run.
-    """
-    if place is None:
-        return
-    path = Path(os.path.expanduser(place)).absolute()
-    if path.resolve() in (Path(path.anchor), Path(os.path.expanduser("~")).resolve()):
-        raise UserError(f"run_dir={place}: a run needs a directory of its own")
-    is_run = any((path / name).exists() for name in ("status.json", "plan.yaml"))
-    if is_run or not path.is_dir():
-        return
-    # A process that was killed may have left the lock, or a file being written, and nothing else.
-    foreign = [child.name for child in path.iterdir() if child.name != ".lock" and ".tmp." not in child.name]
-    if foreign:
-        raise UserError(f"run_dir={place}: not a run, it holds {min(foreign)}; name an empty or a new directory")
-
-
 def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, list[str]]:
     """`resolve` of what Hydra composed; groups=3, epochs=1e1 and recipe.precision=bf16 are read as they are meant."""
     config = composed.copy()
@@ -88,7 +68,7 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     """
     if grid and config.run_dir:
         raise UserError(f"run_dir={config.run_dir}: all runs of a grid would share this directory; omit it")
-    _check_run_dir(config.run_dir)
+    check_run_dir(config.run_dir)
     row = tables.rows()[config.experiment] if config.experiment else {}
     if row.get("model.pretrained") == "???" and config.model.pretrained is None:
         raise UserError(f"experiment={config.experiment} starts from ImageNet weights: give model.pretrained=FILE")
@@ -118,6 +98,26 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
     check_values(plan)
     plan = replace(plan, paper=_paper(config.paper, plan, row, notes))
     return replace(plan, revision=revision_of(plan)), notes
+
+
+def check_run_dir(place: str | None) -> None:
+    """Refuse a directory that is no run's: files would be mixed in, and fresh=true would move all of it.
+
+    Raises:
+        UserError: for the root, the home directory, and one with other files than those of a run.
+    """
+    if place is None:
+        return
+    path = Path(os.path.expanduser(place)).absolute()
+    if path.resolve() in (Path(path.anchor), Path(os.path.expanduser("~")).resolve()):
+        raise UserError(f"run_dir={place}: a run needs a directory of its own")
+    is_run = any((path / name).exists() for name in ("status.json", "plan.yaml"))
+    if is_run or not path.is_dir():
+        return
+    # A process that was killed may have left the lock, or a file being written, and nothing else.
+    foreign = [child.name for child in path.iterdir() if child.name != ".lock" and ".tmp." not in child.name]
+    if foreign:
+        raise UserError(f"run_dir={place}: not a run, it holds {min(foreign)}; name an empty or a new directory")
 
 
 def _chosen(regularizer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -254,7 +254,14 @@ class Config(RunOptions):
 
 # The short names of what is varied most; of these dataclasses.
 LAYER_KNOBS = (
-    *("keep_prob", "block_size", "groups", "skip", "schedule"),
-    *("schedule_start", "schedule_end", "depth_rule", "head_share"),
+    "keep_prob",
+    "block_size",
+    "groups",
+    "skip",
+    "schedule",
+    "schedule_start",
+    "schedule_end",
+    "depth_rule",
+    "head_share",
 )
 RECIPE_KNOBS = ("epochs", "batch_size", "lr", "lr_schedule")

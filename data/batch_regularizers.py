@@ -50,7 +50,7 @@ class CutMix:
 
     Args:
         alpha: above 0; 1 is the uniform distribution.
-        probability: of a batch to be changed.
+        probability: share of the batches that are changed.
     """
 
     def __init__(self, alpha: float, probability: float) -> None:

@@ -39,7 +39,7 @@ class TorchvisionPolicy:
     Applied after crop and flip and before what changes the normalized batch.
 
     Args:
-        purpose: of its draws, one of those of `data.draws`, so that two policies in one run draw apart.
+        purpose: key of its draws, from `data.draws`; policies of one run have different ones.
         transform: changes a PIL image.
     """
 
@@ -114,7 +114,7 @@ class AugMix(TorchvisionPolicy):
     without the operations that its test corruptions resemble (colour, contrast, brightness, sharpness).
 
     Args:
-        severity: of the operations, 1 to 10.
+        severity: strength of the operations, 1 to 10.
     """
 
     def __init__(self, severity: int) -> None:
@@ -165,8 +165,8 @@ class RandomErasing:
     rule; the paper tries on).
 
     Args:
-        probability: of an image to be changed.
-        area_least, area_most: of the rectangle, as shares of the image; uniform in between.
+        probability: share of the images that are changed.
+        area_least, area_most: range of the rectangle's area as a share of the image; uniform in between.
         aspect: smallest ratio of height to width, whose inverse is the largest; its logarithm is uniform in between.
         value: `zero`, the mean colour, or `random`, a normal draw for each number.
     """

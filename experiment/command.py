@@ -199,7 +199,10 @@ def preview_jobs(jobs: Sequence[Job]) -> int:
 
 def report_refused(jobs: Sequence[Job]) -> int:
     """Print each reason for which jobs are refused once; returns the exit code, 0 if there are none."""
-    codes = {reason: report_error(UserError(reason))[0] for reason in {job.refused: 0 for job in jobs if job.refused}}
+    codes = {
+        reason: report_error(UserError(reason))[0]
+        for reason in dict.fromkeys(job.refused for job in jobs if job.refused)
+    }
     for job in jobs:
         if job.refused:
             job.outcome = Outcome(codes[job.refused], reason=job.refused)

@@ -41,8 +41,18 @@ HALF_WAY = 0.5  # of training: a linear schedule drops half as much then, which 
 # Keys of a plan that change the cost of no step.
 NOT_OF_A_STEP = ("seed", "label_smoothing", "regularizer")
 NOT_OF_A_STEP_IN_RECIPE = (
-    *("epochs", "eval_every", "eval_batch_size", "lr", "lr_schedule", "lr_decay", "decay_epochs", "warmup_epochs"),
-    *("milestones", "momentum", "weight_decay", "name"),
+    "name",
+    "epochs",
+    "eval_every",
+    "eval_batch_size",
+    "lr",
+    "lr_schedule",
+    "lr_decay",
+    "decay_epochs",
+    "warmup_epochs",
+    "milestones",
+    "momentum",
+    "weight_decay",
 )
 
 

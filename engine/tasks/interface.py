@@ -28,7 +28,7 @@ class Metric(NamedTuple):
     """Declaration of a metric by its task: all that anything else knows of it.
 
     Args:
-        name: in words, for axes and tables.
+        name: text for axes and tables.
         unit: behind a number, such as "%" or "nats"; "" for a plain number.
         higher_is_better: False for a loss or an error.
     """

@@ -17,7 +17,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from configs.resolve import _check_run_dir
+from configs.resolve import check_run_dir
 from engine import checkpoint
 from engine.checkpoint import load
 from engine.loop import Fit
@@ -171,9 +171,9 @@ def test_run_dir_that_is_no_run_is_refused(
         assert train("plan=true", f"run_dir={place}") == 2
         assert culprit in capsys.readouterr().err
     assert [path.name for path in own.iterdir()] == ["thesis.txt"]
-    _check_run_dir(str(tmp_path / "new"))
+    check_run_dir(str(tmp_path / "new"))
     (own / "thesis.txt").rename(own / ".lock")  # left by a process that was killed
-    _check_run_dir(str(own))
+    check_run_dir(str(own))
 
 
 MISTAKES = [
