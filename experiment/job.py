@@ -54,7 +54,7 @@ def run_job(
         from experiment.sweep import last_test
 
         summary = run_plan(plan, job.overrides, began, in_use == "wait", log)
-        shown = {"last test": last_test(summary)}
+        shown = last_test(summary)
     except BaseException as error:
         if in_use == "later" and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)

@@ -61,8 +61,8 @@ def skip_done(jobs: Sequence[Job], sweep: Path) -> list[Job]:
             left.append(job)
             continue
         job.outcome = Outcome(done=True)
-        shown: dict[str, Any] = {"last test": last_test(summary), "experiment": job.plan.experiment}
-        note_run(sweep, job.run, DONE, job.overrides, paper=asdict(job.plan.paper), **shown)
+        shown = {"experiment": job.plan.experiment, "paper": asdict(job.plan.paper), **last_test(summary)}
+        note_run(sweep, job.run, DONE, job.overrides, **shown)
     skipped = len(jobs) - len(left)
     if skipped:
         print(f"{skipped} of {counted(len(jobs), 'run')} already done; fresh=true would start over", flush=True)
@@ -77,10 +77,12 @@ def differs(recorded: dict[str, Any], plan: Plan) -> bool:
         return True
 
 
-def last_test(summary: dict[str, Any]) -> float | None:
-    """The headline of a finished run on test, after its last epoch."""
-    value: float | None = summary["last"].get(f"test/{summary['headline']}")
-    return value
+def last_test(summary: dict[str, Any]) -> dict[str, Any]:
+    """The headline of a finished run on test, after its last epoch, and its unit, for the note of the run."""
+    headline = summary["headline"]
+    # Records from before metrics had units hold percentages.
+    unit = summary.get("metric_units", {}).get(headline, "%")
+    return {"last test": summary["last"].get(f"test/{headline}"), "unit": unit}
 
 
 def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: str = "", **values: Any) -> None:
@@ -131,11 +133,11 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
         sweep: its directory; None if there is nothing in it.
         refused: reasons of jobs that came to no run.
     """
-    rows = [(entry["status"], entry.get("last test"), entry["run"], entry["reason"]) for entry in entries]
-    rows += [("FAILED", None, "-", reason) for reason in refused]
+    rows = [(entry["status"], _shown(entry), entry["run"], entry["reason"]) for entry in entries]
+    rows += [("FAILED", "-", "-", reason) for reason in refused]
     reasons = [" ".join(reason.split()) for *_, reason in rows]
     numbers = {reason: f"({i})" for i, reason in enumerate(dict.fromkeys(filter(None, reasons)), start=1)}
-    cells = [(*row[:1], _shown(row[1]), row[2], numbers.get(of, "")) for row, of in zip(rows, reasons, strict=True)]
+    cells = [(*row[:3], numbers.get(of, "")) for row, of in zip(rows, reasons, strict=True)]
     done = sum(entry["status"] == DONE for entry in entries)
     lines = [table(("status", "last test", "run", "reason"), cells)] if rows else []
     lines += [f"{number} {reason}" for reason, number in numbers.items()]
@@ -143,5 +145,6 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
     return "\n".join([*lines, f"{counted(done, 'run')} done, {len(rows) - done} not; {place}"])
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}%"
+def _shown(entry: dict[str, Any]) -> str:
+    value, unit = entry.get("last test"), entry.get("unit", "%")
+    return "-" if value is None else f"{value:.2f}%" if unit == "%" else f"{value:.4f} {unit}".rstrip()

@@ -63,7 +63,7 @@ def values_of_sweep(result: Path) -> dict[str, Any]:
         of |= {"gap": _mean(row, "gap"), "loss_difference": _difference(row, "loss_difference"), "loss_p": _p(loss_p)}
         values[name] = _without_empty(of)
     for better, worse in COMPARED.get(result.name, []):
-        ours, theirs = (_by_seed(rows[names.index(name)]) for name in (better, worse))
+        ours, theirs = (differences_by_seed(rows[names.index(name)]) for name in (better, worse))
         values[better][f"less_{worse}"] = str(paired(ours, theirs))
     if any(losses):
         values["largest_loss_p"] = _p(max(p for p in losses if p is not None))
@@ -86,7 +86,7 @@ def _after_first_seeds(sweep: str, rows: list[dict[str, str]]) -> list[dict[str,
         return [{} for _ in rows]
     differences = []
     for row in rows:
-        by_seed = _by_seed(row)
+        by_seed = differences_by_seed(row)
         seeds = tuple(range(1, FIRST_SEEDS[sweep] + 1))
         differences.append(Difference(tuple(by_seed[seed] for seed in seeds), seeds) if by_seed else None)
     adjusted = holm([of.p_value if of else None for of in differences])
@@ -214,7 +214,7 @@ def _p(p_value: float | str | None) -> str:
     return "" if p_value in (None, "") else "< .001" if float(p_value) < 0.001 else f"{float(p_value):.3f}"
 
 
-def _by_seed(row: dict[str, str]) -> dict[int, float]:
+def differences_by_seed(row: dict[str, str]) -> dict[int, float]:
     """The single differences of a row."""
     pairs = (pair.split(":") for pair in row["by_seed"].split())
     return {int(seed): float(value) for seed, value in pairs}

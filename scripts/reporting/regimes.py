@@ -9,7 +9,7 @@ from scripts.reporting.figures import difference_axis, draw_difference, drawing
 from scripts.reporting.names import colour_of
 from scripts.reporting.runs import study_of
 from scripts.reporting.statistics import Difference
-from scripts.values import rows_of
+from scripts.values import differences_by_seed, rows_of
 
 REGIMES = {"schedules_overfit": "overfits", "schedules_underfit": "underfits"}
 SCHEDULES = ("linear", "constant", "early", "late")
@@ -30,7 +30,9 @@ def draw_regimes(results: Path) -> Path | None:
             compared = [row for schedule in SCHEDULES for row in rows if row["schedule"] == schedule]
             heights = range(len(compared))[::-1]
             for row, height in zip(compared, heights, strict=True):
-                draw_difference(axes, difference_of(row), height, colour_of(["dropblock"]) or INK)
+                by_seed = differences_by_seed(row)
+                difference = Difference(tuple(by_seed.values()), tuple(by_seed))
+                draw_difference(axes, difference, height, colour_of(["dropblock"]) or INK)
             margin = study_of(name).margin
             difference_axis(axes, margin)
             axes.set_xlabel(
@@ -45,12 +47,6 @@ def draw_regimes(results: Path) -> Path | None:
         for axes in panels:  # one scale, so that the regimes can be compared
             axes.set_xlim(min(ends), max(ends))
     return out
-
-
-def difference_of(row: dict[str, str]) -> Difference:
-    """The difference of a row of report.csv, seed by seed."""
-    pairs = [pair.split(":") for pair in row["by_seed"].split()]
-    return Difference(tuple(float(value) for _, value in pairs), tuple(int(seed) for seed, _ in pairs))
 
 
 def name_of(row: dict[str, str]) -> str:

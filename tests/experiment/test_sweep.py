@@ -1,0 +1,17 @@
+"""The closing table of a sweep."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiment.sweep import last_test, summary_text
+
+
+@pytest.mark.parametrize(
+    ("headline", "units", "value", "shown"),
+    [("top1", {}, 81.5, "81.50%"), ("top1", {"top1": "%"}, 81.5, "81.50%"), ("loss", {"loss": ""}, 0.7123, "0.7123")],
+)
+def test_the_headline_has_its_own_unit(headline: str, units: dict[str, str], value: float, shown: str) -> None:
+    summary = {"headline": headline, "last": {f"test/{headline}": value}, **({"metric_units": units} if units else {})}
+    entry = {"status": "DONE", "run": "outputs/a/b/seed-1", "reason": "", **last_test(summary)}
+    assert shown in summary_text([entry], None).split()
