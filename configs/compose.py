@@ -17,10 +17,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs import tables
 from configs.checking import UserError
 from configs.command_line import Arguments, check_arguments, quoted
-from configs.groups import CONFIGS, NODES, choices, for_hydra
+from configs.groups import CONFIGS, NODES, choices, for_hydra, table_nodes
 from configs.plan import Plan
 from configs.resolve import resolve_composed
 from configs.schema import Config
@@ -137,7 +136,7 @@ def nodes(overrides: Sequence[str]) -> None:
     again: dict[str, Any] = {} if _before_1_4(old=True) else {"replace": True}
     store = ConfigStore.instance()
     store.store("schema", _schema(), **again)
-    for group, name, node in tables.nodes(overrides):
+    for group, name, node in table_nodes(overrides):
         store.store(name, node, group=group, package="_global_", **again)
     for name, values in NODES["model"].items():
         store.store(name, values, group="model", **again)

@@ -15,6 +15,7 @@ from typing import Any
 
 from configs import tables
 from configs.checking import UserError, check, load_yaml, nearest, one_of
+from configs.paper import StudyConfig
 from configs.schema import KINDS, DataConfig, LayerConfig, ModelConfig, RecipeConfig, RegularizerConfig
 
 CONFIGS = Path(__file__).parent
@@ -127,21 +128,64 @@ def option_of(key: str) -> tuple[str, str]:
     return name, path[0]
 
 
+def given_key(key: str) -> str:
+    """The place in the composed configuration of a regularizer's value that the user or a table gives."""
+    name, option = option_of(key)
+    return f"regularizer.{name}.given.{option}"
+
+
 def for_hydra(overrides: Sequence[str]) -> list[str]:
     """Overrides in the form that Hydra composes.
 
     A value of a regularizer goes beside its declaration, under `given`; ++ sets or adds. `+sweep=NAME` becomes
-    `+table=NAME`, see `configs.tables.nodes`.
+    `+table=NAME`, see `table_nodes`.
     """
     found = []
     for override in overrides:
         key, _, value = override.partition("=")
         if key.lstrip("+~").startswith("regularizer."):
-            name, option = option_of(key.lstrip("+~"))
-            found.append(f"++regularizer.{name}.given.{option}={'null' if key.startswith('~') else value}")
+            found.append(f"++{given_key(key.lstrip('+~'))}={'null' if key.startswith('~') else value}")
         else:
             found.append(re.sub(r"^\+\+?sweep=", "+table=", override))
     return found
+
+
+def table_nodes(overrides: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(group, name, node) of the rows and tables that overrides name, as Hydra would read them from files.
+
+    A table's node is in the group `table`, since Hydra would take configs/sweep/NAME.yaml itself for the group `sweep`.
+    """
+    pairs = [override.lstrip("+").partition("=") for override in overrides]
+    given = " ".join(value for key, _, value in pairs if key in ("experiment", "sweep", "table"))
+    words = set(re.split(r"[^\w/-]+", given))
+    named = [sweep for sweep in tables.sweeps() if sweep in words] if given else []
+    wanted = words.union(*(tables.table_of(sweep).experiments() for sweep in named))
+    for experiment in wanted - words:
+        one_of("runs", experiment, tables.rows())
+    found = []
+    for experiment, row in tables.rows().items() if given else ():
+        if experiment in wanted or "glob(" in given:
+            prefix, _, name = experiment.rpartition("/")
+            found.append((f"experiment/{prefix}", name, {**_node(row), "experiment": experiment}))
+    for sweep in named:
+        check(tables.table_of(sweep).study, StudyConfig)  # refused now, and not by the report of finished runs
+        found.append(("table", sweep, _node(tables.table_of(sweep).setting)))
+    return found
+
+
+def _node(values: tables.Row) -> dict[str, Any]:
+    """KEY: VALUE as on the command line in the form of Hydra's files: choices apart, dotted keys nested."""
+    node: dict[str, Any] = {"defaults": [{f"override /{key}": values[key]} for key in tables.CHOICES if key in values]}
+    for key, value in values.items():
+        if key not in tables.CHOICES:
+            if key.startswith("regularizer."):
+                key = given_key(key)
+            inner = node
+            *parents, last = key.split(".")
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = value
+    return node
 
 
 def styles_of(names: Iterable[str]) -> dict[str, dict[str, str | None]]:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from configs import tables
 from configs.checking import UserError, check, one_of
-from configs.groups import choices, declared, in_order, named
+from configs.groups import choices, declared, in_order, named, option_of
 from configs.paper import PaperConfig
 from configs.plan import LONGEST_FOLDER, OWN_DATA, Plan, Runtime, own_title, revision_of, shortened
 from configs.ranges import check_values
@@ -316,9 +316,12 @@ def _paper(paper: PaperConfig, plan: Plan, row: tables.Row, notes: list[str]) ->
     # What the row alone would come to, compared with the plan value by value.
     chosen = row.get("regularizer", plan.regularizer)
     chosen = chosen if isinstance(chosen, list) else [chosen]
-    layers, methods, _ = _regularizers(
-        {name: {} for name in in_order(chosen)}, {knob: row.get(knob) for knob in KNOBS}, row, None, grid=True
-    )
+    given: dict[str, dict[str, Any]] = {name: {} for name in in_order(chosen)}
+    for key in row:
+        if key.startswith("regularizer."):
+            name, option = option_of(key)
+            given[name][option] = row[key]
+    layers, methods, _ = _regularizers(given, {knob: row.get(knob) for knob in KNOBS}, row, None, grid=True)
     theirs, ours = _flat(layers, methods), _flat(plan.layers, plan.methods)
     swept = ("keep_prob",) if paper.curve else ()
     changed = [

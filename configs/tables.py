@@ -6,15 +6,12 @@ A table holds its rows, each a set of KEY: VALUE as on the command line. `experi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from configs.checking import UserError, check, load_yaml, nearest, one_of
-from configs.paper import StudyConfig
+from configs.checking import UserError, load_yaml, nearest
 
 FOLDER = Path(__file__).parent / "sweep"
 CHOICES = ("data", "model", "recipe", "regularizer")  # keys of a row or setting that choose a file of a group
@@ -119,39 +116,3 @@ def sweeps() -> list[str]:
 def study_of(sweep: str | None) -> dict[str, Any]:
     """The declarations of a sweep for its report; empty for one that is no table of this project."""
     return dict(table_of(sweep).study) if sweep is not None and sweep in sweeps() else {}
-
-
-def nodes(overrides: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(group, name, node) of the rows and tables that overrides name, as Hydra would read them from files.
-
-    A table's node is in the group `table`, since Hydra would take configs/sweep/NAME.yaml itself for the group `sweep`.
-    """
-    pairs = [override.lstrip("+").partition("=") for override in overrides]
-    given = " ".join(value for key, _, value in pairs if key in ("experiment", "sweep", "table"))
-    words = set(re.split(r"[^\w/-]+", given))
-    named = [sweep for sweep in sweeps() if sweep in words] if given else []
-    wanted = words.union(*(table_of(sweep).experiments() for sweep in named))
-    for experiment in wanted - words:
-        one_of("runs", experiment, rows())
-    found = []
-    for experiment, row in rows().items() if given else ():
-        if experiment in wanted or "glob(" in given:
-            prefix, _, name = experiment.rpartition("/")
-            found.append((f"experiment/{prefix}", name, {**_node(row), "experiment": experiment}))
-    for sweep in named:
-        check(table_of(sweep).study, StudyConfig)  # refused now, and not by the report of finished runs
-        found.append(("table", sweep, _node(table_of(sweep).setting)))
-    return found
-
-
-def _node(values: Row) -> dict[str, Any]:
-    """KEY: VALUE as on the command line in the form of Hydra's files: choices apart, dotted keys nested."""
-    node: dict[str, Any] = {"defaults": [{f"override /{key}": values[key]} for key in CHOICES if key in values]}
-    for key, value in values.items():
-        if key not in CHOICES:
-            inner = node
-            *parents, last = key.split(".")
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-            inner[last] = value
-    return node

@@ -40,6 +40,18 @@ def test_rows_are_experiments_and_a_sweep(write: Path) -> None:
     assert plan_of("+sweep=mine", "data=fake").regularizer == ["dropblock"]  # a sweep alone names no row
 
 
+def test_a_row_sets_the_own_options_of_a_regularizer(write: Path) -> None:
+    paper = "paper: {place: Table 1, metrics: {top1: [90.0]}}"
+    half = f"half: {{regularizer: [cutout, mixup], regularizer.mixup.alpha: 0.5, {paper}}}"
+    write.write_text(f"rows: {{{half}}}\nsetting: {{regularizer: cutmix, regularizer.cutmix.alpha: 2}}\n")
+    plan = plan_of("experiment=mine/half", "data=fake")
+    assert plan.options_of("batch") == {"mixup": {"alpha": 0.5}}
+    assert plan.paper.metrics == {"top1": [90.0]}
+    other = plan_of("experiment=mine/half", "data=fake", "regularizer.mixup.alpha=1")
+    assert (other.options_of("batch"), other.paper.metrics) == ({"mixup": {"alpha": 1.0}}, {})
+    assert plan_of("+sweep=mine", "data=fake").options_of("batch")["cutmix"]["alpha"] == 2.0
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
@@ -51,6 +63,7 @@ def test_rows_are_experiments_and_a_sweep(write: Path) -> None:
         (GOOD + "runs: [mine/nne]\n", "mine/none"),
         (GOOD + "study: {margins: 1}\n", "margin"),
         (GOOD + "setting: {recipe.lrs: 1}\n", "lr"),
+        ("rows: {none: {regularizer: mixup, regularizer.mixup.alpah: 1}}\n", "alpha"),
         ("defaults: [{override /data: digits}]\nhydra: {mode: MULTIRUN}\n", "rows"),
         ("rows: {none: {regularizer: none\n", "YAML"),
         ("rows: {}\nrows: {}\n", "rows"),
