@@ -7,6 +7,8 @@
                         all sites of the last two groups, in the first of them a quarter of the rate, with
                         block_size=7 or another; both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
+    temperature=val     fit one temperature on val, and add the metrics of the split after it: label smoothing, mixup
+                        and the like change how sure a network is, and with it loss and calibration (classification)
     json=FILE           write the result as JSON
     data.root=PATH      place of the data, if it is another one than in training (also data_root=PATH)
     device, workers, download: see train.py
@@ -19,47 +21,40 @@ from __future__ import annotations
 import faulthandler
 import json as json_format
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from configs.checking import UserError, one_of
+from configs.checking import UserError
 from configs.command_line import read_values
+from configs.evaluation import EvaluationConfig
 from engine import cpu
 from engine.console import metric_text, survive_lost_output, table, table_rows
 from experiment.outcome import report_error
 from experiment.source import NetworkSource
 
+T = TypeVar("T")
+
 
 @dataclass
-class Request(NetworkSource):
+class Request(EvaluationConfig, NetworkSource):
     """The arguments of this command."""
 
-    split: str = "test"
-    keep_prob: list[float] = field(default_factory=list)
-    block_size: list[int] = field(default_factory=list)
-    column: list[int] = field(default_factory=list)
-    seed: int = 0
     device: str = "auto"
     json: str | None = None
 
-    def source(self) -> NetworkSource:
-        return NetworkSource(**{f.name: getattr(self, f.name) for f in fields(NetworkSource)})
+    def part(self, of: type[T]) -> T:
+        """The arguments of this dataclass among them."""
+        return of(**{f.name: getattr(self, f.name) for f in fields(of)})  # type: ignore[arg-type]
 
 
 def read_request(arguments: list[str]) -> Request:
     """The command line as a checked request; a single value stands for a list of one."""
     request = read_values(arguments, Request)
-    request.check()
-    one_of("split", request.split, ("test", "val"))
+    request.part(NetworkSource).check()
+    request.part(EvaluationConfig).check()
     if request.json is not None and not Path(request.json).parent.is_dir():
         raise UserError(f"json={request.json}: there is no directory {Path(request.json).parent}")
-    for keep_prob in request.keep_prob:
-        if not 0.0 <= keep_prob <= 1.0:
-            raise UserError(f"keep_prob={keep_prob}: must lie between 0 and 1")
-    for block_size in request.block_size:
-        if block_size < 1:
-            raise UserError(f"block_size={block_size}: must be at least 1")
     return request
 
 
@@ -71,6 +66,11 @@ def result_text(result: dict[str, Any]) -> str:
     rows = [(f"{split}/{name}", metric_text(result[name], result["metric_units"][name], places=4)) for name in names]
     parts = [f"checkpoint {result['checkpoint']}", table(("metric", f"of {result['samples']:,} images"), rows)]
     parts += [table(finer["header"], table_rows(finer["rows"])) for finer in result["tables"]]
+    if result["temperature"]:
+        of = result["temperature"]
+        after = [(f"{split}/{name}", metric_text(of[name], result["metric_units"][name], places=4)) for name in names]
+        head = f"at temperature {of['value']:.4f}, fitted on {of['images']:,} images of {of['fitted_on']}"
+        parts.append(table(("metric", head), after))
     if result["under_drop"]:
         drops = [
             (row["block_size"], f"{row['keep_prob']:g}", *headline_and_loss(row, headline, unit))
@@ -98,8 +98,7 @@ def main(arguments: list[str]) -> int:
         request = read_request(arguments)
         from experiment.evaluation import evaluate  # imports torch: a typo is refused before that
 
-        wanted = {key: value for key, value in vars(request).items() if key not in (*vars(request.source()), "json")}
-        result = evaluate(request.source(), **wanted)
+        result = evaluate(request.part(NetworkSource), request.part(EvaluationConfig), request.device)
         print(result_text(result))
         if request.json is not None:
             Path(request.json).write_text(json_format.dumps(result, indent=2) + "\n")

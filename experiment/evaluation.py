@@ -1,65 +1,121 @@
-"""Metrics of a finished network on a split, also under drop and by column of a FractalNet."""
+"""Metrics of a finished network on a split: as it is, after a temperature, under drop, by column of a FractalNet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.checking import UserError
+from configs.evaluation import EvaluationConfig
+from configs.plan import Plan
 from configs.schema import LayerConfig
-from dropblock import installed_layers
+from data import Data
+from dropblock import LayerControl, installed_layers
 from engine.distributed import Ranks, find_device
 from engine.evaluation import Evaluation
 from engine.evaluation import evaluate as pass_over
-from engine.tasks import metrics_record
+from engine.precision import autocast
+from engine.tasks import Task, metrics_record
 from experiment.build import build_task
 from experiment.source import NetworkSource
 from experiment.trained import described, opened, trained
 
 
-def evaluate(
-    source: NetworkSource,
-    split: str = "test",
-    keep_prob: Sequence[float] = (),
-    block_size: Sequence[int] = (),
-    column: Sequence[int] = (),
-    seed: int = 0,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Metrics of the split, per class, and under drop at every keep_prob and block size asked for."""
-    place, ranks = find_device(device), Ranks()
+@dataclass(frozen=True)
+class Finished:
+    """A finished network and its data.
+
+    Args:
+        plan, payload, data: as `opened` gives them.
+        task: that of the data.
+        device, ranks: where this process stands.
+        poll: called before every batch; may raise to end the evaluation.
+    """
+
+    plan: Plan
+    payload: dict[str, Any]
+    data: Data
+    task: Task
+    device: torch.device
+    ranks: Ranks
+    poll: Callable[[], None] = lambda: None
+
+    def network(self, *layers: LayerConfig) -> tuple[nn.Module, LayerControl]:
+        """The network in evaluation mode; with layers that drop as in training at their full rate, if given."""
+        model, control = trained(self.plan, self.payload, self.data, self.device, layers)
+        control.set_progress(1.0)
+        for layer in installed_layers(model):
+            layer.train()
+        return model, control
+
+    def split(self, name: str, key: str) -> Any:
+        """The loader of a split that `key` asks for."""
+        loader = getattr(self.data, name)
+        if loader is None:
+            raise UserError(f"{key}={name}: {self.plan.data.name} was used without one")
+        return loader
+
+    def measured(self, network: nn.Module, loader: Any, task: Any = None) -> Evaluation:
+        """One pass over a split; `task` stands in for the network's own."""
+        precision = self.plan.recipe.precision
+        return pass_over(task or self.task, network, loader, self.ranks, self.device, precision, self.poll)
+
+
+def evaluate(source: NetworkSource, wanted: EvaluationConfig | None = None, device: str = "auto") -> dict[str, Any]:
+    """Open a network and its data, and evaluate it: see `results_of`."""
+    place = find_device(device)
     plan, payload, data = opened(source, place)
-    loader = getattr(data, split)
-    if loader is None:
-        raise UserError(f"split={split}: {plan.data.name} was used without one")
-    task = build_task(plan, data)
+    finished = Finished(plan, payload, data, build_task(plan, data), place, Ranks())
+    return results_of(finished, wanted or EvaluationConfig())
 
-    def measure(layer: LayerConfig | None, only: int | None = None) -> Evaluation:
-        model, layers = trained(plan, payload, data, place, layer)
-        layers.set_progress(1.0)
-        for installed in installed_layers(model):
-            installed.train()
-        torch.manual_seed(seed)
-        network = model if only is None else column_of(model, only)
-        return pass_over(task, network, loader, ranks, place, plan.recipe.precision)
 
-    under_drop = []
-    if keep_prob or block_size:
-        last: Any = trained(plan, payload, data, place)[0].last_group
-        for block, kept in product(block_size or [7], keep_prob or [0.9]):
-            layer = LayerConfig("dropblock", kept, block, [last - 1, last], True, "constant", 4.0)
-            under_drop.append({"keep_prob": kept, "block_size": block, **measure(layer).metrics})
-    columns = [{"column": k, **measure(None, k).metrics} for k in column]
-    done = measure(None)
-    result = {"checkpoint": described(payload), "split": split, "samples": done.images, **done.metrics}
-    named = {"task": task.name, "headline": task.headline, **metrics_record(task.metrics)}
-    tables = [asdict(table) for table in done.tables]
-    return {**result, "tables": tables, **named, "under_drop": under_drop, "columns": columns}
+def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
+    """The metrics of a split and its finer tables, and whatever else is wanted, as plain values."""
+    task, loader = finished.task, finished.split(wanted.split, "split")
+
+    # The network as training evaluated it.
+    done = finished.measured(finished.network()[0], loader)
+    result = {
+        "checkpoint": described(finished.payload),
+        "split": wanted.split,
+        "samples": done.images,
+        **done.metrics,
+        "tables": [asdict(table) for table in done.tables],
+        "task": task.name,
+        "headline": task.headline,
+        **metrics_record(task.metrics),
+    }
+
+    # After a temperature.
+    result["temperature"] = after_temperature(finished, loader, wanted.temperature) if wanted.temperature else None
+
+    # With DropBlock on: one mask for each layer and batch, drawn one after the other.
+    result["under_drop"] = []
+    for block, kept in product(wanted.block_size or [7], wanted.keep_prob or [0.9]):
+        if wanted.keep_prob or wanted.block_size:
+            network, _ = finished.network(dropblock_in(finished, kept, block))
+            torch.manual_seed(wanted.seed)
+            row = {"keep_prob": kept, "block_size": block, **finished.measured(network, loader).metrics}
+            result["under_drop"].append(row)
+
+    # The columns of a FractalNet, each alone.
+    result["columns"] = [
+        {"column": column, **finished.measured(column_of(finished.network()[0], column), loader).metrics}
+        for column in wanted.column
+    ]
+    return result
+
+
+def dropblock_in(finished: Finished, keep_prob: float, block_size: int) -> LayerConfig:
+    """DropBlock as in the paper's Figure 5: at all sites of the last two groups, in the first a quarter of the rate."""
+    last: Any = finished.network()[0].last_group
+    return LayerConfig("dropblock", keep_prob, block_size, [last - 1, last], True, "constant", 4.0)
 
 
 def column_of(model: Any, column: int) -> nn.Module:
@@ -69,3 +125,47 @@ def column_of(model: Any, column: int) -> nn.Module:
     if not 1 <= column <= model.depth:
         raise UserError(f"column={column}: this network has the columns 1 to {model.depth}")
     return model.column(column).eval()
+
+
+def after_temperature(finished: Finished, loader: Any, split: str) -> dict[str, Any]:
+    """The metrics of a split after a temperature that is fitted on another one."""
+    if finished.task.name != "classification":
+        raise UserError(f"temperature={split}: for classification, not for {finished.task.name}")
+    fitted_on, (network, _) = finished.split(split, "temperature"), finished.network()
+    value = fitted_temperature(network, fitted_on, finished)
+    after = finished.measured(Tempered(network, value), loader)
+    return {"fitted_on": split, "images": fitted_on.num_samples, "value": value, **after.metrics}
+
+
+class Tempered(nn.Module):
+    """A network whose logits are divided by a temperature."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).float() / self.temperature
+
+
+@torch.no_grad()
+def fitted_temperature(network: nn.Module, loader: Any, finished: Finished) -> float:
+    """The temperature T that minimises the negative log-likelihood of softmax(logits / T) on a split.
+
+    One number for all classes, which leaves every prediction as it is (Guo et al. 2017, section 4.2). Between 0.01 and
+    100: where all images of the split are classified correctly, no finite one is best.
+    """
+    with autocast(finished.device, finished.plan.recipe.precision):
+        seen = [(network(batch.images).double().cpu(), batch.labels.cpu()) for batch in loader.epoch(0)]
+    parts = [part for ours in finished.ranks.gather(seen) for part in ours]
+    logits, labels = torch.cat([z for z, _ in parts]), torch.cat([y for _, y in parts])
+    of_label = logits.gather(1, labels[:, None]).mean()
+
+    # The loss is convex in 1 / T, so its slope there, E_p[z] - z_y, changes sign once: halve the interval of log T.
+    low, high = math.log(0.01), math.log(100.0)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        expected = ((logits / math.exp(middle)).softmax(1) * logits).sum(1).mean()
+        # A temperature too high makes the expected logit smaller than that of the labels.
+        low, high = (low, middle) if expected < of_label else (middle, high)
+    return math.exp((low + high) / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,9 +135,10 @@ def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str,
 
 
 def trained(
-    plan: Plan, payload: dict[str, Any], data: Data, device: torch.device, layer: LayerConfig | None = None
+    plan: Plan, payload: dict[str, Any], data: Data, device: torch.device, layers: Sequence[LayerConfig] = ()
 ) -> tuple[nn.Module, LayerControl]:
-    """The network of a checkpoint in evaluation mode: its training layers left out, `layer` installed if given."""
-    model, layers = build_network(replace(plan, layer=layer, companions=[]), data, device, pretrained=False)
+    """The network of a checkpoint in evaluation mode: its training layers left out, these installed instead."""
+    with_these = replace(plan, layer=layers[0] if layers else None, companions=[*layers[1:]])
+    model, control = build_network(with_these, data, device, pretrained=False)
     model.load_state_dict(weights_of(plan, payload))
-    return model.eval(), layers
+    return model.eval(), control

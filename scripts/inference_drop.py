@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from configs.command_line import read_values
+from configs.evaluation import EvaluationConfig
 from engine import cpu
 from engine.run_directory import RunDirectory
 from experiment.outcome import report_error
@@ -69,7 +70,8 @@ def measure(run: RunDirectory, blocks: Sequence[int], place: Place) -> None:
 
     options = asdict(place)
     device = options.pop("device")
-    result = evaluate(NetworkSource(run=str(run.path), **options), "test", KEEP_PROBS, blocks, device=device)
+    wanted = EvaluationConfig(keep_prob=[*KEEP_PROBS], block_size=[*blocks])
+    result = evaluate(NetworkSource(run=str(run.path), **options), wanted, device)
     earlier = (run.read("under_drop.json") or {}).get("under_drop", [])
     kept = [point for point in earlier if point["block_size"] not in blocks]
     run.write("under_drop.json", {**result, "under_drop": kept + result["under_drop"]})

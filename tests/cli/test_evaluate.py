@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from scipy.optimize import minimize_scalar
 
 from configs.checking import UserError
+from engine.distributed import Ranks
 from engine.run_directory import RunDirectory
 from evaluate import main, read_request, result_text
-from experiment.evaluation import trained
+from experiment.evaluation import Tempered, fitted_temperature, trained
 
 
 @pytest.fixture
@@ -56,6 +60,38 @@ def test_drop_at_inference(run: RunDirectory, tmp_path: Path) -> None:
     assert by[7, 0.1]["loss"] != result["loss"]
 
 
+def test_a_temperature_is_fitted_on_val(run: RunDirectory, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    assert main([str(run.path), "temperature=val", f"json={out}", "device=cpu"]) == 0
+    result = json.loads(out.read_text())
+    found = result["temperature"]
+    assert (found["fitted_on"], found["images"], found["top1"]) == ("val", 32, result["top1"])
+    assert 0.01 < found["value"] < 101
+    assert found["loss"] != result["loss"]
+    assert found["ece"] != result["ece"]
+
+
+def test_the_temperature_minimises_the_loss() -> None:
+    """As scipy finds it; labels that follow the logits at temperature 2.5, so that the minimum is near it."""
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(2000, 4)
+    labels = torch.multinomial((logits / 2.5).softmax(1), 1)[:, 0]
+    batches = [SimpleNamespace(images=x, labels=y) for x, y in zip(logits.split(300), labels.split(300), strict=True)]
+    split = SimpleNamespace(epoch=lambda _: iter(batches))
+    recipe = SimpleNamespace(precision="float32")
+    place: Any = SimpleNamespace(device=torch.device("cpu"), ranks=Ranks(), plan=SimpleNamespace(recipe=recipe))
+    found = fitted_temperature(torch.nn.Identity(), split, place)
+
+    def loss(temperature: float) -> float:
+        return torch.nn.functional.cross_entropy(logits.double() / temperature, labels).item()
+
+    best = minimize_scalar(loss, bounds=(0.1, 10.0), method="bounded", options={"xatol": 1e-9})
+    assert found == pytest.approx(best.x, rel=1e-5)
+    assert found == pytest.approx(2.5, rel=0.1)
+    tempered = Tempered(torch.nn.Identity(), found)
+    assert fitted_temperature(tempered, split, place) == pytest.approx(1.0, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
@@ -66,6 +102,8 @@ def test_drop_at_inference(run: RunDirectory, tmp_path: Path) -> None:
         (["runn=a"], "'run'"),
         (["run=a", "split=tset"], "did you mean 'test'"),
         (["run=a", "keep_prob=2"], "keep_prob=2"),
+        (["run=a", "temperature=test"], "temperature=test"),
+        (["run=a", "split=val", "temperature=val"], "temperature=val"),
         (["run=a", "run=b"], "run: given twice"),
         (["run=a", "json=/nowhere/x.json"], "json=/nowhere/x.json: there is no directory /nowhere"),
     ],
@@ -78,7 +116,7 @@ def test_mistakes(words: list[str], culprit: str | None, capsys: pytest.CaptureF
 
 def test_a_task_that_is_evaluated_without_a_loss_has_a_text() -> None:
     """Detection."""
-    result = {"checkpoint": "last.pt", "split": "test", "samples": 4, "tables": [], "columns": []}
+    result = {"checkpoint": "last.pt", "split": "test", "samples": 4, "tables": [], "columns": [], "temperature": None}
     result |= {"headline": "ap", "metric_labels": {"ap": "AP (%)"}, "metric_units": {"ap": "%"}, "ap": 12.5}
     text = result_text({**result, "under_drop": [{"keep_prob": 0.9, "block_size": 7, "ap": 10.0}]})
     assert text.splitlines()[-1].split() == ["7", "0.9", "10.00%", "-"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import experiment.evaluation
+from configs.evaluation import EvaluationConfig
 from engine.run_directory import RunDirectory
 from scripts import inference_drop
 from tests.scripts.made_up_sweep import note, plan_of, write_run
@@ -21,12 +22,12 @@ def test_further_blocks_join_the_earlier_and_a_failing_run_stops_no_other(
     runs = [write_run(tmp_path, plan, 80.0) for plan in plans]
     (sweep,) = {note(tmp_path, plan, run) for plan, run in zip(plans, runs, strict=True)}
 
-    def evaluate(source: Any, split: str, keep_prob: Any, block_size: Any, device: str) -> dict[str, Any]:
+    def evaluate(source: Any, wanted: EvaluationConfig, device: str) -> dict[str, Any]:
         if source.run == str(runs[0]):
             raise FileNotFoundError("no checkpoint")
         assert (source.data_root, device) == ("elsewhere", "cpu")
-        points = [{"block_size": block, "keep_prob": kept} for block in block_size for kept in keep_prob]
-        return {"split": split, "under_drop": points}
+        points = [{"block_size": block, "keep_prob": kept} for block in wanted.block_size for kept in wanted.keep_prob]
+        return {"split": wanted.split, "under_drop": points}
 
     monkeypatch.setattr(experiment.evaluation, "evaluate", evaluate)
     for blocks in (["1", "7"], ["3"]):

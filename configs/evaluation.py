@@ -1,0 +1,41 @@
+"""What is measured of a finished network beside the metrics of its task, as evaluate.py is asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from configs.checking import UserError, one_of
+
+
+@dataclass
+class EvaluationConfig:
+    """Arguments of an evaluation, under their names on the command line.
+
+    Args:
+        split: test or val.
+        keep_prob, block_size: the metrics with DropBlock on, at every pair of these.
+        column: the metrics of these columns of a FractalNet alone.
+        temperature: the split that one temperature is fitted on; the metrics after it.
+        seed: of the masks.
+    """
+
+    split: str = "test"
+    keep_prob: list[float] = field(default_factory=list)
+    block_size: list[int] = field(default_factory=list)
+    column: list[int] = field(default_factory=list)
+    temperature: str | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot be meant; the message names the key."""
+        one_of("split", self.split, ("test", "val"))
+        for keep_prob in self.keep_prob:
+            if not 0.0 <= keep_prob <= 1.0:
+                raise UserError(f"keep_prob={keep_prob}: must lie between 0 and 1")
+        for block_size in self.block_size:
+            if block_size < 1:
+                raise UserError(f"block_size={block_size}: must be at least 1")
+        if self.temperature is not None:
+            one_of("temperature", self.temperature, ("val",))
+            if self.split == self.temperature:
+                raise UserError(f"temperature={self.temperature}: would be fitted on the images that it is measured on")
