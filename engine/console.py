@@ -114,39 +114,34 @@ def epoch_line(epoch: int, epochs: int, values: dict[str, float], units: Mapping
     return f"epoch {epoch:>3}/{epochs}  {'  '.join(shown)}"
 
 
-NOTES = {  # behind the epoch of a result
-    ("best", "val"): ", the best on val",
-    ("best", "test"): ", chosen as the best on val",
-    ("peak", "test"): ", the best on test, as the paper reports; only shown for comparison",
-}
-
-
 def result_text(summary: dict[str, Any], folder: Path) -> str:
     """The short closing table of a run: every number with the split and the epoch it comes from."""
     headline = summary["headline"]
     unit = summary.get("metric_units", {}).get(headline, "%")  # those of older runs are all percentages
     rows: list[tuple[str, str, str]] = []
-    for which, split in (("last", "test"), ("last", "val"), ("best", "val"), ("best", "test"), ("peak", "test")):
-        values = summary[which]
-        if values and f"{split}/{headline}" in values:
-            note = NOTES.get((which, split), "")
-            rows.append(
-                (
-                    f"{which} {split}/{headline}",
-                    metric_text(values[f"{split}/{headline}"], unit),
-                    f"epoch {values['epoch']}{note}",
-                )
-            )
+
+    # The last epoch is the result; the epoch that val chose; and the best on test, which chooses nothing.
+    for which, split, note in (
+        ("last", "test", ""),
+        ("last", "val", ""),
+        ("best", "val", ", the best on val"),
+        ("best", "test", ", chosen as the best on val"),
+        ("peak", "test", ", the best on test, as the paper reports; only shown for comparison"),
+    ):
+        name, values = f"{split}/{headline}", summary[which]
+        if values and name in values:
+            rows.append((f"{which} {name}", metric_text(values[name], unit), f"epoch {values['epoch']}{note}"))
+
+    # The drop that was asked for, beside the one that was counted.
     for group, drop in summary["drop_last_epoch"].items():
-        rows.append(
-            (
-                f"dropped in {group}",
-                f"{100 * drop['measured']:.2f}%",
-                f"expected {100 * drop['expected']:.2f}%: the schedule's mean over the last epoch",
-            )
-        )
-    rows.append(
-        ("speed", f"{summary['images_per_s']:.0f}", f"images/s in training, {duration(summary['train_seconds'])}")
+        expected = f"expected {100 * drop['expected']:.2f}%: the schedule's mean over the last epoch"
+        rows.append((f"dropped in {group}", f"{100 * drop['measured']:.2f}%", expected))
+    speed = f"images/s in training, {duration(summary['train_seconds'])}"
+    rows.append(("speed", f"{summary['images_per_s']:.0f}", speed))
+    return "\n".join(
+        [
+            table(("result", "value", "of"), rows),
+            f"run folder   {folder}",
+            f"TensorBoard  tensorboard --logdir {folder}",
+        ]
     )
-    lines = [table(("result", "value", "of"), rows), f"run folder   {folder}"]
-    return "\n".join([*lines, f"TensorBoard  tensorboard --logdir {folder}"])

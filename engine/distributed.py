@@ -99,17 +99,14 @@ def join(device: torch.device, patience: float) -> Ranks:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=patience))
     except (ValueError, dist.DistError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "the port is in use, choose another" if "EADDRINUSE" in line else line[:160]
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ValueError(
             f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT={place} (RANK={os.environ['RANK']}, "
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}): {_short(error)}"
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}): {reason}"
         ) from error
     return ranks
-
-
-def _short(error: BaseException) -> str:
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return "the port is in use, choose another" if "EADDRINUSE" in line else line[:160]
 
 
 HOOKS = (

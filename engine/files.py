@@ -30,13 +30,28 @@ def write_aside(path: Path, parts: Sequence[bytes | memoryview], keep_as: str | 
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
+
+        # The file that was there gets its second name by a link: there is no moment in which neither name has it.
         if keep_as is not None and path.exists():
-            _link_over(path, path.with_name(keep_as))
+            kept, link = path.with_name(keep_as), path.with_name(f"{keep_as}{ASIDE}{os.getpid()}")
+            link.unlink(missing_ok=True)
+            try:
+                os.link(path, link)
+            except OSError:  # a file system without links: for a moment only the second name exists; readers look there
+                os.replace(path, kept)
+            else:
+                os.replace(link, kept)
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise cannot_write(path, error, needed) from error
-    _sync_folder(path.parent)
+
+    # The new name is on the disk only when its folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSError:
@@ -48,26 +63,6 @@ def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSErr
         space = ""
     wanted = "" if needed is None else f"; {needed / 1e6:.1f} MB needed"
     return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{space})")
-
-
-def _link_over(path: Path, name: Path) -> None:
-    """Give the file a second name, replacing what had it, without a moment in which neither exists."""
-    link = name.with_name(f"{name.name}{ASIDE}{os.getpid()}")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without links: for a moment only the second name exists, and readers look there too
-        os.replace(path, name)
-    else:
-        os.replace(link, name)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -24,7 +24,7 @@ from engine.precision import autocast
 from engine.run_directory import RunDirectory
 from engine.seeding import mix, seed_device
 from engine.signals import Stopped, StopRequest
-from engine.state import TrainState, dropped
+from engine.state import TrainState, Window, dropped
 from engine.tasks import Task, metrics_record
 
 # Streams of seeds: what our layers draw from, what the random layers of a network itself do, and batch regularizers.
@@ -95,12 +95,13 @@ class Fit:
             Stopped: if a signal asked for it; the state is written.
         """
         state, options, epochs, per_epoch = self.state, self.options, self.recipe.epochs, len(self.data.train)
-        self.stop.defer()
+        self.stop.defer()  # from here on there is a state worth writing before a signal ends the run
         self.bar = Progress(self.total_steps, state.step, shown=options.progress and self.ranks.is_main)
         # A signal may have come in the evaluation of an epoch whose steps are all done: then that is repeated.
         evaluates = state.step == (state.epochs_done + 1) * per_epoch
         with MetricsWriter(self.directory.path, state.step, evaluates, self.ranks.is_main) as self.writer, self.bar:
             while state.epochs_done < epochs:
+                # A resumed run goes on behind the last batch of its epoch.
                 self._clock = time.perf_counter()
                 epoch = state.epochs_done
                 done_batches = state.step - epoch * per_epoch
@@ -108,6 +109,8 @@ class Fit:
                     # The paper sets keep_prob before step t from t / T, so the first step drops nothing.
                     self.step(batch, state.step / self.total_steps)
                     self.bar.advance(epoch, epochs)
+
+                    # After the last step of an epoch its end comes first, with a checkpoint of its own.
                     ends_epoch = state.step % per_epoch == 0
                     if state.step % options.log_every == 0 or ends_epoch:
                         self._log()
@@ -198,15 +201,24 @@ class Fit:
 
     def _settle(self) -> None:
         """Bring checks, clock and drop counters up to this step: the only time training looks at the device."""
+        state = self.state
         self.guard.look_back()
+
+        # Training time: evaluations and checkpoints are not in it.
         if self._clock is not None:
             now = time.perf_counter()
-            self.state.add_seconds(now - self._clock)
+            state.seconds += now - self._clock
+            state.window.seconds += now - self._clock
             self._clock = now
+
+        # Units that the layers have kept and seen, over all ranks, for the log entry and for the epoch.
         counts = self.layers.take_counts()
         if counts:
             units = self.ranks.sum(torch.tensor(list(counts.values()))).tolist()
-            self.state.add_drops(dict(zip(counts, units, strict=True)))
+            for group, (kept, seen) in zip(counts, units, strict=True):
+                for drops in (state.window.drops, state.epoch_drops):
+                    before = drops.get(group, [0, 0])
+                    drops[group] = [before[0] + kept, before[1] + seen]
 
     def _log(self) -> None:
         """Write a log entry of the steps since the last one."""
@@ -238,11 +250,8 @@ class Fit:
         shown = {"loss": f"{metrics['loss']:.3f}"}
         if headline is not None and task.headline != "loss":
             shown[task.headline] = metric_text(headline, unit, places=1)
-        self.bar.show(
-            **shown,
-            speed=f"{values['time/images_per_s']:.0f} img/s",
-        )
-        state.end_window()
+        self.bar.show(**shown, speed=f"{values['time/images_per_s']:.0f} img/s")
+        state.window = Window(start=state.step)
 
     def _progress(self, start: int, end: int) -> list[float]:
         """Training progress at each of the steps `start`, ..., `end - 1`, from which their keep_prob followed."""
@@ -279,17 +288,19 @@ class Fit:
 
     def _end_epoch(self) -> None:
         """Evaluate, remember the best on val, write. After a signal meanwhile, a resumed run repeats the evaluation."""
-        state, epoch, epochs = self.state, self.state.epochs_done + 1, self.recipe.epochs
-        self._clock = None
+        state, task, epoch, epochs = self.state, self.task, self.state.epochs_done + 1, self.recipe.epochs
+        self._clock = None  # evaluating is no training
         values: dict[str, float] = {}
         if epoch % self.recipe.eval_every == 0 or epoch == epochs:
             values = self._evaluate()
             self.writer.add(state.step, epoch, values)
-            self.bar.write(
-                epoch_line(epoch, epochs, values, {name: metric.unit for name, metric in self.task.metrics.items()})
-            )
-        if state.end_epoch(values, self.task.headline, self.task.metrics[self.task.headline].higher_is_better):
+            self.bar.write(epoch_line(epoch, epochs, values, {name: of.unit for name, of in task.metrics.items()}))
+
+        # The weights that are evaluated, averaged ones where there are any: best.pt is for use, not for a resume.
+        if state.end_epoch(values, task.headline, task.metrics[task.headline].higher_is_better):
             self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
+
+        # Only now is the epoch over. A run whose last epoch is over is done, whatever signal has come.
         self._save()
         if epoch < epochs:
             self._stop_if_asked()
@@ -312,10 +323,13 @@ class Fit:
     @torch.no_grad()
     def _draw(self, network: nn.Module) -> None:
         """Show on TensorBoard what the network makes of the same few test samples, some eight times a run."""
+        # A multiple of the epochs between two evaluations, and always the last epoch.
         epoch, epochs, every = self.state.epochs_done + 1, self.recipe.epochs, self.recipe.eval_every
         every *= max(1, epochs // TIMES_DRAWN // every)
         if epoch % every and epoch != epochs:
             return
+
+        # Copies: the loader may use the memory of its batch again.
         if self._samples is None:
             batch = next(self.data.test.epoch(0))
             few = batch.split(-(-batch.size // self.task.num_pictures))[0]
@@ -330,9 +344,8 @@ class Fit:
         all epochs on test, the paper's convention, which chooses nothing.
         """
         state, task, per_epoch = self.state, self.task, len(self.data.train)
-        expected = self.layers.expected_drop(
-            self._progress((state.epochs_done - 1) * per_epoch, state.epochs_done * per_epoch)
-        )
+        last_epoch = self._progress((state.epochs_done - 1) * per_epoch, state.epochs_done * per_epoch)
+        expected = self.layers.expected_drop(last_epoch)
         self._collect_bad_images()
         return {
             "last": state.last,

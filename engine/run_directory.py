@@ -131,6 +131,7 @@ class RunDirectory:
                 count = f"{again[0]}={os.environ[again[0]]}"
                 print(f"note: fresh=true was for the first start; by {count} this is another one")
 
+        # From here to the end of the session nobody else works in the directory.
         made = absent(self.path, within)
         lock = self._lock_for_all(ranks, fresh_since, wait)
         try:
@@ -145,6 +146,7 @@ class RunDirectory:
                     self.set_status(STOPPED, reason=str(stopped))
             raise
 
+        # The reason is kept for the report, and this rank's traceback for the user.
         except BaseException as error:
             if self.started:
                 self._record_failure(error, ranks)
@@ -202,15 +204,22 @@ class RunDirectory:
 
     def _lock_for_all(self, ranks: Ranks, fresh_since: float | None, wait: bool) -> IO[str] | None:
         """The lock on the main rank, None on the others; raises on all ranks what the main one met."""
-        waits = False
+        waits, status = False, self.path / "status.json"
         while True:
             lock: IO[str] | None = None
             problem: RunLocked | ValueError | None = None
             if ranks.is_main:
                 try:
-                    lock = self.take(fresh_since)
+                    lock = self.lock()
+                    # A fresh start: the earlier run is moved aside, its lock kept until the new directory is locked.
+                    if fresh_since is not None and status.exists() and status.stat().st_mtime < fresh_since:
+                        with lock:
+                            print(f"the earlier run is now {self.move_aside()}")
+                            lock = self.lock()
                 except (RunLocked, ValueError) as error:
                     problem = error
+
+            # The others learn what the main rank met; all wait, or all raise.
             problem = ranks.gather(problem)[0]
             if problem is None:
                 return lock
@@ -220,21 +229,6 @@ class RunDirectory:
                 print(f"{problem}; waiting for it", flush=True)
             waits = True
             time.sleep(WAIT_SECONDS)
-
-    def take(self, fresh_since: float | None) -> IO[str]:
-        """Lock the directory; an earlier run in it, not written to since `fresh_since`, is moved aside.
-
-        Raises:
-            RunLocked: if another process holds it.
-            ValueError: if it cannot be written.
-        """
-        lock = self.lock()
-        status = self.path / "status.json"
-        if fresh_since is not None and status.exists() and status.stat().st_mtime < fresh_since:
-            with lock:  # kept until the new directory is locked
-                print(f"the earlier run is now {self.move_aside()}")
-                lock = self.lock()
-        return lock
 
     def move_aside(self) -> Path:
         """Give an earlier run another name (`...-old-1`), so that a new one starts in an empty directory."""

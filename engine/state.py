@@ -106,22 +106,6 @@ class TrainState:
         if not self.environments or {**self.environments[-1], **aside} != {**environment, **aside}:
             self.environments.append({**environment, "from_step": self.step})
 
-    def add_drops(self, units: dict[str, tuple[int, int]]) -> None:
-        """Add units (kept, seen) per group, over all ranks, to the window and the epoch."""
-        for group, (kept, seen) in units.items():
-            for drops in (self.window.drops, self.epoch_drops):
-                before = drops.get(group, [0, 0])
-                drops[group] = [before[0] + kept, before[1] + seen]
-
-    def add_seconds(self, seconds: float) -> None:
-        """Add training time to the window and the run."""
-        self.seconds += seconds
-        self.window.seconds += seconds
-
-    def end_window(self) -> None:
-        """Start counting for the next log entry."""
-        self.window = Window(start=self.step)
-
     def end_epoch(self, values: dict[str, float], headline: str, higher_is_better: bool = True) -> bool:
         """Count an epoch that is over, with its metrics if it was evaluated.
 
@@ -136,6 +120,8 @@ class TrainState:
         self.last_drops, self.epoch_drops = self.epoch_drops, {}
         if not values:
             return False
+
+        # Test is looked at for the record alone (`peak`, the paper's convention); val chooses (`best`).
         self.last = {"epoch": self.epochs_done, **values}
         test, val = f"test/{headline}", f"val/{headline}"
         sign = 1 if higher_is_better else -1
@@ -170,27 +156,25 @@ class TrainState:
             ValueError: if the state is not of this model and optimizer, or of a later version; one line.
         """
         try:
-            self._load(_upgraded(state), ranks)
+            state = _upgraded(state)
+            device = next(self.model.parameters()).device
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["ema"]["module"])
+                self.ema.n_averaged.copy_(state["ema"]["n_averaged"])
+            self.scaler.load_state_dict(state["scaler"])
+            window = state["window"]
+            sums, images = share_of(window["ranks"], ranks)
+            sums = None if sums is None else sums.to(device)
+            self.window = Window(window["start"], window["seconds"], dict(window["drops"]), sums, images)
+            for name in PLAIN:
+                setattr(self, name, state.get(name, getattr(self, name)))
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"it does not fit this network and optimizer ({type(error).__name__}: {reason})"
             ) from error
-
-    def _load(self, state: dict[str, Any], ranks: Ranks) -> None:
-        device = next(self.model.parameters()).device
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"]["module"])
-            self.ema.n_averaged.copy_(state["ema"]["n_averaged"])
-        self.scaler.load_state_dict(state["scaler"])
-        window = state["window"]
-        sums, images = share_of(window["ranks"], ranks)
-        sums = None if sums is None else sums.to(device)
-        self.window = Window(window["start"], window["seconds"], dict(window["drops"]), sums, images)
-        for name in PLAIN:
-            setattr(self, name, state.get(name, getattr(self, name)))
 
 
 def share_of(parts: list[dict[str, Any]], ranks: Ranks) -> tuple[Tensor | None, int]:
