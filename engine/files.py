@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 ASIDE = ".tmp."  # in the name of a file that is being written, before the number of the process
 
 
-def write_aside(path: Path, parts: Sequence[bytes | memoryview], keep_as: str | None = None) -> None:
+def write_aside(path: Path, parts: Iterable[bytes | memoryview], keep_as: str | None = None) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, then rename it: all or nothing.
 
     Args:
         path: its folder exists.
-        parts: the content.
+        parts: the content; it may be made while it is written.
         keep_as: let the file that was there live on under this name.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written; what was there before is untouched.
     """
     aside = path.with_name(f"{path.name}{ASIDE}{os.getpid()}")
-    needed = sum(len(part) for part in parts)
+    needed = sum(map(len, parts)) if isinstance(parts, Sequence) else None
     try:
         with open(aside, "wb") as file:
             for part in parts:
@@ -42,9 +42,11 @@ def write_aside(path: Path, parts: Sequence[bytes | memoryview], keep_as: str | 
             else:
                 os.replace(link, kept)
         os.replace(aside, path)
-    except OSError as error:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
-        raise cannot_write(path, error, needed) from error
+        if isinstance(error, OSError):
+            raise cannot_write(path, error, needed) from error
+        raise
 
     # The new name is on the disk only when its folder is.
     folder = os.open(path.parent, os.O_RDONLY)

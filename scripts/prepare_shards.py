@@ -11,16 +11,177 @@ of such a run says so.
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
-from data.folders import OFFICIAL, open_folders
-from data.shards import KINDS, Preparation, check, open_prepared, prepare
+from data.decode import pick_decoder, whole, why
+from data.folders import OFFICIAL, Folders, open_folders
+from data.photographs import resized
+from data.samples import Samples
+from data.shards import HEADER, KINDS, MANIFEST, SPLITS, VERSION, is_prepared, open_prepared, read_manifest
+from engine.files import remove_unfinished, write_aside
 from scripts.entry import guarded, parser_of
+
+Advance = Callable[[int], object]  # called with the number of images that were done
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The preparation of photographs: image file in, its content in a shard out.
+
+    Args:
+        short_side: a longer one is reduced to it, with the kernel of training; a shorter one stays.
+        kind: `jpeg`, or `raw` for pixels that need no decoding.
+        quality: quality of the JPEG files.
+        per_shard: images of a shard.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    short_side: int = 256
+    kind: str = "jpeg"
+    quality: int = 90
+    per_shard: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind '{self.kind}', choose one of {', '.join(KINDS)}")
+        for name, low, high in (("short_side", 8, 4096), ("quality", 1, 95), ("per_shard", 1, 1 << 20)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie in {low} ... {high}, not {getattr(self, name)}")
+
+    def __call__(self, content: bytes) -> bytes:
+        pixels = pick_decoder("auto")(content, whole)
+        height, width = pixels.shape[:2]
+        scale = self.short_side / min(height, width)
+        if scale < 1:
+            pixels = resized(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
+        pixels = np.ascontiguousarray(pixels)
+        if self.kind == "raw":
+            return HEADER.pack(*pixels.shape[:2]) + pixels.tobytes()
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
+        return file.getvalue()
+
+
+def prepare(name: str, found: Folders, target: Path, how: Preparation, workers: int, advance: Advance) -> None:
+    """Write the shards of a data set; what an earlier call has written whole is kept.
+
+    Args:
+        name: data set.
+        found: its class folders.
+        target: made if it is not there.
+        how: the same as in an earlier call on this folder.
+        workers: processes; 0 works in this one.
+        advance: called with the number of images that were done.
+
+    Raises:
+        ValueError: for an image that cannot be read, or a folder with other shards; names it.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(target)
+    manifest: dict[str, Any] = {"version": VERSION, "name": name, **asdict(how), "classes": list(found.classes)}
+
+    # A folder holds photographs of one preparation.
+    if is_prepared(target):
+        earlier = read_manifest(target)
+        different = [key for key in manifest if manifest[key] != earlier.get(key)]
+        if different:
+            raise ValueError(f"{target}: holds photographs prepared otherwise ({', '.join(different)}); choose another")
+
+    # Shard by shard, then the list of a split; the manifest comes last, so that only a whole folder has one.
+    shards: list[dict[str, Any]] = []
+    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(workers, **one_thread) if workers else nullcontext() as pool:  # type: ignore[arg-type]
+        for split, files in zip(SPLITS, (found.train, found.test), strict=True):
+            lengths: list[int] = []
+            for first in range(0, len(files), how.per_shard):
+                part = files.part(np.arange(first, min(first + how.per_shard, len(files))))
+                path = target / f"{split}-{first // how.per_shard:05d}.bin"
+                entry = write_shard(part, path, how, pool, advance)
+                lengths += entry.pop("lengths")
+                shards.append({"split": split, "file": path.name, **entry})
+            listed = io.BytesIO()
+            np.savez(listed, names=files["name"], labels=files["labels"], lengths=np.array(lengths, np.int64))
+            write_aside(target / f"{split}.npz", [listed.getvalue()])
+    write_json(target / MANIFEST, {**manifest, "notes": list(found.notes), "shards": shards})
+
+
+def write_shard(files: Samples, path: Path, how: Preparation, pool: Any, advance: Advance) -> dict[str, Any]:
+    """Write a shard, unless an earlier call did; returns its number of images, its bytes, its sum and their lengths."""
+    # The names of the files that it is made of: another source is noticed without reading it. A file that was replaced
+    # under its name is not.
+    source = hashlib.sha256(json.dumps([asdict(how), len(files)]).encode())
+    source.update(np.ascontiguousarray(files["name"]).data)
+    aside = path.with_suffix(".json")
+    try:
+        known = json.loads(aside.read_text())
+        if known.pop("source") == source.hexdigest() and path.stat().st_size == known["bytes"]:
+            advance(len(files))
+            return known
+    except (OSError, ValueError, KeyError):
+        pass  # not there, or not whole
+
+    # Images are written as they are made, in the order of the files; a shard may be larger than the memory.
+    lengths: list[int] = []
+    digest = hashlib.sha256()
+
+    def contents() -> Iterator[bytes]:
+        jobs = ((how, files.name(index)) for index in range(len(files)))
+        for content in pool.map(prepared, jobs, chunksize=32) if pool else map(prepared, jobs):
+            lengths.append(len(content))
+            digest.update(content)
+            advance(1)
+            yield content
+
+    write_aside(path, contents())
+    known = {"images": len(files), "bytes": sum(lengths), "sha256": digest.hexdigest(), "lengths": lengths}
+    write_json(aside, {"source": source.hexdigest(), **known})
+    return known
+
+
+def prepared(job: tuple[Preparation, str]) -> bytes:
+    how, path = job
+    try:
+        return how(Path(path).read_bytes())
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise ValueError(f"{path}: not a readable image ({why(error)}); repair or remove it") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_aside(path, [(json.dumps(value) + "\n").encode()])
+
+
+def check(target: Path, advance: Advance) -> None:
+    """Read every shard and compare its sum.
+
+    Raises:
+        ValueError: names the first that is damaged.
+    """
+    for entry in read_manifest(target)["shards"]:
+        path, digest = target / entry["file"], hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        if digest.hexdigest() != entry["sha256"]:
+            raise ValueError(f"{path}: damaged; remove it and run this again without --check, it is made anew")
+        advance(entry["images"])
 
 
 def progress(name: str, images: int) -> tqdm[NoReturn]:

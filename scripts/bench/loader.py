@@ -22,9 +22,9 @@ from configs.schema import AugmentConfig, DataConfig
 from data import Batch, Loading, build_data
 from data.folders import open_folders
 from data.loader import IMAGENET_STATISTICS
-from data.shards import Preparation, prepare
 from data.tensors import TensorLoader
 from scripts.bench.harness import Row, Times, add_options, in_turn, quartiles, ratios, spread, table
+from scripts.prepare_shards import Preparation, prepare
 
 PHOTOS, SMALL = "torchvision, PIL, bicubic", "torchvision, PIL"  # what the others are compared with
 OURS = "this"

@@ -20,7 +20,7 @@ from configs.schema import DataConfig, ModelConfig, RecipeConfig
 from data import Data, shards
 from data.folders import open_folders
 from data.samples import Samples, image_files
-from data.shards import Preparation
+from scripts.prepare_shards import Preparation
 from tests.named import refused
 from tests.opening import build_data
 
@@ -45,7 +45,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(source: Path, target: Path, kind: str = "jpeg", **more: int) -> list[int]:
     counted: list[int] = []
     how = Preparation(SIDE, kind, per_shard=4, **more)
-    shards.prepare("imagenet", open_folders("imagenet", source, False), target, how, 0, counted.append)
+    command.prepare("imagenet", open_folders("imagenet", source, False), target, how, 0, counted.append)
     return counted
 
 
@@ -123,7 +123,7 @@ def test_an_interruption_costs_only_the_shard_it_fell_into(
         with pytest.raises(KeyboardInterrupt):
             write(source, part)
     assert [path.name for path in part.glob("*.bin")] == ["train-00000.bin"]
-    assert not list(part.glob("*.tmp"))
+    assert not list(part.glob("*.tmp*"))
     assert not shards.is_prepared(part)
     with refused("data.root", "prepare_shards", as_a=FileNotFoundError):
         open_data(part, prepared=True)
@@ -164,13 +164,13 @@ def test_damage_is_noticed_and_mended(source: Path, tmp_path: Path) -> None:
         open_data(tmp_path, prepared=True)
     shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     with refused("train-00001.bin", "damaged"):
-        shards.check(tmp_path, lambda _: None)
+        command.check(tmp_path, lambda _: None)
     shard.unlink()
     with refused("train-00001.bin", "missing"):
         open_data(tmp_path, prepared=True)
     write(source, tmp_path)
     assert shard.read_bytes() == whole
-    shards.check(tmp_path, lambda _: None)
+    command.check(tmp_path, lambda _: None)
     listing = (tmp_path / "train.npz").read_bytes()
     for content in (b"", listing[:50], b"x"):
         (tmp_path / "train.npz").write_bytes(content)
