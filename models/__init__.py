@@ -77,6 +77,8 @@ def build_model(
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
         if value < 1:
             raise ValueError(f"model {name}: {key} must be at least 1, not {value}")
+
+    # A family is given what its signature has, so that one without stem or width needs no such argument.
     taken = inspect.signature(MODELS[name]).parameters
     shape = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "stem": stem}
     if zero_gamma:

@@ -113,10 +113,12 @@ class AmoebaNet(nn.Module):
             raise ValueError(f"unknown stem '{stem}', choose one of imagenet, small")
         if cells < 1 or width < 4:
             raise ValueError(f"AmoebaNet needs at least 1 cell and width 4, not {cells} and {width}")
+
         self.num_classes = num_classes
         self.stem_conv = nn.Conv2d(in_channels, STEM_FILTERS, 3, stride=2 if stem == "imagenet" else 1, bias=False)
         self.stem_bn = nn.BatchNorm2d(STEM_FILTERS)
         self.stem_site = Site(1, "conv", "bn of the stem")
+
         # Every cell reads the one before it and the one before that; the first has the stem for both.
         sequence = cell_sequence(cells, width, stem)
         self.cells = nn.ModuleList()
@@ -128,6 +130,7 @@ class AmoebaNet(nn.Module):
             previous, current = current, cell.output
             if stack == 2:
                 self.middle, middle = len(self.cells) - 1, current
+
         # The head's one fully connected convolution is as large as the maps it sees, hence `image_size`.
         self.auxiliary: AuxiliaryHead | None = None
         if auxiliary:

@@ -68,10 +68,14 @@ class PyramidNetwork(nn.Module):
             raise ValueError(f"unknown body '{body}', choose one of {', '.join(UNITS)}")
         if not 0.0 < bn_momentum <= 1.0:
             raise ValueError(f"bn_momentum must lie in (0, 1], not {bn_momentum}")
+
+        # The classifier's body; its last layer is taken out, so that its weights can come from a classifier's file.
         self.num_classes = num_classes
         self.body = ResNet(*UNITS[body], 1, in_channels, width, stem, zero_gamma)
         self.body.add_module("fc", nn.Identity())
         self.body.conv1.weight.requires_grad_(not freeze_stem)
+
+        # Pyramid and heads, and the BN of the released code in all three parts.
         self.fpn = FeaturePyramid(self.body.channels[1:], fpn_width, coarse=self.coarse, bilinear=not self.coarse)
         self.add_heads(fpn_width, head_width, self.default_depth if head_depth is None else head_depth)
         for module in self.modules():

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 WRAPPERS = ("model", "state_dict")  # {"model": weights} and {"state_dict": weights} are common
 PREFIXES = ("module.", "_orig_mod.")  # left in the keys by DistributedDataParallel and torch.compile
-
-
 CLASSIFIER = ("fc.weight", "fc.bias")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dropblock.sites import Site
-from models.resnet import STEMS, conv
+from models.resnet import conv, stem_of
 from models.resnet_cifar import with_channels
 
 NOTE = "PyramidNet: its sites are this project's choice, after every ReLU in a block, at its end and on the shortcut"
@@ -133,10 +133,9 @@ class PyramidNet(nn.Module):
             raise ValueError(f"depth={depth}: must be {layers}n + 2 with bottleneck={str(bottleneck).lower()}")
         if alpha < 0:
             raise ValueError(f"alpha={alpha}: must not be negative")
-        if stem not in STEMS:
-            raise ValueError(f"unknown stem '{stem}', choose one of {', '.join(STEMS)}")
+
         block = Bottleneck if bottleneck else BasicBlock
-        kernel, stem_stride, pool = STEMS[stem]
+        kernel, stem_stride, pool = stem_of(stem)
         self.num_classes = num_classes
         self.conv1 = conv(in_channels, width, kernel, stem_stride)
         self.bn1 = nn.BatchNorm2d(width)
@@ -144,6 +143,7 @@ class PyramidNet(nn.Module):
         # No ReLU before the blocks on small images; before the pool there is one.
         self.maxpool = nn.Sequential(self.relu, nn.MaxPool2d(3, stride=2, padding=1)) if pool else nn.Identity()
 
+        # Three stages of blocks, each block alpha / N channels wider than the one before, N blocks in all.
         number, channels = (depth - 2) // layers, width
         stages, ends = [], []
         for s in range(3):

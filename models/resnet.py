@@ -30,6 +30,17 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> n
 STEMS: dict[str, tuple[int, int, bool]] = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "small": (3, 1, False)}
 
 
+def stem_of(name: str) -> tuple[int, int, bool]:
+    """The entry of STEMS of this name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in STEMS:
+        raise ValueError(f"unknown stem '{name}', choose one of {', '.join(STEMS)}")
+    return STEMS[name]
+
+
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
     """The shortcut of a unit that changes the shape of its input; None where the input itself is the shortcut."""
     if stride == 1 and in_channels == out_channels:
@@ -132,15 +143,16 @@ class ResNet(nn.Module):
         zero_gamma: bool = False,
     ) -> None:
         super().__init__()
-        if stem not in STEMS:
-            raise ValueError(f"unknown stem '{stem}', choose one of {', '.join(STEMS)}")
-        kernel, stem_stride, pool = STEMS[stem]
+        # The stem decides the stride of every group.
+        kernel, stem_stride, pool = stem_of(stem)
         self.num_classes = num_classes
         self.conv1 = conv(in_channels, width, kernel, stem_stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pool else nn.Identity()
         self.strides = tuple(stem_stride * (1 + pool) * 2**g for g in range(4))
+
+        # Four groups, conv2_x ... conv5_x of the paper: all but the first begin with a unit of stride 2.
         channels = [width] + [width * 2**g * block.expansion for g in range(4)]
         groups = []
         for g in range(4):
@@ -150,6 +162,7 @@ class ResNet(nn.Module):
             groups.append(nn.Sequential(first, *rest))
         self.layer1, self.layer2, self.layer3, self.layer4 = groups
         self.channels = tuple(channels[1:])
+
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels[4], num_classes)
         initialise(self, zero_gamma)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dropblock.sites import BASIC_BLOCK_NOTE, Site
-from models.resnet import STEMS, conv
+from models.resnet import conv, stem_of
 
 DEPTHS: dict[str, int] = {"resnet20": 20, "resnet56": 56, "resnet110": 110}
 
@@ -80,9 +80,9 @@ class CifarResNet(nn.Module):
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth={depth}: must be 6n + 2, such as 20, 56 or 110")
-        if stem not in STEMS:
-            raise ValueError(f"unknown stem '{stem}', choose one of {', '.join(STEMS)}")
-        kernel, stem_stride, pool = STEMS[stem]
+
+        # The stem decides the stride of every group.
+        kernel, stem_stride, pool = stem_of(stem)
         self.num_classes = num_classes
         self.conv1 = conv(in_channels, width, kernel, stem_stride)
         self.bn1 = nn.BatchNorm2d(width)
@@ -91,6 +91,7 @@ class CifarResNet(nn.Module):
         self.channels = (width, 2 * width, 4 * width)
         self.strides = tuple(stem_stride * (1 + pool) * 2**s for s in range(3))
 
+        # Three stages of n blocks: all but the first begin with a block of stride 2.
         stages, channels = [], width
         for s, wider in enumerate(self.channels):
             first = BasicBlock(channels, wider, 1 if s == 0 else 2, group=s + 2)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dropblock.sites import Site
-from models.resnet import STEMS, conv
+from models.resnet import conv, stem_of
 
 NOTE = "wide ResNet: its sites are this project's choice, after the second ReLU, after conv2 and on the shortcut"
 
@@ -85,15 +85,16 @@ class WideResNet(nn.Module):
             raise ValueError(f"widen_factor={widen_factor}: must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must lie in [0, 1)")
-        if stem not in STEMS:
-            raise ValueError(f"unknown stem '{stem}', choose one of {', '.join(STEMS)}")
-        kernel, stem_stride, pool = STEMS[stem]
+
+        # The stem decides the stride of every group. It ends in its convolution: a block begins with BN and ReLU.
+        kernel, stem_stride, pool = stem_of(stem)
         self.num_classes = num_classes
         self.conv1 = conv(in_channels, width, kernel, stem_stride)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pool else nn.Identity()
         self.channels = tuple(width * widen_factor * 2**s for s in range(3))
         self.strides = tuple(stem_stride * (1 + pool) * 2**s for s in range(3))
 
+        # Three stages of n blocks, then the BN and ReLU that the last block lacks.
         stages, channels = [], width
         for s, wider in enumerate(self.channels):
             first = WideBlock(channels, wider, 1 if s == 0 else 2, s + 2, dropout)
