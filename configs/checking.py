@@ -109,24 +109,16 @@ def keys_under(schema: type, parent: str = "") -> list[str]:
     node: Any = schema()
     for part in filter(None, parent.split(".")):
         node = getattr(node, part, None)
-        if node is None:
-            return []
     return [f.name for f in fields(node)] if is_dataclass(node) else []
 
 
-def all_keys(schema: type) -> list[str]:
-    """Every dotted key of the schema."""
-    return _dotted(schema(), "")
-
-
-def _dotted(node: Any, prefix: str) -> list[str]:
-    names = []
-    for f in fields(node):
-        names.append(prefix + f.name)
-        value = getattr(node, f.name)
-        if is_dataclass(value):
-            names += _dotted(value, f"{prefix}{f.name}.")
-    return names
+def all_keys(schema: type, parent: str = "") -> list[str]:
+    """Every dotted key of the schema, or of its part below `parent`."""
+    keys = []
+    for name in keys_under(schema, parent):
+        key = f"{parent}.{name}".lstrip(".")
+        keys += [key, *all_keys(schema, key)]
+    return keys
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

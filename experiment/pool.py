@@ -98,7 +98,7 @@ class Pool:
         self._give(worker)
 
     def _give(self, worker: Worker) -> None:
-        """Give a worker the next job, if there is one."""
+        """Give a worker the next job, if there is one, as one line of JSON: see `experiment.job.work`."""
         worker.job = None
         queue = self.waiting or self.later
         if self.stopped or self.ended or not queue:
@@ -117,6 +117,8 @@ class Pool:
         """Take the outcome of a worker's job, or notice that the worker has ended."""
         assert worker.process.stdout is not None
         line, job = worker.process.stdout.readline(), worker.job
+
+        # An outcome. A run that another process has comes last: by then that one is done, or is waited for.
         if line:
             assert job is not None
             outcome = Outcome(**json.loads(line))
@@ -130,7 +132,8 @@ class Pool:
                 progress.event(job, outcome.status, outcome.reason)
             self._give(worker)
             return
-        # Killed, or stopped after a signal. A killed one is replaced and its run goes on from the last checkpoint.
+
+        # The end of its output: killed, or stopped after a signal.
         self._end(worker)
         self.workers.remove(worker)
         code = worker.process.returncode
@@ -139,6 +142,9 @@ class Pool:
         if self.stopped or self.ended:
             job.outcome = self._stopped_outcome()
             return
+
+        # A killed worker is replaced, and its run goes on from the last checkpoint: a few times, then the job is given
+        # up. The worker could note nothing in the directory of the sweep, so the parent does.
         if job.starts < STARTS:
             progress.event(job, f"its worker ended with {code}; resumed by a new one")
             self.waiting.insert(0, job)
@@ -146,8 +152,8 @@ class Pool:
             assert job.plan is not None
             job.outcome = Outcome(1, reason=f"{job.starts} workers ended with it, the last with {code}")
             progress.event(job, FAILED, job.outcome.reason)
-            named = {"experiment": job.plan.experiment}
-            note_run(self.sweep, job.run, FAILED, job.overrides, job.outcome.reason, **named)
+            reason, experiment = job.outcome.reason, job.plan.experiment
+            note_run(self.sweep, job.run, FAILED, job.overrides, reason, experiment=experiment)
         self._start(worker.place)
 
     def _stopped_outcome(self) -> Outcome:

@@ -26,7 +26,6 @@ from data import Data
 from engine import cpu
 from engine.console import counted, duration, table
 from engine.distributed import Ranks, find_device
-from engine.loop import Fit
 from engine.precision import autocast
 from engine.run_directory import DONE, RunDirectory
 from engine.signals import StopRequest
@@ -41,19 +40,9 @@ HALF_WAY = 0.5  # of training: a linear schedule drops half as much then, which 
 # Keys of a plan that change the cost of no step.
 NOT_OF_A_STEP = ("seed", "label_smoothing", "regularizer")
 NOT_OF_A_STEP_IN_RECIPE = (
-    "name",
-    "epochs",
-    "eval_every",
-    "eval_batch_size",
-    "lr",
-    "lr_schedule",
-    "lr_decay",
-    "decay_epochs",
-    "warmup_epochs",
-    "milestones",
-    "momentum",
-    "weight_decay",
-)
+    "name", "epochs", "eval_every", "eval_batch_size", "lr", "lr_schedule", "lr_decay", "decay_epochs",
+    "warmup_epochs", "milestones", "momentum", "weight_decay",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,6 +106,8 @@ def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("estimate=true: prices a run on one device; omit torchrun")
+
+    # Runs whose steps cost the same are one kind.
     plans: dict[str, Plan] = {}  # by directory: equal plans meet there
     kinds: dict[str, Plan] = {}  # one plan of each
     for plan in (job.plan for job in jobs if job.plan is not None):
@@ -154,6 +145,7 @@ def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
                 hint = "; recipe.accumulate=2 halves what is held at once" if memory else ""
                 problems.setdefault(f"{' '.join(str(error).split())[:300]}{hint}", []).append(plan.variant)
 
+        # The tables, and below them what a user should know before the start.
         notes = Counter(note for job in jobs if job.plan is not None for note in job.plan.notes)
         meetings = Counter(str(job.run) for job in jobs if job.plan is not None)
         lines = [f"{count} jobs meet in {place} and run once" for place, count in meetings.items() if count > 1]
@@ -176,6 +168,8 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
     """
     if not kinds:
         return ""
+
+    # A row for each kind: what was timed.
     headers = ("kind", "network", "variant", "images/s", "step, ms", "its batch, ms", "memory, GB", "disk a run, MB")
     rows: list[tuple[object, ...]] = [
         (
@@ -194,7 +188,7 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
     if any(cost.overlap for _, cost in kinds.values()):
         parts[0] += "\nbatches are made beside the steps: the slower of the two counts"
 
-    # Of a run that was begun, the steps in its metrics are done.
+    # A row for each run: of one that was begun, the steps in its metrics are done.
     numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
     rows, left, disk, count = [], [], 0, 0
     for place, plan in plans.items():
@@ -215,6 +209,7 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
             disk += cost.disk
     parts.append(table(("kind", "status", "done", "time left", "run"), rows))
 
+    # The sums; with jobs=N no command ends before its longest run.
     counts = f"{len(left)} of {count} runs are not done; without the start of Python and the disk's time"
     rows = [("all together", duration(sum(left)), counts)]
     if workers > 1:
@@ -265,43 +260,45 @@ def cost_of(plan: Plan, data: Data, opening: float, seconds: float) -> Cost:
     fit, _ = build_fit(timed(plan), data, RunDirectory(plan.run_dir()), device, Ranks(), StopRequest())
     start = opening + time.perf_counter() - begun
 
-    reset_peak(device)
+    # The largest use of memory is counted from here on: of the device, or of this process without its loader workers.
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux alone; elsewhere the peak is that of the whole process
+            Path("/proc/self/clear_refs").write_text("5")
     batch, loading = time_loading(fit.data.train, seconds / 2, device)
     step = time_of(lambda: fit.step(batch, HALF_WAY), seconds, device)
     network, evaluator = fit.state.evaluated.eval(), fit.task.evaluator(fit.data.test)
     with torch.no_grad(), autocast(device, plan.recipe.precision):
         forward = time_of(lambda: evaluator.update(network, batch), seconds / 4, device)
-    memory = peak(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    memory = torch.cuda.max_memory_allocated(device) if on_gpu else host
 
-    # After a step: what it leaves, such as momentum and averages, belongs to a checkpoint.
-    begun = time.perf_counter()
-    last, best = checkpoint_sizes(fit)
+    # last.pt and best.pt, the latter only with val. After a step: what it leaves, such as momentum and averages,
+    # belongs to a checkpoint.
+    begun, sizes = time.perf_counter(), []
+    for payload in (fit.state.state_dict(), {"model": network.state_dict()} if fit.data.val else None):
+        file = io.BytesIO()
+        if payload is not None:
+            torch.save({**payload, **fit.identity}, file)
+        sizes.append(file.tell())
     saving = time.perf_counter() - begun
     return Cost(
         step=step,
         loading=loading,
-        overlap=device.type == "cuda" and getattr(fit.data.train, "workers", 0) > 0,
+        overlap=on_gpu and getattr(fit.data.train, "workers", 0) > 0,
         evaluation=forward / batch.size,
         steps_per_epoch=len(fit.data.train),
         eval_images=fit.data.test.num_samples + (fit.data.val.num_samples if fit.data.val else 0),
         batch=batch.size,
         memory=memory,
-        last=last,
-        best=best,
+        last=sizes[0],
+        best=sizes[1],
         start=start,
         saving=saving,
     )
-
-
-def checkpoint_sizes(fit: Fit) -> tuple[int, int]:
-    """Bytes of last.pt and of best.pt; 0 for the latter without val."""
-    sizes = []
-    for payload in (fit.state.state_dict(), {"model": fit.state.evaluated.state_dict()} if fit.data.val else None):
-        file = io.BytesIO()
-        if payload is not None:
-            torch.save({**payload, **fit.identity}, file)
-        sizes.append(file.tell())
-    return sizes[0], sizes[1]
 
 
 def time_of(run: Callable[[], object], seconds: float, device: torch.device) -> float:
@@ -349,19 +346,3 @@ def wait(device: torch.device) -> None:
     """Block until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> None:
-    """Let the largest use of memory be counted from here on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # Linux alone; elsewhere the peak is that of the whole process
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device: torch.device) -> int:
-    """The largest use of memory in bytes: of the device, or of this process without its loader workers."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
