@@ -72,24 +72,51 @@ def interleaved(
     for run in contestants.values():
         run()
     repeats = {name: max(1, round(least_s / max(1e-7, clock(run, 2, device)))) for name, run in contestants.items()}
-    times: Times = {name: [] for name in contestants}
+
+    def measure(name: str) -> dict[str, float]:
+        return {"seconds": clock(contestants[name], repeats[name], device, by)}
+
+    found, shares = in_rounds(measure, list(contestants), rounds, patience_s)
+    return found["seconds"], shares
+
+
+def in_rounds(
+    measure: Callable[[str], dict[str, float]],
+    names: Sequence[str],
+    rounds: int,
+    patience_s: float = 0.0,
+    warm_up: bool = True,
+) -> tuple[dict[str, Times], list[float]]:
+    """Measure every contestant once a round; each round begins one further, so that nobody always goes first.
+
+    Args:
+        measure: takes the name of a contestant, returns what was measured, each number under a key.
+        names: the contestants.
+        rounds: rounds that count.
+        patience_s: see `interleaved`.
+        warm_up: one more round goes before them, which warms caches and does not count.
+
+    Returns:
+        by key the numbers of every contestant, one for each round; shares as from `interleaved`.
+    """
+    found: dict[str, Times] = {}
     shares: list[float] = []
-    deadline, number = time.monotonic() + patience_s, 0
+    deadline, number = time.monotonic() + patience_s, 0 if warm_up else 1
     while number <= rounds:
         others, start = seconds_of_others(), time.perf_counter()
-        order = in_turn(list(contestants), number)
-        seconds = {name: clock(contestants[name], repeats[name], device, by) for name in order}
+        first = number % len(names)
+        measured = {name: measure(name) for name in (*names[first:], *names[:first])}
         share = (seconds_of_others() - others) / (time.perf_counter() - start) / (os.cpu_count() or 1)
         if share > BUSY and time.monotonic() < deadline:
             time.sleep(1.0)
             continue
-        # Round 0 warms caches and does not count.
-        number += 1
-        if number > 1:
+        if number > 0:
             shares.append(round(max(0.0, share), 3))
-            for name in contestants:
-                times[name].append(seconds[name])
-    return times, shares
+            for name in names:
+                for key, value in measured[name].items():
+                    found.setdefault(key, {}).setdefault(name, []).append(value)
+        number += 1
+    return found, shares
 
 
 def compare(
@@ -118,12 +145,6 @@ def compare(
         row |= {key: with_interval(ratios(times, name, other)) for key, other in to.items()}
         rows.append(row)
     return rows, times, shares
-
-
-def in_turn(names: Sequence[str], number: int) -> list[str]:
-    """The order of a round: each round begins one further, so that nobody always goes first."""
-    first = number % len(names)
-    return [*names[first:], *names[:first]]
 
 
 def seconds_of_others() -> float:
@@ -215,16 +236,16 @@ def interval_of_median(values: list[float]) -> tuple[float, float]:
     return ordered[rank - 1], ordered[n - rank]
 
 
-def quartiles(measured: dict[str, float], form: str) -> str:
-    """`median [lower, upper quartile]`, each in this format."""
-    low, high = measured["quarter"], measured["three_quarters"]
-    return f"{measured['median']:{form}} [{low:{form}}, {high:{form}}]"
+def quartiles(measured: dict[str, float], form: str, scale: float = 1.0, unit: str = "") -> str:
+    """`median [lower, upper quartile]`, each times `scale` and in this format."""
+    middle, low, high = (f"{scale * measured[key]:{form}}" for key in ("median", "quarter", "three_quarters"))
+    return f"{middle}{unit} [{low}, {high}]"
 
 
-def interval(measured: dict[str, Any], form: str) -> str:
-    """`median [95 % interval of the median]`, each in this format."""
-    low, high = measured["interval"]
-    return f"{measured['median']:{form}} [{low:{form}}, {high:{form}}]"
+def interval(measured: dict[str, Any], form: str, scale: float = 1.0, unit: str = "") -> str:
+    """`median [95 % interval of the median]`, each times `scale` and in this format."""
+    middle, low, high = (f"{scale * value:{form}}" for value in (measured["median"], *measured["interval"]))
+    return f"{middle}{unit} [{low}, {high}]"
 
 
 def table(columns: Mapping[str, Callable[[Any], object]], rows: Iterable[Any]) -> str:

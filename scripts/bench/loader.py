@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -23,7 +24,7 @@ from data import Batch, Loading, build_data
 from data.folders import open_folders
 from data.loader import IMAGENET_STATISTICS
 from data.tensors import TensorLoader
-from scripts.bench.harness import Row, Times, add_options, in_turn, quartiles, ratios, spread, table
+from scripts.bench.harness import Row, add_options, in_rounds, quartiles, ratios, spread, table
 from scripts.prepare_shards import Preparation, prepare
 
 PHOTOS, SMALL = "torchvision, PIL, bicubic", "torchvision, PIL"  # what the others are compared with
@@ -186,15 +187,15 @@ def _through_loader(files: Any, batch: int, arguments: argparse.Namespace) -> Ep
 def compare(
     family: str, loaders: dict[str, Epoch], to: str, rounds: int, in_this_process: Sequence[str] = ()
 ) -> list[Row]:
-    """Every loader in every round, in an order that rotates; one row each."""
-    times: Times = {name: [] for name in loaders}
-    processors: Times = {name: [] for name in loaders}
-    for number in range(rounds + 1):
-        for name in in_turn(list(loaders), number):
-            seconds, processor = seconds_per_image(loaders[name](number), started=name not in in_this_process)
-            if number > 0:  # the first round fills caches
-                times[name].append(seconds)
-                processors[name].append(processor)
+    """One row for each loader; an epoch of each in every round."""
+    epochs = itertools.count()  # each in another order
+
+    def measure_epoch(name: str) -> dict[str, float]:
+        seconds, processor = seconds_per_image(loaders[name](next(epochs)), started=name not in in_this_process)
+        return {"seconds": seconds, "processor": processor}
+
+    found, _ = in_rounds(measure_epoch, list(loaders), rounds)
+    times, processors = found["seconds"], found["processor"]
     return [
         {
             "family": family,

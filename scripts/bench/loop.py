@@ -30,7 +30,7 @@ from engine.run_directory import RunDirectory
 from engine.signals import StopRequest
 from engine.tasks.segmentation import IGNORE
 from experiment.build import build_fit, open_data
-from scripts.bench.harness import CLOCKS, Row, Times, add_options, in_turn, peak_of, quartiles, spread, table
+from scripts.bench.harness import CLOCKS, Row, add_options, in_rounds, peak_of, quartiles, spread, table
 
 BARE, OURS = "barest loop", "this"
 LOG_EVERY = 10
@@ -77,19 +77,16 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> Row:
     ours.bar, ours.writer, ours._clock = Progress(10**6, 0, shown=False), MetricsWriter(place, 0), time.perf_counter()
     steps = {BARE: bare_step(fit(), batch, clocks[BARE]), OURS: our_step(ours, batch, clocks[OURS])}
 
-    # Round 0 warms up and does not count.
-    outside: Times = {key: [] for key in steps}
-    whole: Times = {key: [] for key in steps}
-    for number in range(arguments.rounds + 1):
-        for key in in_turn(list(steps), number):
-            clocks[key].inside = 0.0
-            start = clocks[key].now()
-            for _ in range(arguments.steps):
-                steps[key]()
-            seconds = clocks[key].now() - start
-            if number > 0:
-                outside[key].append((seconds - clocks[key].inside) / arguments.steps)
-                whole[key].append(seconds / arguments.steps)
+    def seconds_of(key: str) -> dict[str, float]:
+        clocks[key].inside = 0.0
+        start = clocks[key].now()
+        for _ in range(arguments.steps):
+            steps[key]()
+        seconds = clocks[key].now() - start
+        return {"whole": seconds / arguments.steps, "outside": (seconds - clocks[key].inside) / arguments.steps}
+
+    found, _ = in_rounds(seconds_of, list(steps), arguments.rounds)
+    outside, whole = found["outside"], found["whole"]
     memory = {key: peak_of(step, device) for key, step in steps.items()}
     ours.writer.close()
     return {
@@ -180,9 +177,7 @@ def markdown(result: dict[str, Any]) -> str:
         "barest step, ms": lambda row: f"{row['step_ms'][BARE]['median']:.1f}",
         "outside the network, ms: barest": lambda row: f"{row['outside_ms'][BARE]['median']:.2f}",
         "this": lambda row: f"{row['outside_ms'][OURS]['median']:.2f}",
-        "cost": lambda row: quartiles({key: 100 * value for key, value in row["cost"].items()}, "+.2f").replace(
-            " [", " % ["
-        ),
+        "cost": lambda row: quartiles(row["cost"], "+.2f", 100, " %"),
         "memory of a step": lambda row: f"{100 * row['more_memory']:+.2f} %",
     }
     # Older results do not say by which clock.

@@ -75,13 +75,14 @@ def measure_jobs(arguments: argparse.Namespace) -> dict[str, Any]:
     jobs, epochs = ("jobs=1", f"jobs={arguments.jobs}"), f"epochs={arguments.epochs}"
     kinds = {"a table": TABLE, "one run": SINGLE}
     commands = {f"{what} {job}": (*kinds[what], epochs, job) for what in kinds for job in jobs}
-    times: harness.Times = {name: [] for name in commands}
     runs: dict[str, int] = {}
-    for number in range(arguments.rounds):
-        for name in harness.in_turn(list(commands), number):
-            seconds, runs[name] = timed(commands[name])
-            times[name].append(seconds)
-            print(f"round {number + 1}, {name}: {runs[name]} runs in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+    def measure_command(name: str) -> dict[str, float]:
+        seconds, runs[name] = timed(commands[name])
+        print(f"{name}: {runs[name]} runs in {seconds:.1f} s", file=sys.stderr, flush=True)
+        return {"seconds": seconds}
+
+    times = harness.in_rounds(measure_command, list(commands), arguments.rounds, warm_up=False)[0]["seconds"]
     rows = [
         {
             "what": what,

@@ -156,13 +156,6 @@ def calls_alone(name: str, batch: int, mixed: Mixed, device: str) -> Callable[[]
     return lambda: [run() for run in runs]
 
 
-def overhead_text(row: Row) -> tuple[str, str]:
-    """The overhead on the plain step with its interval, and the share of the calls alone."""
-    low, high = row["overhead"]["interval"]
-    overhead = f"{100 * row['overhead']['median']:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return overhead, f"{100 * row['calls_alone']['median']:.1f} %"
-
-
 def markdown(result: dict[str, Any]) -> str:
     """One row a contestant."""
     if result["kind"] == "detector":
@@ -170,8 +163,12 @@ def markdown(result: dict[str, Any]) -> str:
     columns: dict[str, Callable[[Row], object]] = {
         "operator": lambda row: row["name"],
         "step, ms, median [quartiles]": lambda row: quartiles(row["milliseconds"], ".0f"),
-        "overhead on the plain step": lambda row: overhead_text(row)[0] if "overhead" in row else "",
-        "the 36 calls alone / plain step": lambda row: overhead_text(row)[1] if "overhead" in row else "",
+        "overhead on the plain step": lambda row: (
+            interval(row["overhead"], "+.1f", 100, " %") if "overhead" in row else ""
+        ),
+        "the 36 calls alone / plain step": lambda row: (
+            f"{100 * row['calls_alone']['median']:.1f} %" if "overhead" in row else ""
+        ),
     }
     return f"""# A training step of ResNet-50 with DropBlock, {result["dtype"]}
 
