@@ -78,6 +78,7 @@ class LayerControl:
                     f"{type(model).__name__} has a {type(place).__name__} of its own at {path}: let it declare a site "
                     "there, so that the configuration decides what sits in it"
                 )
+
         # Install one specification after the other; each site takes one layer.
         schedules: dict[str, KeepProbSchedule] = {}
         taken: dict[str, str] = {}
@@ -93,10 +94,11 @@ class LayerControl:
             )
             for path in sites.keys() & taken.keys():
                 raise ValueError(f"{taken[path]} and {spec.name} both want the site {path}: choose one of them")
+
+            # Each specification has a schedule of its own. Its other fields are arguments of it, under the same names.
             taken |= dict.fromkeys(sites, spec.name)
             name = spec.name if spec.name not in schedules else f"{spec.name}{number}"
             layers = [site.layer.to(example.device) for site in sites.values() if site.layer is not None]
-            # The other fields of a specification are arguments of the schedule, under the same names.
             of_layer = ("name", "groups", "skip", "options")
             shares = {key: value for key, value in vars(spec).items() if key not in of_layer}
             last_group = int(model.last_group)  # type: ignore[arg-type]

@@ -45,6 +45,8 @@ def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> di
             raise
     elif isinstance(places, Place) or not all(isinstance(place, Place) for place in places):
         raise TypeError(f"places must be a list of Place(...), not {places!r}")
+
+    # Every module that a place names gets a site; a pattern of the user's that names none is a mistake.
     found: set[int] = set()
     for place in known if places is None else places:
         owners = list(matching(model, place))

@@ -178,6 +178,9 @@ def install_layers(
     for option, needed in known.items():
         if needed and option not in options:
             raise ValueError(f"{name} needs a {option}")
+
+    # Groups that the network has. Those before its first one are no mistake where later ones are chosen as well: rows
+    # of one table are trained on networks of four stages and of three.
     kind.before(model)
     existing = {site.group for site in declared_sites(model).values()}
     first = getattr(model, "first_group", 0)

@@ -80,6 +80,8 @@ class DropLayer(nn.Module):
         if not self.training:
             return x
         y, kept = self.drop(x, self.seed_of(x))
+
+        # Counted on the device, for the measured drop of the record; nothing waits for the host.
         # The second forward pass of activation checkpointing is not counted again.
         if transformed():
             count_node(self.kept_units, self.seen_units, kept, x.numel())

@@ -68,6 +68,8 @@ def keep_prob_at(
         raise ValueError(f"progress must lie in [0, 1], not {progress}")
     if not 0.0 <= target <= 1.0:
         raise ValueError(f"keep_prob must lie in [0, 1], not {target}")
+
+    # A start or end that a schedule does not read would be a knob that does nothing.
     reads = SCHEDULES[schedule].reads
     for name, value, default in (("start", start, 0.0), ("end", end, 1.0)):
         if value is None and name in reads:
@@ -137,6 +139,7 @@ class KeepProbSchedule:
         head_share: float = 1.0,
         depth_rule: str = "group",
     ) -> None:
+        # Types first: a schedule of another library may take its arguments in another order.
         if not is_number(as_number(keep_prob)):
             raise TypeError(f"keep_prob must be a number in [0, 1], not {keep_prob!r}")
         numbers = {"group_divisor": group_divisor, "last_group": last_group, "head_share": head_share}
@@ -148,6 +151,7 @@ class KeepProbSchedule:
             raise TypeError(f"schedule must be one of {', '.join(SCHEDULES)} or a function, not {schedule!r}")
         if total_steps is not None and total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, not {total_steps}")
+
         # Steps are shares of `length`; without total_steps progress is a share already, and the length 1.
         self.keep_prob, self.schedule, self.length = keep_prob, schedule, total_steps or 1
         self.counts_steps = total_steps is not None
@@ -158,11 +162,13 @@ class KeepProbSchedule:
         self.layers: list[DropLayer] = installed_layers(model) if layers is None else list(layers)
         if not self.layers:
             raise ValueError("no layer to schedule: install one first")
+
         # The division of the rate over groups or depth.
         self.group_divisor, self.last_group, self.group_shares = group_divisor, last_group, group_shares
         self.head_share = head_share
         self._check_shares()
         self._depths = self._depths_of_layers(model, depth_rule)
+
         # The values in force since `LayerControl` last asked, each with its number of steps; None: nobody asks.
         self.in_force: Counter[float] | None = None
         self._counted = False
@@ -203,6 +209,7 @@ class KeepProbSchedule:
 
     def _fill(self, progress: float) -> float:
         now = self.at(progress)
+        # Layers that another installation has put out of the network would take the values, and nothing would drop.
         if replaced := sum(layer.replaced for layer in self.layers):
             raise ValueError(
                 f"{replaced} of {len(self.layers)} layers of this schedule are no longer in the network, others were "
@@ -235,6 +242,7 @@ class KeepProbSchedule:
 
     def kept_by(self, layer: DropLayer, keep_prob: float) -> float:
         """keep_prob of a layer when the last group keeps `keep_prob`."""
+        # Where the layer sits decides its share of the drop rate: by depth, by a list of shares, or by the divisor.
         if layer.group == OWN:
             return keep_prob
         if isinstance(layer.group, str):

@@ -70,9 +70,12 @@ class ShakeDrop(DropLayer):
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         check_maps(type(self).__name__, x, 1, 2, 3)
+
+        # One number an image; b may be one for the whole batch.
         image = (len(x), *[1] * (x.ndim - 1))
         b = random_mask(image if self.together == "image" else (1,) * x.ndim, self.keep_prob, seed)
-        # b + alpha - b alpha is 1 where b is 1, and alpha where it is 0.
+
+        # b + alpha - b alpha is 1 where b is 1, and alpha where it is 0; backward the same with beta.
         forward = torch.where(b, 1.0, uniform(self.alpha, image, seed + 1))
         backward = torch.where(b, 1.0, uniform(self.beta, image, seed + 2))
         return _Shake.apply(x, forward, backward), b.sum() * (x.numel() // max(b.numel(), 1))

@@ -85,8 +85,9 @@ def install(
         raise TypeError(f"layer_factory must be a function that makes a layer, `lambda site: ...`, not a {name}")
     if not callable(sites):
         raise TypeError(f"sites must be a function, `lambda site: site.group == 4`, not {sites!r}")
-    declared = declared_sites(model)
+
     # A place out of reach is marked, so that the sites table can say that a layer was wanted there.
+    declared = declared_sites(model)
     wanted = {name: site for name, site in declared.items() if sites(site)}
     for site in wanted.values():
         site.missed = not site.reachable
@@ -97,6 +98,7 @@ def install(
             f"no site to install into: {type(model).__name__} declares {len(declared)} sites in groups {groups}"
             + (f", and the {len(wanted)} asked for are out of reach" if wanted else "")
         )
+
     # Make all layers before any is put in: a wrong factory leaves the network as it was.
     layers = {name: layer_factory(site) for name, site in chosen.items()}
     at = {site.layer: name for name, site in declared.items() if site.layer is not None and name not in chosen}
@@ -106,6 +108,7 @@ def install(
         if layer in at:
             raise ValueError(f"layer_factory returned one layer for {at[layer]} and {name}: make a new one for each")
         at[layer] = name
+
     # The cell of a notebook that is run again: a schedule of the first layers would go on without a word.
     replaced = [site.layer for name, site in chosen.items() if site.layer not in (None, layers[name])]
     for layer in replaced:
@@ -116,6 +119,8 @@ def install(
             "KeepProbSchedule and LayerControl anew",
             stacklevel=2,
         )
+
+    # A layer learns its group from its site; the schedule divides the drop rate by it.
     for name, site in chosen.items():
         site.layer = layers[name].train(site.training)
         site.layer.replaced = False
@@ -184,6 +189,8 @@ def map_sizes(
             handle.remove()
         for part, training in was_training.items():
             part.training = training
+
+    # A site of the body is met once. Twice would be one mask for two places; never, a layer that drops nothing.
     for name, seen in shapes.items():
         if not seen and isinstance(sites[name], DropLayer):
             raise ValueError(

@@ -59,11 +59,14 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     n, c, *size = x.shape
     if x.numel() == 0:
         return torch.zeros((), dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+
+    # Only the seeds that fire are drawn: at the paper's rates a few in a thousand of the valid positions.
     of = geometry(block_size, *size)
     gamma = seed_rate(float(keep_prob), block_size, *size)
     position = bernoulli_positions(n * c * of.seeds, gamma, int(seed))
     if of.seeds == 1 or len(position) == 0:
         return torch.tensor(x.numel() - len(position) * of.units), position.long()
+
     # Division and floor in float64 are exact below 2^53, and much faster than division of integers. From the last axis
     # to the first: `above` numbers the lines, planes, maps that a seed lies in, and each of those is longer than its
     # valid part by side - seeds.
@@ -75,6 +78,7 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
             corner = corner.add(above, alpha=(side - seeds) * of.strides[axis])
     map_ = above
     dropped = count_units(map_, corner, of)
+
     # Offsets so far are those of maps stored one after the other; with channels last a unit is c apart from the next.
     if channels_last(x):
         sample = (map_ / c).floor_()
@@ -91,6 +95,7 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
         return x.clone()
     n, c, *size = x.shape
     of = geometry(block_size, *size)
+
     # Large tensors go piece by piece, so that the blocks of a piece are zeroed while it is in the cache.
     cache = PIECE * torch.get_num_threads()
     samples = n if x.nbytes <= 2 * cache else max(1, n * cache // x.nbytes)
@@ -98,6 +103,7 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     ends = [len(blocks)]
     if samples < n:  # blocks stand in the order of the samples
         ends = torch.searchsorted(blocks, torch.arange(samples, n + samples, samples) * apart).tolist()
+
     y, begin = torch.empty_like(x), 0
     for first, end in zip(range(0, n, samples), ends, strict=True):
         piece = y[first : first + samples]
@@ -154,6 +160,7 @@ def count_units(map_: Tensor, corner: Tensor, of: Geometry) -> int:
     second = (map_[1:] == map_[:-1]).nonzero().view(-1) + 1
     if len(second) == 0:
         return len(map_) * area
+
     # Only the crowded maps get a canvas, one byte a unit.
     crowded = map_[second]
     maps, canvas_map = torch.unique_consecutive(crowded, return_inverse=True)

@@ -138,6 +138,7 @@ def table_text(rows: list[SiteRow]) -> str:
     def times(sides: tuple[int, ...]) -> str:
         return "x".join(map(str, sides))
 
+    # The 36 sites of a ResNet-50 are a handful of kinds.
     alike: dict[tuple[object, ...], list[SiteRow]] = {}
     for row in rows:
         key = (row.group, row.branch, row.after, row.layer, *row.map_sizes, row.block, row.expected_drop)
@@ -159,6 +160,7 @@ def table_text(rows: list[SiteRow]) -> str:
                 f"{100 * row.expected_drop:.2f}%",
             ]
         lines.append(line)
+
     head, *body = aligned(lines, str.ljust)
     rule = "  ".join("-" * max(len(line[i]) for line in lines) for i in range(len(lines[0])))
     notes = dict.fromkeys(f"note: {row.note}" for row in rows if row.note)

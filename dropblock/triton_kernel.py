@@ -58,6 +58,8 @@ def _draw(
     wanted = 1.0 - tl.load(keep_prob_ptr).to(tl.float64)
     gamma = tl.minimum(tl.maximum(wanted, 0.0), 1.0) * (H * W) / (BH * BW * CELLS)
 
+    # From block to block of each map, until all maps of this program are through. A block sets a run of bits in every
+    # line that it covers.
     bits = tl.zeros((MAPS, LINES, BYTES), dtype=tl.int32)
     position = tl.where(map_ < maps, -1, CELLS)
     turn = 0
@@ -72,12 +74,14 @@ def _draw(
         turn += 1
         position = _next_block(position, seed, map_, turn, gamma, CELLS)
 
+    # Overlapping blocks share bits, so units are counted when all are drawn: in pairs, fours, eights of bits.
     inside = (map_ < maps)[:, None, None] & (line < H)[None, :, None] & (byte < PITCH)[None, None, :]
-    pairs = bits - ((bits >> 1) & 0x55)  # the bits of a byte are counted in pairs, fours, eights
+    pairs = bits - ((bits >> 1) & 0x55)
     fours = (pairs & 0x33) + ((pairs >> 2) & 0x33)
     dropped = tl.sum(tl.where(inside, (fours + (fours >> 4)) & 0x0F, 0))
     tl.atomic_add(kept_ptr, -dropped.to(tl.int64))
 
+    # The bits lie as the units do, so that the kernel that applies them reads both in one direction.
     where = map_.to(tl.int64)[:, None, None]
     if CHANNELS_LAST:
         row = (where // channels) * H + line[None, :, None]

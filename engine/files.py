@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 ASIDE = ".tmp."  # in the name of a file that is being written, before the number of the process
 
@@ -54,6 +56,11 @@ def write_aside(path: Path, parts: Iterable[bytes | memoryview], keep_as: str | 
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """`write_aside` for plain values."""
+    write_aside(path, [(json.dumps(value, indent=indent) + "\n").encode()])
 
 
 def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSError:

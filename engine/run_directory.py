@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from engine.files import absent, remove_made, remove_unfinished, write_aside
+from engine.files import absent, remove_made, remove_unfinished, write_json
 from engine.signals import Stopped
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class RunDirectory:
             return None
 
     def write(self, name: str, value: Any) -> None:
-        write_aside(self.path / name, [(json.dumps(value, indent=2) + "\n").encode()])
+        write_json(self.path / name, value)
 
     def summary(self) -> dict[str, Any]:
         return self.read("summary.json") or {}

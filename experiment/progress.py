@@ -78,6 +78,8 @@ class Progress:
         """Print a line that stays: a job has ended with a status, or something else happened to it."""
         if job.number in self.bars:
             self.bars.pop(job.number).close()
+
+        # The end of a job, with the time it took. One that an earlier command has trained took none.
         if what in (DONE, FAILED, STOPPED):
             self.ended[job.number] = what
             summary = job.run / "summary.json"
@@ -97,12 +99,16 @@ class Progress:
         for job in running:
             values = last_entries(job.run)
             self.epochs[job.number] = float(values.get("epoch", 0.0))
+
+            # The pace is counted from the epochs that a resumed run had when it was first seen.
             if job.number not in self.seen_at:
                 self.seen_at[job.number], self.epochs_then[job.number] = now, self.epochs[job.number]
                 if not self.terminal:
                     self._line(f"started  {self._name(job)}")
             if not self.terminal:
                 continue
+
+            # On a terminal a bar, on the first line that is free.
             if job.number not in self.bars:
                 taken = {bar.pos for bar in self.bars.values()}
                 self.bars[job.number] = tqdm(
@@ -117,6 +123,8 @@ class Progress:
             bar.set_postfix_str("  ".join(filter(None, (loss, headline(values)))), refresh=False)
             bar.n = self.epochs[job.number]
             bar.refresh()
+
+        # The whole, once a minute.
         if now - self.line_at >= LINE_SECONDS:
             self.line_at = now
             self._line(self._summary(running))

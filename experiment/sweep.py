@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from configs.checking import UserError
 from configs.command_line import Arguments
 from configs.plan import Plan, plan_from
-from engine.console import counted, table
-from engine.files import write_aside
+from engine.console import counted, metric_text, table
+from engine.files import write_aside, write_json
 from engine.run_directory import DONE, RunDirectory
 from experiment.outcome import Job, Outcome
 
@@ -40,7 +40,7 @@ def note_command(sweep: Path, arguments: Arguments, jobs: Sequence[Job]) -> None
         assert job.plan is not None
         named = {"experiment": job.plan.experiment, "seed": job.plan.seed, "overrides": job.overrides}
         entries[str(job.run)] = {"run": str(job.run), **named}
-    write_aside(listed, [(json.dumps([*entries.values()], indent=2) + "\n").encode()])
+    write_json(listed, [*entries.values()])
 
 
 def skip_done(jobs: Sequence[Job], sweep: Path) -> list[Job]:
@@ -100,7 +100,7 @@ def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: 
     runs.mkdir(parents=True, exist_ok=True)
     entry = {"run": str(run), "status": status, "overrides": overrides, "reason": reason, "time": time.time(), **values}
     name = "_".join(run.parts[-3:]) + ".json"
-    write_aside(runs / name, [(json.dumps(entry, indent=2) + "\n").encode()])
+    write_json(runs / name, entry)
 
 
 def read_runs(sweep: Path, since: float = 0.0) -> list[dict[str, Any]]:
@@ -133,7 +133,11 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
         sweep: its directory; None if there is nothing in it.
         refused: reasons of jobs that came to no run.
     """
-    rows = [(entry["status"], _shown(entry), entry["run"], entry["reason"]) for entry in entries]
+    rows: list[tuple[str, str, str, str]] = []
+    for entry in entries:
+        value = entry.get("last test")
+        shown = "-" if value is None else metric_text(value, entry.get("unit", "%"))
+        rows.append((entry["status"], shown, entry["run"], entry["reason"]))
     rows += [("FAILED", "-", "-", reason) for reason in refused]
     reasons = [" ".join(reason.split()) for *_, reason in rows]
     numbers = {reason: f"({i})" for i, reason in enumerate(dict.fromkeys(filter(None, reasons)), start=1)}
@@ -143,8 +147,3 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
     lines += [f"{number} {reason}" for reason, number in numbers.items()]
     place = "nothing was written" if sweep is None else f"listed in {sweep}"
     return "\n".join([*lines, f"{counted(done, 'run')} done, {len(rows) - done} not; {place}"])
-
-
-def _shown(entry: dict[str, Any]) -> str:
-    value, unit = entry.get("last test"), entry.get("unit", "%")
-    return "-" if value is None else f"{value:.2f}%" if unit == "%" else f"{value:.4f} {unit}".rstrip()

@@ -32,7 +32,7 @@ from data.folders import OFFICIAL, Folders, open_folders
 from data.photographs import resized
 from data.samples import Samples
 from data.shards import HEADER, KINDS, MANIFEST, SPLITS, VERSION, is_prepared, open_prepared, read_manifest
-from engine.files import remove_unfinished, write_aside
+from engine.files import remove_unfinished, write_aside, write_json
 from scripts.entry import guarded, parser_of
 
 Advance = Callable[[int], object]  # called with the number of images that were done
@@ -107,8 +107,10 @@ def prepare(name: str, found: Folders, target: Path, how: Preparation, workers: 
 
     # Shard by shard, then the list of a split; the manifest comes last, so that only a whole folder has one.
     shards: list[dict[str, Any]] = []
-    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with ProcessPoolExecutor(workers, **one_thread) if workers else nullcontext() as pool:  # type: ignore[arg-type]
+    processes: Any = nullcontext()
+    if workers:
+        processes = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    with processes as pool:
         for split, files in zip(SPLITS, (found.train, found.test), strict=True):
             lengths: list[int] = []
             for first in range(0, len(files), how.per_shard):
@@ -120,7 +122,7 @@ def prepare(name: str, found: Folders, target: Path, how: Preparation, workers: 
             listed = io.BytesIO()
             np.savez(listed, names=files["name"], labels=files["labels"], lengths=np.array(lengths, np.int64))
             write_aside(target / f"{split}.npz", [listed.getvalue()])
-    write_json(target / MANIFEST, {**manifest, "notes": list(found.notes), "shards": shards})
+    write_json(target / MANIFEST, {**manifest, "notes": list(found.notes), "shards": shards}, indent=None)
 
 
 def write_shard(files: Samples, path: Path, how: Preparation, pool: Any, advance: Advance) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def write_shard(files: Samples, path: Path, how: Preparation, pool: Any, advance
 
     write_aside(path, contents())
     known = {"images": len(files), "bytes": sum(lengths), "sha256": digest.hexdigest(), "lengths": lengths}
-    write_json(aside, {"source": source.hexdigest(), **known})
+    write_json(aside, {"source": source.hexdigest(), **known}, indent=None)
     return known
 
 
@@ -162,10 +164,6 @@ def prepared(job: tuple[Preparation, str]) -> bytes:
         return how(Path(path).read_bytes())
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise ValueError(f"{path}: not a readable image ({why(error)}); repair or remove it") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_aside(path, [(json.dumps(value) + "\n").encode()])
 
 
 def check(target: Path, advance: Advance) -> None:
