@@ -6,6 +6,9 @@
     keep_prob=0.9       put DropBlock on while evaluating, whatever the network was trained with (paper, Figure 5): at
                         all sites of the last two groups, in the first of them a quarter of the rate, with
                         block_size=7 or another; both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
+    samples=30          average the predictions over this many masks (Monte Carlo dropout, MC-DropBlock): of the layers
+                        that the network was trained with, at their full rate, or of those that keep_prob= and
+                        block_size= put on; adds predictive entropy and mutual information, in nats
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
     temperature=val     fit one temperature on val, and add the metrics of the split after it: label smoothing, mixup
                         and the like change how sure a network is, and with it loss and calibration (classification)
@@ -77,10 +80,24 @@ def result_text(result: dict[str, Any]) -> str:
             for row in result["under_drop"]
         ]
         parts.append(table(("block_size", "keep_prob", f"{headline} under drop", "loss"), drops))
+    if result["sampled"]:
+        metrics = [*names, "entropy", "mutual_information"]
+        units = {**result["metric_units"], "entropy": "", "mutual_information": ""}
+        sampled = [
+            (layers_text(row), row["samples"], *(metric_text(row[name], units[name]) for name in metrics))
+            for row in result["sampled"]
+        ]
+        parts.append(table(("mean over masks of", "samples", *metrics), sampled))
     if result["columns"]:
         alone = [(row["column"], *headline_and_loss(row, headline, unit)) for row in result["columns"]]
         parts.append(table(("column alone", headline, "loss"), alone))
     return "\n\n".join(parts)
+
+
+def layers_text(row: dict[str, Any]) -> str:
+    """The layers of a row as text."""
+    block = f", block {row['block_size']}" if row["block_size"] else ""
+    return f"{row['layers']}, keep_prob {row['keep_prob']:g}{block}"
 
 
 def headline_and_loss(row: dict[str, Any], headline: str, unit: str) -> tuple[str, str]:

@@ -16,6 +16,8 @@ class EvaluationConfig:
         keep_prob, block_size: the metrics with DropBlock on, at every pair of these.
         column: the metrics of these columns of a FractalNet alone.
         temperature: the split that one temperature is fitted on; the metrics after it.
+        samples: average the predictions over this many masks, of the network's own layers or of DropBlock as keep_prob
+            and block_size say.
         seed: of the masks.
     """
 
@@ -24,6 +26,7 @@ class EvaluationConfig:
     block_size: list[int] = field(default_factory=list)
     column: list[int] = field(default_factory=list)
     temperature: str | None = None
+    samples: int | None = None
     seed: int = 0
 
     def check(self) -> None:
@@ -35,6 +38,8 @@ class EvaluationConfig:
         for block_size in self.block_size:
             if block_size < 1:
                 raise UserError(f"block_size={block_size}: must be at least 1")
+        if self.samples is not None and self.samples < 1:
+            raise UserError(f"samples={self.samples}: must be at least 1")
         if self.temperature is not None:
             one_of("temperature", self.temperature, ("val",))
             if self.split == self.temperature:

@@ -164,6 +164,8 @@ class DropConnect(Dropout):
     weights are divided by keep_prob; the test is the plain network. Sits at a `WeightSite`.
     """
 
+    batchwise = True
+
 
 class WeightSite(Site):
     """A place that the weight of a convolution passes through, (out, in, kernel height, kernel width)."""

@@ -115,6 +115,19 @@ class LayerControl:
         for i, layer in enumerate(self.layers):
             layer.set_mask_seed(seed_of(i))
 
+    def set_image_seeds(self, seed_of: Callable[[int], int], images: Tensor) -> None:
+        """Fix the next masks image by image: layer i draws that of image k from `seed_of(i)` and k.
+
+        So the mask of an image, and its normaliser, do not depend on the batch. DropConnect and FractalNet's drop-path,
+        which see no images, draw once for all of them.
+
+        Args:
+            seed_of: number of a layer -> int64.
+            images: (N,) the numbers of the images of the next batch.
+        """
+        for i, layer in enumerate(self.layers):
+            layer.set_image_seeds(seed_of(i), images)
+
     def keep_probs(self, progress: Sequence[float]) -> dict[str, float]:
         """Mean keep_prob of the last group: "keep_prob/target", or one "keep_prob/KIND" for each of several kinds.
 

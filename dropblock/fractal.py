@@ -44,6 +44,7 @@ class FractalDropPath(DropLayer):
         global_share: share of mini-batches with a global draw, in [0, 1].
     """
 
+    batchwise = True
     columns: Tensor
     member: Tensor
     place: Tensor

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from dropblock.draws import STEP, mixed
 from dropblock.functional import (
     BLOCK_SIZE,
     Rate,
@@ -24,6 +25,7 @@ from dropblock.functional import (
     share_to_keep,
 )
 from dropblock.graph_node import count_node, transformed
+from dropblock.operator import drop_each
 from dropblock.rates import effective_block, expected_drop, seed_rate
 
 OWN = "own"  # the group of a layer that stands in a network of its own accord, and not at a site
@@ -52,6 +54,8 @@ class DropLayer(nn.Module):
     mask_seed: Tensor
     kept_units: Tensor
     seen_units: Tensor
+    image_seeds: Tensor | None = None  # (N,) int64, for masks of single images
+    batchwise = False  # True for a layer whose draw is one for all images: it sees no images, but weights, say
     replaced = False  # True once `install` has put another layer in its place
 
     def __init__(self, *positional: object, keep_prob: Rate = None, p: Rate = None, drop_prob: Rate = None) -> None:
@@ -71,15 +75,32 @@ class DropLayer(nn.Module):
 
     def set_mask_seed(self, seed: int) -> None:
         """Fix the next masks: from now on they are a function of this seed, an int64."""
-        self.seeded = True
+        self.seeded, self.image_seeds = True, None
         self.mask_seed.fill_(seed)
+
+    def set_image_seeds(self, seed: int, images: Tensor) -> None:
+        """Fix the next masks image by image, each with a normaliser of its own.
+
+        What is dropped of an image is a function of `seed` and the image's number, whatever stands beside it in the
+        batch: for averages over masks (Monte Carlo dropout). Without a gradient.
+
+        Args:
+            seed: an int64.
+            images: (N,) whole numbers, one for each image of the batches that come.
+        """
+        self.set_mask_seed(seed)
+        self.image_seeds = mixed(images.to(self.mask_seed.device) * STEP + self.mask_seed)
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):  # a leaf for every tracer: the graph keeps this module, its schedule and counters
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         if not self.training:
             return x
-        y, kept = self.drop(x, self.seed_of(x))
+        if self.image_seeds is None or self.batchwise:
+            y, kept = self.drop(x, self.seed_of(x))
+        else:
+            y, kept = self.drop_each(x, self.seed_of(x) - self.mask_seed + self.image_seeds)
+            kept = kept.sum()
 
         # Counted on the device, for the measured drop of the record; nothing waits for the host.
         # The second forward pass of activation checkpointing is not counted again.
@@ -118,6 +139,19 @@ class DropLayer(nn.Module):
             tensor).
         """
         raise NotImplementedError  # pragma: no cover
+
+    def drop_each(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """`drop` of every image alone: (output like `x`, kept units of each image, (N,)).
+
+        Args:
+            seeds: (N,) int64 tensor on the device of `x`.
+        """
+
+        def drop_one(image: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+            y, kept = self.drop(image[None], seed)
+            return y[0], kept
+
+        return torch.vmap(drop_one, randomness="different")(x, seeds)
 
     def block(self, *size: int) -> tuple[int, ...]:
         """The sides of the box that is dropped together on a map of this size, for the sites table; () for no box."""
@@ -196,6 +230,10 @@ class _DropBlock(DropLayer):
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         check_maps(type(self).__name__, x, self.axes)
         return checked_drop(x, self.keep_prob, self.block_size, seed)
+
+    def drop_each(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        check_maps(type(self).__name__, x, self.axes)
+        return drop_each(x, self.keep_prob, self.block_size, seeds)
 
     def block(self, *size: int) -> tuple[int, ...]:
         return effective_block(self.block_size, *size)

@@ -71,6 +71,33 @@ def drop(backend: Backend, x: Tensor, keep_prob: Tensor, block_size: int, seed: 
     return _Apply.apply(x, backend, keep_prob, block_size, seed, kept, mask), kept
 
 
+@torch.no_grad()
+def drop_each(x: Tensor, keep_prob: Tensor, block_size: int, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop blocks of every sample by a seed, and a normaliser, of its own: for averages over masks, without a gradient.
+
+    What becomes of a sample is a function of its own seed, whatever stands beside it in the batch.
+
+    Args:
+        seeds: (N,) int64, on the device of `x`.
+
+    Returns:
+        the output, and the number of kept units of each sample, (N,).
+    """
+    if x.device.type == "cpu":
+        return sparse_cpu.drop_each(as_stored(x, channels_last(x)), keep_prob, block_size, seeds)
+    return dense_each(x, keep_prob, block_size, seeds)
+
+
+def dense_each(x: Tensor, keep_prob: Tensor, block_size: int, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """`drop_each` on any device, by the dense backend."""
+
+    def drop_one(one: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        kept, mask = dense_draw(one[None], keep_prob, block_size, seed)
+        return dense_apply(one[None], kept, mask, block_size)[0], kept
+
+    return torch.vmap(drop_one)(x, seeds)
+
+
 def as_stored(x: Tensor, last: bool) -> Tensor:
     """`x` in memory: contiguous, or with its channels last."""
     return x.contiguous(memory_format=CHANNELS_LAST[x.ndim] if last else torch.contiguous_format)

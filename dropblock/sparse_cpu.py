@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from dropblock.draws import random_bits
 from dropblock.rates import Geometry, geometry, seed_rate
 
 PIECE = 1 << 21  # bytes for each thread, about what its second-level cache holds
@@ -63,7 +64,12 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     # Only the seeds that fire are drawn: at the paper's rates a few in a thousand of the valid positions.
     of = geometry(block_size, *size)
     gamma = seed_rate(float(keep_prob), block_size, *size)
-    position = bernoulli_positions(n * c * of.seeds, gamma, int(seed))
+    return placed(x, of, bernoulli_positions(n * c * of.seeds, gamma, int(seed)))
+
+
+def placed(x: Tensor, of: Geometry, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Both results of `draw` from the numbers of the block seeds, counted through all maps of `x`, ascending."""
+    _, c, *size = x.shape
     if of.seeds == 1 or len(position) == 0:
         return torch.tensor(x.numel() - len(position) * of.units), position.long()
 
@@ -112,6 +118,47 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
             zero(piece, blocks[begin:end] - first * apart if first else blocks[begin:end], of)
         begin = end
     return y
+
+
+def drop_each(x: Tensor, keep_prob: Tensor, block_size: int, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop blocks of every sample by a seed, and a normaliser, of its own; without a gradient.
+
+    Args:
+        x: (N, C, *size), stored as `channels_last` says.
+        seeds: (N,) int64. What becomes of a sample is a function of its own seed, whatever stands beside it.
+
+    Returns:
+        the output, and the number of kept units of each sample, (N,).
+    """
+    n, c, *size = x.shape
+    of = geometry(block_size, *size)
+    gamma = seed_rate(float(keep_prob), block_size, *size)
+    _, blocks = placed(x, of, positions_of_each(c * of.seeds, gamma, seeds))
+    mask = torch.ones_like(x, dtype=torch.float32)
+    zero(mask, blocks, of)
+    kept = mask.sum(tuple(range(1, x.ndim)), dtype=torch.float64)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    scale = (c * of.units / kept.clamp(min=1)).to(exact).view(n, *[1] * (x.ndim - 1))
+    return (x.to(exact) * scale).to(x.dtype).masked_fill_(mask == 0, 0), kept.long()
+
+
+def positions_of_each(trials: int, rate: float, seeds: Tensor) -> Tensor:
+    """`bernoulli_positions` for each of some seeds, the i-th one's shifted by i * trials; in float64.
+
+    The j-th gap of a seed is a hash of (seed, j), so all are drawn at once.
+    """
+    begin = trials * torch.arange(len(seeds), dtype=torch.float64)[:, None]
+    if rate <= 0.0 or rate >= 1.0:
+        return (begin + torch.arange(trials if rate >= 1.0 else 0)).flatten()
+    expected, per_log = trials * rate, 1 / math.log1p(-rate)
+    batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
+    while True:
+        # 52 bits in the middle of their steps: never 0 and never 1.
+        u = ((random_bits((1, batch), seeds[:, None]) >> 10).double() + 0.5) * 2.0**-52
+        position = u.log_().mul_(per_log).ceil_().cumsum_(1).sub_(1.0)
+        if bool((position[:, -1] >= trials).all()) or batch == trials:
+            return (position + begin)[position < trials]
+        batch = min(trials, 2 * batch)  # hardly ever
 
 
 def zero(y: Tensor, blocks: Tensor, of: Geometry) -> None:

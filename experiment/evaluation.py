@@ -1,15 +1,18 @@
-"""Metrics of a finished network on a split: as it is, after a temperature, under drop, by column of a FractalNet."""
+"""Metrics of a finished network on a split: as it is, after a temperature, under drop, averaged over masks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from configs.checking import UserError
 from configs.evaluation import EvaluationConfig
@@ -17,12 +20,14 @@ from configs.plan import Plan
 from configs.schema import LayerConfig
 from data import Data
 from dropblock import LayerControl, installed_layers
+from engine.console import duration
 from engine.distributed import Ranks, find_device
 from engine.evaluation import Evaluation
 from engine.evaluation import evaluate as pass_over
 from engine.precision import autocast
 from engine.tasks import Task, metrics_record
 from experiment.build import build_task
+from experiment.sampling import Sampling, remember
 from experiment.source import NetworkSource
 from experiment.trained import described, opened, trained
 
@@ -80,7 +85,9 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     task, loader = finished.task, finished.split(wanted.split, "split")
 
     # The network as training evaluated it.
+    began = time.perf_counter()
     done = finished.measured(finished.network()[0], loader)
+    seconds = time.perf_counter() - began
     result = {
         "checkpoint": described(finished.payload),
         "split": wanted.split,
@@ -95,14 +102,24 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     # After a temperature.
     result["temperature"] = after_temperature(finished, loader, wanted.temperature) if wanted.temperature else None
 
-    # With DropBlock on: one mask for each layer and batch, drawn one after the other.
-    result["under_drop"] = []
-    for block, kept in product(wanted.block_size or [7], wanted.keep_prob or [0.9]):
-        if wanted.keep_prob or wanted.block_size:
-            network, _ = finished.network(dropblock_in(finished, kept, block))
-            torch.manual_seed(wanted.seed)
-            row = {"keep_prob": kept, "block_size": block, **finished.measured(network, loader).metrics}
-            result["under_drop"].append(row)
+    # With DropBlock on: one mask for each layer and batch, drawn one after the other; or the mean over many masks.
+    points = product(wanted.block_size or [7], wanted.keep_prob or [0.9])
+    drops = [dropblock_in(finished, *at) for at in points if wanted.keep_prob or wanted.block_size]
+    result["under_drop"], result["sampled"] = [], []
+    for layer in drops if wanted.samples is None else ():
+        network, _ = finished.network(layer)
+        torch.manual_seed(wanted.seed)
+        row = {"keep_prob": layer.keep_prob, "block_size": layer.block_size}
+        result["under_drop"].append({**row, **finished.measured(network, loader).metrics})
+    if wanted.samples is not None:
+        layers = [[layer] for layer in drops] or [own_layers(finished, wanted.samples)]
+        passes = len(layers) * wanted.samples
+        about = duration(passes * seconds)
+        print(
+            f"samples={wanted.samples}: {passes} passes over {done.images:,} images, about {about}",
+            flush=True,
+        )
+        result["sampled"] = [sampled(finished, loader, of, wanted) for of in layers]
 
     # The columns of a FractalNet, each alone.
     result["columns"] = [
@@ -112,10 +129,35 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     return result
 
 
-def dropblock_in(finished: Finished, keep_prob: float, block_size: int) -> LayerConfig:
+def dropblock_in(finished: Finished, block_size: int, keep_prob: float) -> LayerConfig:
     """DropBlock as in the paper's Figure 5: at all sites of the last two groups, in the first a quarter of the rate."""
     last: Any = finished.network()[0].last_group
     return LayerConfig("dropblock", keep_prob, block_size, [last - 1, last], True, "constant", 4.0)
+
+
+def own_layers(finished: Finished, samples: int) -> list[LayerConfig]:
+    """The layers that the network was trained with, at their full rate."""
+    if not finished.plan.layers:
+        raise UserError(f"samples={samples}: this network has no layers of its own; give keep_prob=0.9 block_size=7")
+    constant: dict[str, Any] = {"schedule": "constant", "schedule_start": None, "schedule_end": None}
+    return [replace(layer, **constant) for layer in finished.plan.layers]
+
+
+def sampled(finished: Finished, loader: Any, layers: Sequence[LayerConfig], wanted: EvaluationConfig) -> dict[str, Any]:
+    """The metrics of the mean prediction over masks, its entropy and mutual information: one row for these layers."""
+    if finished.task.name == "detection":
+        raise UserError(f"samples={wanted.samples}: for classification and segmentation, not for detection")
+    assert wanted.samples is not None
+    network, control = finished.network(*layers)
+    remember(network)
+    passes = wanted.samples * len(loader)
+    shown = finished.ranks.is_main and sys.stderr.isatty()
+    with tqdm(total=passes, desc="samples", unit="batch", disable=not shown) as bar:
+        sampling = Sampling(finished.task, control, wanted.samples, wanted.seed, bar)
+        done = finished.measured(network, loader, sampling)
+    of = layers[0]
+    named = {"layers": "+".join(layer.name for layer in layers), "keep_prob": of.keep_prob, "block_size": of.block_size}
+    return {**named, "samples": wanted.samples, **done.metrics}
 
 
 def column_of(model: Any, column: int) -> nn.Module:

@@ -102,16 +102,28 @@ def weights_of(plan: Plan, payload: dict[str, Any]) -> dict[str, Tensor]:
 
     The scale of a layer that acts in evaluation (ShakeDrop) is part of them.
     """
-    ema = payload.get("ema")
-    weights: dict[str, Tensor] = payload["model"] if ema is None else ema["module"]
-    # A layer of somebody's script may be unknown to this process, and is not needed: others act in training only.
-    acting = [layer for layer in plan.layers if layer.name in LAYERS and LAYERS[layer.name].in_evaluation]
-    if not acting:
+    weights, scaling = raw_weights(payload), acting(plan)
+    if not scaling:
         return weights
     # Any classes and images will do: only where the layers sit, and their keep_prob, are read off this network.
     shape: Any = SimpleNamespace(num_classes=2, image_shape=(3, plan.data.image_size, plan.data.image_size))
-    alike = replace(plan, layer=acting[0], companions=acting[1:])
+    alike = replace(plan, layer=scaling[0], companions=scaling[1:])
     return folded(build_network(alike, shape, torch.device("cpu"), pretrained=False)[0], weights)
+
+
+def raw_weights(payload: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint as they are: the average where there is one."""
+    ema = payload.get("ema")
+    weights: dict[str, Tensor] = payload["model"] if ema is None else ema["module"]
+    return weights
+
+
+def acting(plan: Plan) -> list[LayerConfig]:
+    """The layers of a plan that act in evaluation.
+
+    A layer of somebody's script may be unknown to this process, and is not needed: others act in training only.
+    """
+    return [layer for layer in plan.layers if layer.name in LAYERS and LAYERS[layer.name].in_evaluation]
 
 
 def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str, Any], Data]:
@@ -137,8 +149,11 @@ def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str,
 def trained(
     plan: Plan, payload: dict[str, Any], data: Data, device: torch.device, layers: Sequence[LayerConfig] = ()
 ) -> tuple[nn.Module, LayerControl]:
-    """The network of a checkpoint in evaluation mode: its training layers left out, these installed instead."""
+    """The network of a checkpoint in evaluation mode: its training layers left out, these installed instead.
+
+    Of layers that act in evaluation the weights hold the scale, unless they are installed themselves.
+    """
     with_these = replace(plan, layer=layers[0] if layers else None, companions=[*layers[1:]])
     model, control = build_network(with_these, data, device, pretrained=False)
-    model.load_state_dict(weights_of(plan, payload))
+    model.load_state_dict(raw_weights(payload) if acting(with_these) else weights_of(plan, payload))
     return model.eval(), control

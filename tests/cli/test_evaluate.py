@@ -17,12 +17,16 @@ from engine.distributed import Ranks
 from engine.run_directory import RunDirectory
 from evaluate import main, read_request, result_text
 from experiment.evaluation import Tempered, fitted_temperature, trained
+from tests.last_of_each import last_of_each
+from train import main as train_main
 
 
-@pytest.fixture
-def run(train: Callable[..., int], tmp_path: Path) -> RunDirectory:
-    assert train("regularizer=dropblock", "recipe.ema_decay=0.5") == 0
-    (path,) = tmp_path.glob("fake-resnet18/*/seed-1")
+@pytest.fixture(scope="module")
+def run(small_run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    root = tmp_path_factory.mktemp("evaluated")
+    words = (f"output_root={root}", "regularizer=dropblock", "recipe.ema_decay=0.5")
+    assert train_main(last_of_each(*small_run, *words)) == 0
+    (path,) = root.glob("fake-resnet18/*/seed-1")
     return RunDirectory(path)
 
 
@@ -71,6 +75,21 @@ def test_a_temperature_is_fitted_on_val(run: RunDirectory, tmp_path: Path) -> No
     assert found["ece"] != result["ece"]
 
 
+def test_masks_are_averaged_over(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result.json"
+    words = ["samples=2", "keep_prob=[0.9,0.5]", "block_size=3", f"json={out}", "device=cpu"]
+    assert main([str(run.path), *words]) == 0
+    result = json.loads(out.read_text())
+    assert [(row["layers"], row["keep_prob"], row["block_size"]) for row in result["sampled"]] == [
+        ("dropblock", 0.9, 3),
+        ("dropblock", 0.5, 3),
+    ]
+    printed = capsys.readouterr().out
+    assert "4 passes over 80 images" in printed
+    assert "mutual_information" in printed
+    assert result["under_drop"] == []
+
+
 def test_the_temperature_minimises_the_loss() -> None:
     """As scipy finds it; labels that follow the logits at temperature 2.5, so that the minimum is near it."""
     torch.manual_seed(0)
@@ -103,6 +122,7 @@ def test_the_temperature_minimises_the_loss() -> None:
         (["run=a", "split=tset"], "did you mean 'test'"),
         (["run=a", "keep_prob=2"], "keep_prob=2"),
         (["run=a", "temperature=test"], "temperature=test"),
+        (["run=a", "samples=0"], "samples=0"),
         (["run=a", "split=val", "temperature=val"], "temperature=val"),
         (["run=a", "run=b"], "run: given twice"),
         (["run=a", "json=/nowhere/x.json"], "json=/nowhere/x.json: there is no directory /nowhere"),
@@ -116,7 +136,15 @@ def test_mistakes(words: list[str], culprit: str | None, capsys: pytest.CaptureF
 
 def test_a_task_that_is_evaluated_without_a_loss_has_a_text() -> None:
     """Detection."""
-    result = {"checkpoint": "last.pt", "split": "test", "samples": 4, "tables": [], "columns": [], "temperature": None}
+    result = {
+        "checkpoint": "last.pt",
+        "split": "test",
+        "samples": 4,
+        "tables": [],
+        "columns": [],
+        "temperature": None,
+        "sampled": [],
+    }
     result |= {"headline": "ap", "metric_labels": {"ap": "AP (%)"}, "metric_units": {"ap": "%"}, "ap": 12.5}
     text = result_text({**result, "under_drop": [{"keep_prob": 0.9, "block_size": 7, "ap": 10.0}]})
     assert text.splitlines()[-1].split() == ["7", "0.9", "10.00%", "-"]

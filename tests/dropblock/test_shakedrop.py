@@ -20,7 +20,9 @@ from dropblock.shakedrop import branch_end, folded
 from engine import checkpoint as checkpoint_file
 from engine.run_directory import RunDirectory
 from evaluate import main as evaluate
-from experiment.trained import weights_of
+from experiment.source import NetworkSource
+from experiment.trained import opened, weights_of
+from experiment.trained import trained as trained_network
 from models import build_model
 from scripts.export import main as export
 
@@ -270,6 +272,10 @@ def test_through_the_entry_scripts(train: Callable[..., int], tmp_path: Path) ->
         assert moved[f"{stage}.0.bn4.weight"] == pytest.approx(scale)
         assert moved[f"{stage}.0.bn4.bias"] == pytest.approx(scale)
     assert all(torch.equal(exported[key], trained[key]) for key in trained if "bn4" not in key)
+    # Where its own layers are drawn again, the weights are the unscaled ones.
+    plan, payload, data = opened(NetworkSource(run=str(run)), torch.device("cpu"))
+    drawn = trained_network(plan, payload, data, torch.device("cpu"), plan.layers)[0].state_dict()
+    assert all(torch.equal(drawn[key], trained[key]) for key in trained)
     assert train(*words, "regularizer=shakedrop", "schedule=linear") == 2
     assert train(*words, "regularizer=shakedrop", "regularizer.shakedrop.layer.options.alpha=[1,-1]") == 2
 

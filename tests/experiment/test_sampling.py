@@ -1,0 +1,131 @@
+"""Averages over masks: each number against numpy, and the same whatever the batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from torch import Tensor, nn
+
+from configs.evaluation import EvaluationConfig
+from engine.distributed import Ranks
+from engine.evaluation import evaluate
+from engine.tasks import Classification
+from experiment.build import build_task
+from experiment.evaluation import Finished, own_layers, results_of
+from experiment.sampling import Remembered, Sampling, remember
+from experiment.source import NetworkSource
+from experiment.trained import opened
+from tests.last_of_each import last_of_each
+from train import main as train
+
+CPU = torch.device("cpu")
+
+
+def test_the_mean_prediction_has_the_metrics_that_numpy_finds() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = 3 * rng.normal(size=(4, 50, 3)), rng.integers(0, 3, 50)  # samples, images, classes
+    drawn = iter(torch.from_numpy(logits).float().split(1))
+    batch = SimpleNamespace(
+        images=torch.zeros(50, 1), labels=torch.from_numpy(labels), indices=torch.arange(50), size=50
+    )
+
+    class Drawn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return next(drawn)[0]
+
+    class Split:
+        def __len__(self) -> int:
+            return 1
+
+        def epoch(self, epoch: int) -> Any:
+            return iter([batch])
+
+    sampling: Any = Sampling(Classification(("a", "b", "c")), samples=4)
+    done = evaluate(sampling, Drawn(), Split(), Ranks(), CPU, "float32")
+
+    each = softmax(logits.astype(np.float32).astype(np.float64), axis=2)
+    p = each.mean(0)
+    of_label = p[np.arange(50), labels]
+    bins = np.ceil(15 * p.max(1))
+    right = p.argmax(1) == labels
+    gaps = [abs((right - p.max(1))[bins == b].sum()) for b in range(1, 16)]
+    entropy = -(p * np.log(p)).sum(1)
+    expected = {
+        "loss": -np.log(of_label).mean(),
+        "top1": 100 * right.mean(),
+        "brier": ((p - np.eye(3)[labels]) ** 2).sum(1).mean(),
+        "ece": 100 * sum(gaps) / 50,
+        "entropy": entropy.mean(),
+        "mutual_information": (entropy + (each * np.log(each)).sum(2).mean(0)).mean(),
+    }
+    for name, value in expected.items():
+        assert done.metrics[name] == pytest.approx(value, rel=1e-5), name
+    assert np.allclose(sampling.seen.scores[:, 0], p.max(1), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(small_run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sampled")
+    layer = ("regularizer=dropblock", "schedule=early", "schedule_end=0.5", "block_size=3", "keep_prob=0.5")
+    assert train(last_of_each(*small_run, f"output_root={root}", *layer)) == 0
+    (path,) = root.glob("fake-resnet18/*/seed-1")
+    return path
+
+
+def finished(run: Path, eval_batch_size: int = 256) -> Finished:
+    plan, payload, data = opened(NetworkSource(run=str(run)), CPU)
+    data.test.batches = replace(data.test.batches, batch_size=eval_batch_size)
+    return Finished(plan, payload, data, build_task(plan, data), CPU, Ranks())
+
+
+def test_masks_do_not_depend_on_the_batch_and_have_the_full_rate(run: Path) -> None:
+    """The schedule of this run ends at a rate of 0; its layers are drawn at the rate that it began with."""
+    once = results_of(finished(run), EvaluationConfig(samples=2))["sampled"][0]
+    again = results_of(finished(run, eval_batch_size=7), EvaluationConfig(samples=2))["sampled"][0]
+    assert (once["layers"], once["keep_prob"], once["block_size"], once["samples"]) == ("dropblock", 0.5, 3, 2)
+    for name in ("loss", "top1", "brier", "ece", "entropy", "mutual_information"):
+        assert again[name] == pytest.approx(once[name], rel=1e-4), name
+    assert once["mutual_information"] > 1e-4
+    other = results_of(finished(run), EvaluationConfig(samples=2, seed=1))["sampled"][0]
+    assert other["loss"] != once["loss"]
+    # Of keep_prob 1 every sample is the network itself.
+    [same] = results_of(finished(run), EvaluationConfig(samples=2, keep_prob=[1.0]))["sampled"]
+    plain = results_of(finished(run), EvaluationConfig())
+    assert same["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+    assert same["mutual_information"] < 1e-9
+
+
+def test_what_lies_before_the_layers_is_computed_once_a_batch(run: Path) -> None:
+    of = finished(run)
+    x = next(of.data.test.epoch(0)).images
+    networks = [of.network(*own_layers(of, 2)) for _ in range(2)]
+    calls: list[Any] = []
+    model: Any = networks[0][0]
+    model.layer1[0].conv1.register_forward_hook(lambda *_: calls.append(1))
+    model.layer3[0].conv1.register_forward_hook(lambda *_: calls.append(3))
+    remember(model)
+    with torch.no_grad():
+        for seed in (1, 2, 3):
+            for _, control in networks:
+                control.set_image_seeds(lambda i, seed=seed: 10 * seed + i, torch.arange(len(x)))
+            assert torch.equal(networks[0][0](x), networks[1][0](x))
+        other = networks[0][0](x + 1)
+        assert not torch.equal(other, networks[0][0](x))
+    assert calls == [1, 3, 3, 3, 1, 3, 1, 3]
+
+
+def test_a_remembered_value_is_not_used_where_something_changed_it_in_place() -> None:
+    doubled = Remembered(lambda x: 2 * x)
+    x = torch.ones(3)
+    with torch.no_grad():
+        doubled(x).add_(1)
+        assert doubled(x).tolist() == [2, 2, 2]
+        x.add_(1)
+        assert doubled(x).tolist() == [4, 4, 4]
