@@ -80,6 +80,29 @@ def lost_peer(error: BaseException) -> LostPeer | None:
     return LostPeer(f"another rank has ended or does not answer, its own message says why ({reason})")
 
 
+def find_device(name: str) -> torch.device:
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; without N each local rank takes the GPU of its number.
+
+    Raises:
+        ValueError: for another name, or if a GPU is asked for that is not there.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device={name}: choose auto, cpu, cuda or cuda:N")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: no usable GPU here; leave device=auto, or see what nvidia-smi says")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    number = int(name.partition(":")[2] or rank)
+    if ":" in name and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"device={name}: several ranks cannot share a GPU; device=cuda gives each its own")
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: GPU {number} of {torch.cuda.device_count()}; they are counted from 0")
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
+
+
 def join(device: torch.device, patience: float) -> Ranks:
     """Join the process group that torchrun describes in the environment; one rank where it does not.
 
@@ -172,26 +195,3 @@ def share_statistics(statistics: list[Tensor], ranks: Ranks) -> None:
         means = ranks.sum(torch.cat([buffer.flatten() for buffer in statistics])) / ranks.world_size
         parts = means.split([buffer.numel() for buffer in statistics])
         torch._foreach_copy_(statistics, [part.view_as(b) for part, b in zip(parts, statistics, strict=True)])
-
-
-def find_device(name: str) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda` or `cuda:N`; without N each local rank takes the GPU of its number.
-
-    Raises:
-        ValueError: for another name, or if a GPU is asked for that is not there.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise ValueError(f"device={name}: choose auto, cpu, cuda or cuda:N")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name}: no usable GPU here; leave device=auto, or see what nvidia-smi says")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    number = int(name.partition(":")[2] or rank)
-    if ":" in name and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
-        raise ValueError(f"device={name}: several ranks cannot share a GPU; device=cuda gives each its own")
-    if number >= torch.cuda.device_count():
-        raise ValueError(f"device={name}: GPU {number} of {torch.cuda.device_count()}; they are counted from 0")
-    device = torch.device("cuda", number)
-    torch.cuda.set_device(device)
-    return device

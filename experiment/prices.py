@@ -158,73 +158,6 @@ def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
     return 0 if complete else 2
 
 
-def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], workers: int) -> str:
-    """Three tables: a row for each kind, a row for each run with what is left of it, and the sums.
-
-    Args:
-        plans: by run directory.
-        kinds: those that could be timed, a plan and the cost of each.
-        workers: runs at a time on this machine.
-    """
-    if not kinds:
-        return ""
-
-    # A row for each kind: what was timed.
-    headers = ("kind", "network", "variant", "images/s", "step, ms", "its batch, ms", "memory, GB", "disk a run, MB")
-    rows: list[tuple[object, ...]] = [
-        (
-            number,
-            f"{plan.data.name} {plan.model.name}",
-            plan.variant,
-            f"{cost.batch / cost.step_and_batch:.0f}",
-            f"{1000 * cost.step:.1f}",
-            f"{1000 * cost.loading:.1f}",
-            f"{cost.memory / 1e9:.2f}",
-            f"{cost.disk / 1e6:.1f}",
-        )
-        for number, (plan, cost) in enumerate(kinds.values(), start=1)
-    ]
-    parts = [table(headers, rows)]
-    if any(cost.overlap for _, cost in kinds.values()):
-        parts[0] += "\nbatches are made beside the steps: the slower of the two counts"
-
-    # A row for each run: of one that was begun, the steps in its metrics are done.
-    numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
-    rows, left, disk, count = [], [], 0, 0
-    for place, plan in plans.items():
-        kind = cost_class(plan)
-        if kind not in kinds:
-            continue
-        cost, folder = kinds[kind][1], RunDirectory(Path(place))
-        status = "" if plan.runtime.fresh else folder.status().get("status", "")
-        done = 1.0 if status == DONE else 0.0
-        if status and status != DONE:
-            steps = max((line["step"] for line in folder.metrics()), default=0)
-            done = min(1.0, steps / (plan.recipe.epochs * cost.steps_per_epoch))
-        seconds = cost.seconds(plan.recipe.epochs, plan.recipe.eval_every, done)
-        rows.append((numbers[kind], status or "new", f"{100 * done:.0f}%", duration(seconds), place))
-        count += 1
-        if status != DONE:
-            left.append(seconds)
-            disk += cost.disk
-    parts.append(table(("kind", "status", "done", "time left", "run"), rows))
-
-    # The sums; with jobs=N no command ends before its longest run.
-    counts = f"{len(left)} of {count} runs are not done; without the start of Python and the disk's time"
-    rows = [("all together", duration(sum(left)), counts)]
-    if workers > 1:
-        devices = len(gpus()) if any(plan.runtime.device != "cpu" for plan, _ in kinds.values()) else 0
-        places = min(workers, devices) if devices else workers
-        at_once = max([sum(left) / places, *left])
-        of = f"{places} runs at a time here, {'a GPU' if devices else counted(cpu.cores_of_a_rank(), 'core')} each"
-        rows.append((f"jobs={workers}", duration(at_once), of))
-    rows += [
-        ("disk", f"{disk / 1e9:.2f} GB", "last, previous and best checkpoint of each"),
-        ("memory", f"{max(cost.memory for _, cost in kinds.values()) / 1e9:.2f} GB", "the largest, at its peak"),
-    ]
-    return "\n\n".join([*parts, table(("price", "value", "of"), rows)])
-
-
 def cost_class(plan: Plan) -> str:
     """Equal for plans whose steps cost the same: all of a plan but its length, its rates and its seed."""
     identity = plan.identity()
@@ -346,3 +279,70 @@ def wait(device: torch.device) -> None:
     """Block until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], workers: int) -> str:
+    """Three tables: a row for each kind, a row for each run with what is left of it, and the sums.
+
+    Args:
+        plans: by run directory.
+        kinds: those that could be timed, a plan and the cost of each.
+        workers: runs at a time on this machine.
+    """
+    if not kinds:
+        return ""
+
+    # A row for each kind: what was timed.
+    headers = ("kind", "network", "variant", "images/s", "step, ms", "its batch, ms", "memory, GB", "disk a run, MB")
+    rows: list[tuple[object, ...]] = [
+        (
+            number,
+            f"{plan.data.name} {plan.model.name}",
+            plan.variant,
+            f"{cost.batch / cost.step_and_batch:.0f}",
+            f"{1000 * cost.step:.1f}",
+            f"{1000 * cost.loading:.1f}",
+            f"{cost.memory / 1e9:.2f}",
+            f"{cost.disk / 1e6:.1f}",
+        )
+        for number, (plan, cost) in enumerate(kinds.values(), start=1)
+    ]
+    parts = [table(headers, rows)]
+    if any(cost.overlap for _, cost in kinds.values()):
+        parts[0] += "\nbatches are made beside the steps: the slower of the two counts"
+
+    # A row for each run: of one that was begun, the steps in its metrics are done.
+    numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
+    rows, left, disk, count = [], [], 0, 0
+    for place, plan in plans.items():
+        kind = cost_class(plan)
+        if kind not in kinds:
+            continue
+        cost, folder = kinds[kind][1], RunDirectory(Path(place))
+        status = "" if plan.runtime.fresh else folder.status().get("status", "")
+        done = 1.0 if status == DONE else 0.0
+        if status and status != DONE:
+            steps = max((line["step"] for line in folder.metrics()), default=0)
+            done = min(1.0, steps / (plan.recipe.epochs * cost.steps_per_epoch))
+        seconds = cost.seconds(plan.recipe.epochs, plan.recipe.eval_every, done)
+        rows.append((numbers[kind], status or "new", f"{100 * done:.0f}%", duration(seconds), place))
+        count += 1
+        if status != DONE:
+            left.append(seconds)
+            disk += cost.disk
+    parts.append(table(("kind", "status", "done", "time left", "run"), rows))
+
+    # The sums; with jobs=N no command ends before its longest run.
+    counts = f"{len(left)} of {count} runs are not done; without the start of Python and the disk's time"
+    rows = [("all together", duration(sum(left)), counts)]
+    if workers > 1:
+        devices = len(gpus()) if any(plan.runtime.device != "cpu" for plan, _ in kinds.values()) else 0
+        places = min(workers, devices) if devices else workers
+        at_once = max([sum(left) / places, *left])
+        of = f"{places} runs at a time here, {'a GPU' if devices else counted(cpu.cores_of_a_rank(), 'core')} each"
+        rows.append((f"jobs={workers}", duration(at_once), of))
+    rows += [
+        ("disk", f"{disk / 1e9:.2f} GB", "last, previous and best checkpoint of each"),
+        ("memory", f"{max(cost.memory for _, cost in kinds.values()) / 1e9:.2f} GB", "the largest, at its peak"),
+    ]
+    return "\n\n".join([*parts, table(("price", "value", "of"), rows)])

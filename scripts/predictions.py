@@ -6,7 +6,7 @@
     images=6            how many, spread evenly over the split
     min_score=0.3       detections above it are drawn
     out=FILE            PNG; default: predictions-SPLIT.png in the run directory
-    device, data_root, download: as in train.py
+    device, data_root, download: those of train.py
 
 One column an image. Classification: the image with its class and the predicted one. Segmentation: image, truth,
 prediction, and the pixels where the two differ. Detection: the true boxes, and below them the detections with scores.

@@ -131,3 +131,15 @@ def test_every_promise_names_a_test_that_exists() -> None:
         named = re.findall(r"`(test_\w+)`", row)
         assert named, row
         assert set(named) <= defined, set(named) - defined
+
+
+def test_the_places_of_the_architecture_exist() -> None:
+    path, checked = "", 0
+    for file, names in re.findall(r"`([\w/]+\.(?:py|yaml))?(?::([\w.]+))?`", text("docs/ARCHITECTURE.md")):
+        path = file or path
+        assert not file or (ROOT / path).exists(), path
+        for name in names.split(".") if names else ():
+            defined = re.search(rf"^ *(?:def|class) {name}\b|^{name}\b.* = ", text(path), re.MULTILINE)
+            assert defined, f"{path}: {name}"
+            checked += 1
+    assert checked > 30
