@@ -88,11 +88,14 @@ _EXPECTED = {  # a part of OmegaConf's message -> the kind of value that the key
 
 def explain(error: OmegaConfBaseException, schema: type, takes_grid: bool = False) -> str:
     """OmegaConf's message as one line that names the key and, for an unknown one, the nearest valid key."""
+    # An unknown key, with the nearest one of the same level.
     key = getattr(error, "full_key", None) or ""
     first = str(error).splitlines()[0]
     if "not in" in first and re.match(r"Key '", first):
         parent, _, name = key.rpartition(".")
         return f"unknown key '{key}'{nearest(name, keys_under(schema, parent))}"
+
+    # A value of another type: as the user wrote it, and the type that is expected.
     found = re.search(r"(?:Value|to string:) '(.*)'(?: of type| is not|$)", first)
     value, hint = found and found[1], ""
     if value and "ListConfig" in first:  # a list as a user writes it

@@ -103,6 +103,8 @@ def help_text() -> str:
     names = [textwrap.fill(", ".join(choices(group)), 104, initial_indent=f"  {group:12} ", subsequent_indent=indent)
              for group in GROUPS]  # fmt: skip
     parts = [USAGE, "Groups: GROUP=NAME (regularizer also [a,b]; a sweep is +sweep=NAME)\n" + "\n".join(names)]
+
+    # The knobs first, then how a run is carried out, then every part of the configuration under its prefix.
     titles = {"Knobs": ["knobs"], "How it is run": ["run", "command"]}
     titles |= {prefix: [section] for section, (prefix, _) in PARTS.items() if prefix}
     titles[OPTIONS] = ["options"]

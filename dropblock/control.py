@@ -141,7 +141,7 @@ class LayerControl:
         }
 
     def take_counts(self) -> dict[str, tuple[int, int]]:
-        """Units (kept, seen) per group since the last call or the making of this, in one transfer from the device."""
+        """Units (kept, seen) per group since the last call, or since construction; one transfer from the device."""
         if not self.layers:
             return {}
         numbers = torch.stack(self._counters()).tolist()
@@ -172,7 +172,7 @@ class LayerControl:
         return self._mean_over(self._at(progress), mean_drop)
 
     def drops(self, progress: Sequence[float] | None = None) -> list[DropRow]:
-        """Asked, expected and measured drop of every group since the last call (of `take_counts`, too) or the making.
+        """Asked, expected and measured drop of every group since the last call of this or of `take_counts`.
 
         Args:
             progress: what the schedule was set to at every step since then, at least one; None takes what its `set`
@@ -182,6 +182,7 @@ class LayerControl:
             ValueError: for no step.
             TypeError: if `progress` is no list.
         """
+        # Asked: the mean of 1 - keep_prob. Expected: of the closed form. Measured: from the counters of the layers.
         if progress is None:
             values = {s: s.in_force or Counter([s.now]) for s in self.schedules.values()}
         else:

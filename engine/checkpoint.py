@@ -54,11 +54,14 @@ def load(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
+    # The sum first: torch reads a file with a flipped bit without complaint.
     data, trailer, digest = raw[: -DIGEST - len(TRAILER)], raw[-DIGEST - len(TRAILER) : -DIGEST], raw[-DIGEST:]
     if trailer != TRAILER:
         raise CheckpointError(f"{path}: truncated, or not a checkpoint of this program")
     if hashlib.sha256(data).digest() != digest:
         raise CheckpointError(f"{path}: damaged, its checksum does not match")
+
+    # A whole file may still be somebody else's: nothing in it is executed, and it has to be a checkpoint.
     try:
         payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:

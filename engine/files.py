@@ -84,7 +84,7 @@ def remove_unfinished(folder: Path) -> None:
 def absent(path: Path, within: Path | None = None) -> list[Path]:
     """Missing directories on the way to a path, the innermost first; [] if the path exists.
 
-    Parents within another directory are named in any case: a process beside this one may have just made them.
+    Directories below `within` are listed even if they exist: another process may have made them a moment ago.
     """
     if path.exists():
         return []
@@ -92,7 +92,7 @@ def absent(path: Path, within: Path | None = None) -> list[Path]:
 
 
 def remove_made(made: Sequence[Path]) -> None:
-    """Remove directories that were `absent` before: the first with all that is in it, its parents where empty."""
+    """Remove directories that were `absent` before: the first with its content, its parents if they are empty."""
     for number, place in enumerate(made):
         if number == 0:
             shutil.rmtree(place, ignore_errors=True)

@@ -39,6 +39,7 @@ class MetricsWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             with self._named():
+                # The entries of work that a kill undid: lines are removed, TensorBoard is told to forget them.
                 kept = self._forget_after(step, evaluates)
                 self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
                 self.writer = SummaryWriter(str(folder), purge_step=step if evaluates else step + 1)
@@ -71,8 +72,9 @@ class MetricsWriter:
         for line in self.path.read_text(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except ValueError:  # a line that the kill cut off
                 break
+            # The evaluation of this very step is repeated; what training logged at it stays.
             undone = evaluates and entry["step"] == step and any(name.startswith(("val/", "test/")) for name in entry)
             if entry["step"] <= step and not undone:
                 kept.append(line)

@@ -15,6 +15,7 @@ from configs.schema import LR_SCHEDULES, OPTIMIZERS, RecipeConfig
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on all but normalization layers, the classifier's bias included (as the released code)."""
+    # By the kind of module, not by the number of axes: biases of convolutions and classifier are decayed.
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     plain = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
     decayed = [p for p in model.parameters() if id(p) not in plain]

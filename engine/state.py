@@ -134,6 +134,7 @@ class TrainState:
 
     def state_dict(self, ranks: Ranks = ALONE) -> dict[str, Any]:
         """Tensors and plain types only, so that it loads with `weights_only=True`. All ranks take part."""
+        # All but the window is equal on all ranks; of it each rank has its own sums.
         window = self.window
         sums = ranks.gather({"sums": None if window.sums is None else window.sums.cpu(), "images": window.images})
         average = self.ema and {"module": self.ema.module.state_dict(), "n_averaged": self.ema.n_averaged}
@@ -179,6 +180,7 @@ class TrainState:
 
 def share_of(parts: list[dict[str, Any]], ranks: Ranks) -> tuple[Tensor | None, int]:
     """This rank's share of the sums that all ranks saved: its own, or all on rank 0 if their number changed."""
+    # As many ranks as there were: each goes on with its own.
     if len(parts) == ranks.world_size:
         part = parts[ranks.rank]
         return part["sums"], part["images"]

@@ -55,6 +55,7 @@ def build_network(
 
     pretrained=False: do not read `model.pretrained`; used when a checkpoint supplies the weights.
     """
+    # Networks of torchvision and timm are one family each, whose `architecture` is the name in the plan.
     channels, height, width = data.image_shape
     asked = plan.model
     foreign: dict[str, Any] = {"architecture": asked.name} if asked.library else {}
@@ -69,6 +70,8 @@ def build_network(
         **foreign,
         **asked.options,
     )
+
+    # Layers go in on the device, where one pass of zeros finds the size of the maps at each site.
     model = model.to(device).to(memory_format=torch.channels_last)
     specs = [spec_of(layer) for layer in plan.layers]
     return model, LayerControl.install(model, specs, torch.zeros(1, channels, height, width, device=device))
@@ -82,6 +85,8 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
     """
     if data.task != plan.data.task:
         raise UserError(f"data.task={plan.data.task}: {data.name} is for {data.task}")
+
+    # Classification alone has a loss that a regularizer may replace.
     losses = {name: LOSSES[name](**options) for name, options in plan.options_of("loss").items()}
     if losses and data.task != "classification":
         raise UserError(f"regularizer={','.join(losses)}: the loss of {data.task} is fixed")

@@ -40,6 +40,7 @@ def run_job(
         log: print to log.txt in the run directory.
         reported: errors of the command so far, see `report_error`.
     """
+    # A refused job fails like a run that fails: one line, and the others go on.
     plan, outcome = job.plan, Outcome()
     shown: dict[str, Any] = {}
     try:
@@ -55,6 +56,8 @@ def run_job(
 
         summary = run_plan(plan, job.overrides, began, in_use == "wait", log)
         shown = last_test(summary)
+
+    # Everything that can end a run, a signal included, becomes an outcome.
     except BaseException as error:
         if in_use == "later" and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
@@ -67,6 +70,8 @@ def run_job(
         # A signal may come while a run that another process has finished meanwhile is looked at: it stays DONE.
         done = getattr(error, "done", False) or (code in STOPPED_CODES and plan is not None and is_done(plan))
         outcome = Outcome(code, ends_all=ends_all, done=done, reason="" if done else reason)
+
+    # One note a run, by the main rank, for the closing table and for the report.
     if sweep is not None and plan is not None and os.environ.get("RANK", "0") == "0":
         from experiment.sweep import note_run
 

@@ -167,7 +167,7 @@ def cost_class(plan: Plan) -> str:
 
 
 def data_key(plan: Plan) -> str:
-    """Equal for plans that can be given the same opened data set: all that costs a step but the network."""
+    """Equal for plans that can share one opened data set: `cost_class` without the network and its layer."""
     kept = {key: value for key, value in json.loads(cost_class(plan)).items() if key not in ("model", "layer")}
     return json.dumps({**kept, "companions": [], "root": str(plan.data.root), "runtime": repr(plan.runtime)})
 

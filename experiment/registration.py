@@ -88,12 +88,15 @@ def register_layer(
         raise ValueError(f"layer {name}: sits_at must be {' or '.join(places)} or a function, not '{sits_at}'")
     _check_colour(name, colour)
 
+    # As in dropblock/kinds.py: the options of a layer are the keywords of its `make`.
     def make(site: Site, keep_prob: float, **values: Any) -> DropLayer:
         return layer(keep_prob=keep_prob, **values)
 
     parameters = list(inspect.signature(make).parameters.values())[:2]
     knobs = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value) for key, value in options.items()]
     make.__signature__ = inspect.Signature([*parameters, *knobs])  # type: ignore[attr-defined]
+
+    # What a YAML file in configs/regularizer would hold.
     values = {"name": name, "keep_prob": keep_prob, "groups": list(groups), "skip": skip, "schedule": schedule}
     values |= {"group_divisor": group_divisor, "block_size": options.pop("block_size", None)}
     own = {option: {"default": default} for option, default in options.items()}

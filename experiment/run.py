@@ -129,6 +129,7 @@ def train(
     plan: Plan, overrides: Sequence[str], directory: RunDirectory, device: torch.device, ranks: Ranks
 ) -> dict[str, Any]:
     """Train to the end in a locked run directory and write its record."""
+    # A signal before the first step ends the run at once, a later one at the end of a step.
     started = {**environment(device), "world_size": ranks.world_size}
     directory.start(ranks)
     with StopRequest() as stop:
@@ -173,6 +174,7 @@ def prepare(plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ra
     Raises:
         ValueError: if the checkpoint was written by another run or with other data.
     """
+    # A directory for checkpoints means that the data could be opened: what fails before leaves nothing behind.
     data = open_data(plan, device, ranks)
     if not plan.runtime.run_dir and not plan.runtime.fresh:
         refuse_changed_data(plan, directory, data, ranks)
@@ -197,6 +199,7 @@ def prepare(plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ra
         except ValueError as error:
             raise ValueError(f"{path}: {error}; fresh=true starts over") from error
 
+    # What is trained, and where it drops, before the first step.
     if ranks.is_main:
         print(plan_text(plan, data, fit.state.model, device))
         if layers.table:
@@ -233,28 +236,25 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
     """Two lines that open a run: data and network, recipe and device; then its notes."""
     recipe, val = plan.recipe, f" + {data.val.num_samples:,} val" if data.val else ""
     parameters = sum(p.numel() for p in model.parameters())
-    steps = recipe.epochs * len(data.train)
-    notes = [*data.notes, *_notes_on_groups(plan, model), *notes_on_average(recipe, steps)]
     width = f" width {plan.model.width}" if plan.model.width else ""
     lines = [
         f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
         f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
         f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
         f"seed {plan.seed}; {device}",
-        *(f"note: {note}" for note in notes),
     ]
-    return "\n".join(lines)
 
-
-def _notes_on_groups(plan: Plan, model: nn.Module) -> list[str]:
-    """Notes on layers that the last group has none of: it alone reaches keep_prob itself."""
+    # Layers that the last group has none of: it alone reaches keep_prob itself.
     last: Any = model.last_group
-    return [
-        f"{layer.name}: no layer in group {last}: group_divisor leaves the chosen groups with less drop than "
-        f"keep_prob={layer.keep_prob:g}; see the sites table"
-        for layer in plan.layers
-        if layer.group_divisor > 1 and layer.groups and last not in layer.groups
-    ]
+    notes = list(data.notes)
+    for layer in plan.layers:
+        if layer.group_divisor > 1 and layer.groups and last not in layer.groups:
+            notes.append(
+                f"{layer.name}: no layer in group {last}: group_divisor leaves the chosen groups with less drop than "
+                f"keep_prob={layer.keep_prob:g}; see the sites table"
+            )
+    notes += notes_on_average(recipe, recipe.epochs * len(data.train))
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
 def notes_on_average(recipe: RecipeConfig, steps: int) -> list[str]:
@@ -279,10 +279,11 @@ def notes_on_average(recipe: RecipeConfig, steps: int) -> list[str]:
 
 def table_row(plan: Plan) -> dict[str, Any]:
     """The knobs of a run as one flat row, for TensorBoard's HParams table."""
-    layer, recipe = plan.layer, plan.recipe
+    layer, recipe, values = plan.layer, plan.recipe, plan.values()
     row: dict[str, Any] = {"data": plan.data.name, "model": plan.model.name, "width": plan.model.width}
-    values = plan.values()
     row |= {"regularizer": "+".join(plan.regularizer), "train_subset": plan.data.train_subset, "seed": plan.seed}
+
+    # The knobs of regularizers under their old keys, then the options of each, then those of the (first) layer.
     row |= {key: values[key] for key in ("cutout", "autoaugment", "label_smoothing")}
     for method in values.get("methods", []):
         row |= {f"{method['name']}.{option}": value for option, value in method["options"].items()}

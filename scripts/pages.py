@@ -21,7 +21,7 @@ from configs.command_line import sweep_name, values_given
 from configs.compose import plan_of
 from configs.groups import CONFIGS, choices
 from configs.help import OPTIONS, PARTS, keys_of
-from scripts.values import VALUES, write_values
+from scripts.values import VALUES, values_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -36,7 +36,8 @@ def pages() -> list[Path]:
 
 def fill_all() -> None:
     """Compute the values from the committed results, then fill every page; says which ones changed."""
-    write_values(RESULTS)
+    values = json.dumps(values_of(RESULTS), indent=1, ensure_ascii=False)
+    (RESULTS / VALUES).write_text(values + "\n")
     for page in pages():
         before = page.read_text()
         after = filled(before)

@@ -145,6 +145,8 @@ def draw(network: nn.Module, data: Data, batches: list[Any], min_score: float, t
     """
     if data.task not in PICTURES:
         raise UserError(f"task {data.task}: no pictures of its predictions; there are for {', '.join(PICTURES)}")
+
+    # A column an image. Classes of masks have colours, which a legend below the picture names.
     rows, draw_column = PICTURES[data.task]
     side = 2.9 if data.task == "detection" else 1.9
     legend = data.task == "segmentation" and data.num_classes <= MANY
@@ -180,6 +182,8 @@ def main(arguments: list[str]) -> int:
     one_of("split", request.split, ("test", "val"))
     if request.images < 1:
         raise UserError(f"images={request.images}: must be at least 1")
+
+    # The network in evaluation mode, and the split it was trained beside.
     source = NetworkSource(**{field.name: getattr(request, field.name) for field in fields(NetworkSource)})
     source.workers = 0  # a few batches are read sooner than processes are started
     device = find_device(request.device)
@@ -188,6 +192,8 @@ def main(arguments: list[str]) -> int:
     if loader is None:
         raise UserError(f"split={request.split}: {plan.data.name} was used without one")
     network, _ = trained(plan, payload, data, device)
+
+    # The title says which network was trained on what, and from where in the training it is.
     batches = spread_over(loader, request.images, plan.recipe.eval_batch_size)
     trained_on = f"{plan.variant} ({plan.model.name}) on {plan.data.title or plan.data.name}"
     title = f"{trained_on}, {request.split}; step {payload['step']:,}"

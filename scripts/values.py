@@ -26,11 +26,6 @@ COMPARED = {"schedules_overfit": [("linear", "constant")]}
 GPU_IMAGES_PER_S = 2600  # ResNet-50 at 224 px in mixed precision on one A100 (timm issue 1491)
 
 
-def write_values(results: Path) -> None:
-    """Write values.json into the folder of the results, docs/results."""
-    (results / VALUES).write_text(json.dumps(values_of(results), indent=1, ensure_ascii=False) + "\n")
-
-
 def values_of(results: Path) -> dict[str, Any]:
     """All values, nested as their paths are: result or benchmark first."""
     kept = {report.parent.name: values_of_sweep(report.parent) for report in sorted(results.glob("*/report.csv"))}
@@ -50,6 +45,7 @@ def values_of_sweep(result: Path) -> dict[str, Any]:
 
     `first_difference` and `first_p` are as they stood after the first seeds of a sweep that was given more later.
     """
+    # Rows of the report: means, differences from the baseline, verdicts.
     rows = rows_of(result / "report.csv")
     names = [row["experiment"].rpartition("/")[2] for row in rows]
     repeated = Counter(names)  # a grid over one experiment: its rows have no names of their own
@@ -68,6 +64,7 @@ def values_of_sweep(result: Path) -> dict[str, Any]:
     if any(losses):
         values["largest_loss_p"] = _p(max(p for p in losses if p is not None))
 
+    # What the study asked, and accuracies with drop at inference, where a sweep has them.
     claims = rows_of(result / "claims.csv")
     if claims:
         values["claims"] = {}

@@ -70,6 +70,7 @@ def make_photographs(root: Path, count: int) -> float:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
+    # The photographs of the training folder; behind the distinct ones further names of the same files.
     photos, draws, sizes = load_sample_images().images, np.random.default_rng(0), []
     for number in range(count):
         folder = root / "train" / f"class{number % CLASSES}"
@@ -79,6 +80,8 @@ def make_photographs(root: Path, count: int) -> float:
             os.link(root / "train" / f"class{number % DISTINCT % CLASSES}" / f"{number % DISTINCT}.JPEG", path)
             continue
         height, width = (375, 500) if number % 4 else (500, 375)
+
+        # Cut out of one of the two photographs, at another place and scale each time.
         scale = draws.uniform(0.6, 0.85)
         photo = Image.fromarray(photos[number % 2])
         cut_width, cut_height = min(width, int(photo.width * scale)), min(height, int(photo.height * scale))
@@ -88,6 +91,8 @@ def make_photographs(root: Path, count: int) -> float:
         grain = np.asarray(part) + draws.normal(0, 9, (height, width, 1)) + draws.normal(0, 3, (height, width, 3))
         Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(path, quality=90)
         sizes.append(path.stat().st_size)
+
+    # A validation folder is part of the layout; no loader here reads it.
     for number in range(CLASSES):
         folder = root / "val" / f"class{number}"
         folder.mkdir(parents=True)
@@ -97,6 +102,7 @@ def make_photographs(root: Path, count: int) -> float:
 
 def photograph_loaders(place: Path, arguments: argparse.Namespace) -> dict[str, Epoch]:
     """Ours with each decoder and from shards, and torchvision's with the paper's interpolation and with its default."""
+    # The same photographs as shards, made once.
     found = open_folders("imagenet", place / "files", False)
     for kind in ("jpeg", "raw"):
         prepare("imagenet", found, place / kind, Preparation(kind=kind), arguments.workers, lambda _: None)

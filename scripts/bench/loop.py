@@ -71,6 +71,7 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> Row:
     def fit() -> Fit:
         return build_fit(plan, data, RunDirectory(place), device, Ranks(), StopRequest())[0]
 
+    # Both loops train a network of their own on one batch. Ours gets what `Fit.run` would have opened.
     batch = next(iter(data.train.epoch(0)))
     clocks = {key: Clock(device, CLOCKS[arguments.clock]) for key in (BARE, OURS)}
     ours = fit()

@@ -87,6 +87,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         return measure_detector(arguments)
     if arguments.side is not None:
         raise UserError("--side is of the detector: give --detector too")
+    # Each contestant trains a network of its own on one batch; its calls alone are timed on maps of that network.
     device, dtype = arguments.device, arguments.dtype
     images, labels = images_of(arguments.batch, SIDE, device), torch.randint(1000, (arguments.batch,), device=device)
     mixed = partial(autocast, torch.device(device), dtype)
@@ -97,6 +98,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         loss = partial(lambda model: nn.functional.cross_entropy(model(images), labels), model)
         runs[name] = training_step(model, loss, mixed, lr=1e-3)
     runs |= {f"36 calls of {name}": calls_alone(name, arguments.batch, mixed, device) for name in names[1:]}
+
+    # The overhead is a ratio within a round; the calls alone have no row of their own.
     rows, times, shares = harness.compare(runs, arguments, {})
     rows = rows[: len(names)]
     for row in rows[1:]:
