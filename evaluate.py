@@ -9,6 +9,10 @@
     samples=30          average the predictions over this many masks (Monte Carlo dropout, MC-DropBlock): of the layers
                         that the network was trained with, at their full rate, or of those that keep_prob= and
                         block_size= put on; adds predictive entropy and mutual information, in nats
+    corruption=all      the metrics on corrupted images, at severity=1,3,5 or others: gaussian_noise, defocus_blur,
+                        brightness, contrast, jpeg, of this project (not those of CIFAR-10-C)
+    ood=FOLDER          images of none of the classes, in class folders or not: how well max softmax, entropy and (with
+                        samples=) mutual information tell them from those of the split (classification)
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
     temperature=val     fit one temperature on val, and add the metrics of the split after it: label smoothing, mixup
                         and the like change how sure a network is, and with it loss and calibration (classification)
@@ -88,6 +92,32 @@ def result_text(result: dict[str, Any]) -> str:
             for row in result["sampled"]
         ]
         parts.append(table(("mean over masks of", "samples", *metrics), sampled))
+    if result["outside"]:
+        outside = [
+            (
+                row["score"].replace("_", " "),
+                layers_text(row) if row["layers"] else "none: one prediction",
+                row["samples"],
+                *(f"{row[name]:.2f}%" for name in ("auroc", "ap", "base_rate", "fpr95")),
+            )
+            for row in result["outside"]
+        ]
+        heads = ("out of distribution by", "masks of", "samples", "AUROC", "AP", "AP by chance", "FPR at 95 % TPR")
+        parts.append(table(heads, outside))
+    if result["corrupted"]:
+        # What the mean over all says of corruptions that were trained on is no robustness.
+        metrics = [headline, *(name for name in ("loss", "ece") if name in names and name != headline)]
+        corrupted = [
+            (
+                f"{row['corruption']}{' (trained on)' if row['trained_on'] else ''}",
+                row["severity"],
+                *(metric_text(row[name], result["metric_units"][name]) for name in metrics),
+            )
+            for row in result["corrupted"]
+        ]
+        means = [sum(row[name] for row in result["corrupted"]) / len(corrupted) for name in metrics]
+        mean = [metric_text(value, result["metric_units"][name]) for name, value in zip(metrics, means, strict=True)]
+        parts.append(table(("corruption", "severity", *metrics), [*corrupted, ("mean", "", *mean)]))
     if result["columns"]:
         alone = [(row["column"], *headline_and_loss(row, headline, unit)) for row in result["columns"]]
         parts.append(table(("column alone", headline, "loss"), alone))

@@ -292,7 +292,7 @@ T = TypeVar("T")
 
 
 def read_values(arguments: list[str], schema: type[T]) -> T:
-    """Read KEY=VALUE arguments of a small program into its dataclass; a single value stands for a list of one.
+    """Read KEY=VALUE arguments of a small program into its dataclass; a list is also written 1,3,5, and of one value 1.
 
     A directory without KEY= is the value of `run`, in a program that has this key.
 
@@ -326,5 +326,5 @@ def read_values(arguments: list[str], schema: type[T]) -> T:
         config[key] = None if value == "null" else value
     for name, hint in hints.items():
         if get_origin(hint) is list and name in config and not OmegaConf.is_list(config[name]):
-            config[name] = [config[name]]
+            config[name] = config[name].split(",") if isinstance(config[name], str) else [config[name]]
     return check(config, schema)

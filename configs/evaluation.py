@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from configs.checking import UserError, one_of
+from configs.schema import CORRUPTIONS
 
 
 @dataclass
@@ -18,7 +20,11 @@ class EvaluationConfig:
         temperature: the split that one temperature is fitted on; the metrics after it.
         samples: average the predictions over this many masks, of the network's own layers or of DropBlock as keep_prob
             and block_size say.
-        seed: of the masks.
+        corruption: names, or all: the metrics on corrupted images of the split (data/corruptions.py).
+        severity: 1 to 5, of these; 1, 3 and 5 unless given.
+        ood: images that are of none of the classes, in a directory or in class folders below it: how well the network's
+            uncertainty tells them from those of the split; by one prediction, and by the mean over `samples`.
+        seed: of masks and noise.
     """
 
     split: str = "test"
@@ -27,6 +33,9 @@ class EvaluationConfig:
     column: list[int] = field(default_factory=list)
     temperature: str | None = None
     samples: int | None = None
+    corruption: list[str] = field(default_factory=list)
+    severity: list[int] = field(default_factory=list)
+    ood: str | None = None
     seed: int = 0
 
     def check(self) -> None:
@@ -40,6 +49,15 @@ class EvaluationConfig:
                 raise UserError(f"block_size={block_size}: must be at least 1")
         if self.samples is not None and self.samples < 1:
             raise UserError(f"samples={self.samples}: must be at least 1")
+        for name in self.corruption:
+            one_of("corruption", name, ("all", *CORRUPTIONS))
+        for severity in self.severity:
+            if not 1 <= severity <= 5:
+                raise UserError(f"severity={severity}: must lie between 1 and 5")
+        if self.severity and not self.corruption:
+            raise UserError(f"severity={self.severity[0]}: of which corruption? corruption=all, or a name")
+        if self.ood is not None and not Path(self.ood).is_dir():
+            raise UserError(f"ood={self.ood}: no such directory")
         if self.temperature is not None:
             one_of("temperature", self.temperature, ("val",))
             if self.split == self.temperature:

@@ -36,6 +36,7 @@ DECODERS = ("auto", "simplejpeg", "pillow", "pil")
 ON_BAD_IMAGE = ("error", "skip")
 STEMS = ("small", "stride2", "imagenet")
 LIBRARIES = ("torchvision", "timm")
+CORRUPTIONS = ("gaussian_noise", "defocus_blur", "brightness", "contrast", "jpeg")  # data/corruptions.py
 
 
 def option(
@@ -193,6 +194,7 @@ class RegularizerConfig:
     tasks: list[str] = option([], "tasks that it suits; none: all")
     networks: list[str] = option([], "networks that it was made for; none: all")
     excludes: list[str] = option([], "regularizers that it does not go with; two of kind batch or loss never do")
+    corruptions: list[str] = option([], "corruptions of evaluate.py that its operations amount to")
     label: str = option("", "name in reports and pictures; empty: that of the file")
     colour: str | None = option(None, 'of its rows in pictures, "#rrggbb"')
 

@@ -142,7 +142,7 @@ def open_own_folders(data: DataConfig, augment: AugmentConfig, loading: Loading)
         decode, skip = pick_decoder(data.decoder), data.on_bad_image == "skip"
         for split, files in parts.items():
             if len(files):
-                read = partial(_square, Path(files.folder), size, decode)
+                read = partial(square, Path(files.folder), size, decode)
                 parts[split] = decoded(files, read, loading.workers, skip, "usable image")
         full = {split: samples for split, samples in parts.items() if len(samples)}
         # Where no image of any split has a colour, one channel says all.
@@ -232,7 +232,7 @@ def equal_files(one: str, other: str) -> bool:
         return False
 
 
-def _square(folder: Path, size: int, decode: Decode, row: Row) -> Sample:
+def square(folder: Path, size: int, decode: Decode, row: Row) -> Sample:
     """Pixels (3, size, size) of a file; whether it is gray, and came in another size."""
     from PIL import Image
 

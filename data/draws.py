@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The purpose of a draw: the first part of its key, so that no two uses share their numbers.
-ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE, TRIVIAL, RANDOM, AUGMIX, ERASED = range(10)
+ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE, TRIVIAL, RANDOM, AUGMIX, ERASED, NOISE = range(11)
 # The draws of a training image, each always in its place, so that no augmentation moves the draws of another. From BOX
 # on: the ten trials of a random box of a photograph, four draws each.
 TOP, LEFT, FLIP, CUTOUT_ROW, CUTOUT_COLUMN, BOX = range(6)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from tqdm import tqdm
 
 from configs.checking import UserError
 from configs.evaluation import EvaluationConfig
+from configs.groups import declared
 from configs.plan import Plan
-from configs.schema import LayerConfig
+from configs.schema import CORRUPTIONS, LayerConfig
 from data import Data
+from data.corruptions import corrupted
+from data.outside import outside
 from dropblock import LayerControl, installed_layers
 from engine.console import duration
 from engine.distributed import Ranks, find_device
@@ -27,9 +31,12 @@ from engine.evaluation import evaluate as pass_over
 from engine.precision import autocast
 from engine.tasks import Task, metrics_record
 from experiment.build import build_task
+from experiment.outside import separations
 from experiment.sampling import Sampling, remember
 from experiment.source import NetworkSource
 from experiment.trained import described, opened, trained
+
+DEFAULT_SEVERITIES = (1, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -102,24 +109,39 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     # After a temperature.
     result["temperature"] = after_temperature(finished, loader, wanted.temperature) if wanted.temperature else None
 
-    # With DropBlock on: one mask for each layer and batch, drawn one after the other; or the mean over many masks.
+    # With DropBlock on: one mask for each layer and batch, drawn one after the other.
     points = product(wanted.block_size or [7], wanted.keep_prob or [0.9])
     drops = [dropblock_in(finished, *at) for at in points if wanted.keep_prob or wanted.block_size]
-    result["under_drop"], result["sampled"] = [], []
+    result["under_drop"] = []
     for layer in drops if wanted.samples is None else ():
         network, _ = finished.network(layer)
         torch.manual_seed(wanted.seed)
-        row = {"keep_prob": layer.keep_prob, "block_size": layer.block_size}
-        result["under_drop"].append({**row, **finished.measured(network, loader).metrics})
+        at = {"keep_prob": layer.keep_prob, "block_size": layer.block_size}
+        result["under_drop"].append({**at, **finished.measured(network, loader).metrics})
+
+    # The mean over many masks, of these layers or of the network's own.
+    averaged = []
     if wanted.samples is not None:
-        layers = [[layer] for layer in drops] or [own_layers(finished, wanted.samples)]
-        passes = len(layers) * wanted.samples
-        about = duration(passes * seconds)
-        print(
-            f"samples={wanted.samples}: {passes} passes over {done.images:,} images, about {about}",
-            flush=True,
-        )
-        result["sampled"] = [sampled(finished, loader, of, wanted) for of in layers]
+        averaged = [[layer] for layer in drops] or [own_layers(finished, wanted.samples)]
+        passes = wanted.samples * len(averaged)
+        print(f"samples={wanted.samples}: {passes} passes over {done.images:,} images", end=", ")
+        print(f"about {duration(passes * seconds)}", flush=True)
+    found = [sampled(finished, loader, layers, wanted.samples or 1, wanted.seed) for layers in averaged]
+    result["sampled"] = [row for row, _ in found]
+
+    # Images of none of the classes, by one prediction and by those means.
+    result["outside"] = []
+    if wanted.ood is not None:
+        if task.name != "classification":
+            raise UserError(f"ood={wanted.ood}: for classification, not for {task.name}")
+        strangers = outside(Path(wanted.ood), loader, finished.plan.data, finished.plan.runtime.workers or 0)
+        for layers, (row, ours) in zip([[], *averaged], [sampled(finished, loader, [], 1), *found], strict=True):
+            theirs = sampled(finished, strangers, layers, row["samples"], wanted.seed)[1]
+            named = {name: row[name] for name in ("layers", "keep_prob", "block_size")}
+            result["outside"] += separations(ours, theirs, row["samples"], named)
+
+    # On corrupted images.
+    result["corrupted"] = corruption_rows(finished, loader, wanted)
 
     # The columns of a FractalNet, each alone.
     result["columns"] = [
@@ -143,21 +165,47 @@ def own_layers(finished: Finished, samples: int) -> list[LayerConfig]:
     return [replace(layer, **constant) for layer in finished.plan.layers]
 
 
-def sampled(finished: Finished, loader: Any, layers: Sequence[LayerConfig], wanted: EvaluationConfig) -> dict[str, Any]:
-    """The metrics of the mean prediction over masks, its entropy and mutual information: one row for these layers."""
+def sampled(
+    finished: Finished, loader: Any, layers: Sequence[LayerConfig], samples: int, seed: int = 0
+) -> tuple[dict[str, Any], Tensor]:
+    """The mean prediction over the masks of some layers: a row of its metrics, and the scores of every image.
+
+    Args:
+        layers: none for the network as it is.
+        samples: masks.
+        seed: of the masks.
+
+    Returns:
+        layers, their knobs and the metrics, entropy and mutual information among them; and (N, 3), see `Sampling`.
+    """
     if finished.task.name == "detection":
-        raise UserError(f"samples={wanted.samples}: for classification and segmentation, not for detection")
-    assert wanted.samples is not None
+        raise UserError(f"samples={samples}: for classification and segmentation, not for detection")
     network, control = finished.network(*layers)
     remember(network)
-    passes = wanted.samples * len(loader)
-    shown = finished.ranks.is_main and sys.stderr.isatty()
-    with tqdm(total=passes, desc="samples", unit="batch", disable=not shown) as bar:
-        sampling = Sampling(finished.task, control, wanted.samples, wanted.seed, bar)
+    shown = samples > 1 and finished.ranks.is_main and sys.stderr.isatty()
+    with tqdm(total=samples * len(loader), desc="samples", unit="batch", disable=not shown) as bar:
+        sampling = Sampling(finished.task, control if layers else None, samples, seed, bar)
         done = finished.measured(network, loader, sampling)
-    of = layers[0]
-    named = {"layers": "+".join(layer.name for layer in layers), "keep_prob": of.keep_prob, "block_size": of.block_size}
-    return {**named, "samples": wanted.samples, **done.metrics}
+    first = layers[0] if layers else LayerConfig("none")
+    named = {
+        "layers": "+".join(layer.name for layer in layers),
+        **{k: getattr(first, k) for k in ("keep_prob", "block_size")},
+    }
+    return {**named, "samples": samples, **done.metrics}, sampling.seen.scores
+
+
+def corruption_rows(finished: Finished, loader: Any, wanted: EvaluationConfig) -> list[dict[str, Any]]:
+    """The metrics on each corruption at each severity, and if the network has trained on images changed like that."""
+    names = CORRUPTIONS if "all" in wanted.corruption else wanted.corruption
+    severities = wanted.severity or DEFAULT_SEVERITIES
+    plan, (network, _) = finished.plan, finished.network()
+    known = {corruption for name in plan.regularizer for corruption in declared(name).corruptions}
+    known |= {"brightness", "contrast"} if plan.recipe.augment.photometric else set()
+    rows = []
+    for name, severity in product(names, severities):
+        done = finished.measured(network, corrupted(loader, name, severity, wanted.seed))
+        rows.append({"corruption": name, "severity": severity, "trained_on": name in known, **done.metrics})
+    return rows
 
 
 def column_of(model: Any, column: int) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from scipy.optimize import minimize_scalar
 
 from configs.checking import UserError
@@ -17,6 +18,7 @@ from engine.distributed import Ranks
 from engine.run_directory import RunDirectory
 from evaluate import main, read_request, result_text
 from experiment.evaluation import Tempered, fitted_temperature, trained
+from experiment.sampling import SCORES
 from tests.last_of_each import last_of_each
 from train import main as train_main
 
@@ -24,7 +26,7 @@ from train import main as train_main
 @pytest.fixture(scope="module")
 def run(small_run: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     root = tmp_path_factory.mktemp("evaluated")
-    words = (f"output_root={root}", "regularizer=dropblock", "recipe.ema_decay=0.5")
+    words = (f"output_root={root}", "regularizer=[dropblock,trivialaugment]", "recipe.ema_decay=0.5")
     assert train_main(last_of_each(*small_run, *words)) == 0
     (path,) = root.glob("fake-resnet18/*/seed-1")
     return RunDirectory(path)
@@ -90,6 +92,25 @@ def test_masks_are_averaged_over(run: RunDirectory, tmp_path: Path, capsys: pyte
     assert result["under_drop"] == []
 
 
+def test_corrupted_and_other_images(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, strangers = tmp_path / "result.json", tmp_path / "strangers"
+    strangers.mkdir()
+    for i in range(5):
+        Image.new("RGB", (20 + i, 30), (50 * i, 200, 0)).save(strangers / f"{i}.png")
+    words = ["corruption=jpeg,contrast", "severity=5,1", f"ood={strangers}", "samples=2", f"json={out}", "device=cpu"]
+    assert main([str(run.path), *words]) == 0
+    result = json.loads(out.read_text())
+    at = [(row["corruption"], row["severity"], row["trained_on"]) for row in result["corrupted"]]
+    assert at == [("jpeg", 5, False), ("jpeg", 1, False), ("contrast", 5, True), ("contrast", 1, True)]
+    assert all(row["loss"] != result["loss"] for row in result["corrupted"])
+    scores = [(row["score"], row["samples"]) for row in result["outside"]]
+    assert scores == [("max_softmax", 1), ("entropy", 1), *((name, 2) for name in SCORES)]
+    assert all(row["base_rate"] == pytest.approx(100 * 5 / 85) for row in result["outside"])
+    printed = capsys.readouterr().out
+    assert "contrast (trained on)" in printed
+    assert "jpeg (trained on)" not in printed
+
+
 def test_the_temperature_minimises_the_loss() -> None:
     """As scipy finds it; labels that follow the logits at temperature 2.5, so that the minimum is near it."""
     torch.manual_seed(0)
@@ -123,6 +144,10 @@ def test_the_temperature_minimises_the_loss() -> None:
         (["run=a", "keep_prob=2"], "keep_prob=2"),
         (["run=a", "temperature=test"], "temperature=test"),
         (["run=a", "samples=0"], "samples=0"),
+        (["run=a", "corruption=jpg"], "did you mean 'jpeg'"),
+        (["run=a", "severity=2"], "severity=2"),
+        (["run=a", "corruption=all", "severity=1,6"], "severity=6"),
+        (["run=a", "ood=/nowhere"], "ood=/nowhere"),
         (["run=a", "split=val", "temperature=val"], "temperature=val"),
         (["run=a", "run=b"], "run: given twice"),
         (["run=a", "json=/nowhere/x.json"], "json=/nowhere/x.json: there is no directory /nowhere"),
@@ -144,6 +169,8 @@ def test_a_task_that_is_evaluated_without_a_loss_has_a_text() -> None:
         "columns": [],
         "temperature": None,
         "sampled": [],
+        "corrupted": [],
+        "outside": [],
     }
     result |= {"headline": "ap", "metric_labels": {"ap": "AP (%)"}, "metric_units": {"ap": "%"}, "ap": 12.5}
     text = result_text({**result, "under_drop": [{"keep_prob": 0.9, "block_size": 7, "ap": 10.0}]})
