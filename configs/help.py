@@ -94,6 +94,8 @@ def _text(value: Any) -> str:
     """A default as it would be written on the command line."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
     return "(by name)" if value == "???" else f"{value:g}" if isinstance(value, float) else str(value)
 
 

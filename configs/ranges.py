@@ -167,4 +167,8 @@ def _check_option(key: str, value: Any, declaration: Mapping[str, Any]) -> None:
         raise UserError(f"{key}={value}: expected a number")
     if number and isinstance(default, int) and not float(value).is_integer():
         raise UserError(f"{key}={value}: expected a whole number")
+    if isinstance(default, list) and default:
+        kinds = int | float if isinstance(default[0], int | float) else type(default[0])
+        if not isinstance(value, list) or not value or not all(isinstance(one, kinds) for one in value):
+            raise UserError(f"{key}={value}: expected a list such as [{','.join(map(str, default))}]")
     check_value(key, value, declaration)

@@ -52,14 +52,14 @@ class ClassificationBatch(Batch):
     labels: (B,) int64 on the device.
     indices: (B,) int64 on the CPU, the positions of these samples in the split.
     other_labels, share: of a mixed batch (`data.batch_regularizers`) the labels of the images mixed in, and the share
-        of the images themselves, in [0, 1].
+        of the images themselves, in [0, 1]: one for all, or (B,) float32 on the device.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     other_labels: Tensor | None = None
-    share: float | None = None
+    share: float | Tensor | None = None
 
 
 @dataclass(frozen=True)

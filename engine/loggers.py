@@ -130,14 +130,18 @@ def add_to_hparams_table(folder: Path, hparams: dict[str, Any]) -> None:
 
     Args:
         folder: the run directory.
-        hparams: numbers, strings and booleans by name; None stands for what the run does not have.
+        hparams: by name; None stands for what the run does not have, and what TensorBoard has no column for is text.
     """
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams as summaries
 
     with SummaryWriter(str(folder), filename_suffix=".hparams") as writer:
         assert writer.file_writer is not None
-        present = {name: value for name, value in hparams.items() if value is not None}
+        present = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in hparams.items()
+            if value is not None
+        }
         _, *values = summaries(present, {})
         for summary in values:
             writer.file_writer.add_summary(summary)

@@ -51,7 +51,11 @@ class Classification:
         for other in auxiliary:
             loss = loss + self.aux_weight * self._loss(other, batch)
         with torch.no_grad():
-            larger = batch.labels if batch.share is None or batch.share >= 0.5 else batch.other_labels
+            larger, share = batch.labels, batch.share
+            if isinstance(share, Tensor):
+                larger = torch.where(share >= 0.5, batch.labels, batch.other_labels)
+            elif share is not None and share < 0.5:
+                larger = batch.other_labels
             correct = (logits.argmax(1) == larger).sum()
             sums = torch.stack([loss.double() * batch.size, correct.double()])
         return loss, sums.new_full((), batch.size), sums
@@ -60,11 +64,16 @@ class Classification:
         return weight
 
     def _loss(self, logits: Tensor, batch: Any) -> Tensor:
-        loss = self.criterion(logits.float(), batch.labels)
-        if batch.share is None:
-            return loss
-        # Linear in the target: the loss of a mixed target is the mixture of the losses.
-        return batch.share * loss + (1.0 - batch.share) * self.criterion(logits.float(), batch.other_labels)
+        logits, share = logits.float(), batch.share
+        if share is None:
+            return self.criterion(logits, batch.labels)
+        # Linear in the target: the loss of a mixed target is the mixture of the losses. A criterion gives means; where
+        # each image has a share of its own, it is asked image by image.
+        if isinstance(share, Tensor):
+            each, logits = torch.vmap(self.criterion), logits[:, None]
+            own, other = each(logits, batch.labels[:, None]), each(logits, batch.other_labels[:, None])
+            return (share * own + (1.0 - share) * other).mean()
+        return share * self.criterion(logits, batch.labels) + (1.0 - share) * self.criterion(logits, batch.other_labels)
 
     def train_metrics(self, sums: Tensor, images: int) -> dict[str, float]:
         loss, correct = sums.tolist()

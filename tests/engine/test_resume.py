@@ -16,7 +16,8 @@ from tests.comparison import assert_same, curves
 from tests.last_of_each import last_of_each
 
 WORDS = (
-    "regularizer=dropblock",
+    "regularizer=[dropblock,manifold_mixup]",
+    "regularizer.manifold_mixup.together=image",
     "block_size=3",
     "recipe.ema_decay=0.9",
     "recipe.accumulate=2",

@@ -66,6 +66,19 @@ def test_batch_transforms_act_in_order_on_every_micro_batch_with_seeds_of_their_
     assert len({seed for pair in seeds for seed in pair}) == 6 * 2 * 2 * 2
     assert_same(run.state.state_dict(), again.state.state_dict())
 
+    # Another rank draws other numbers for its part of the batch.
+    drawn: list[int] = []
+
+    def drawing(batch: Any, draws: Callable[..., int]) -> Any:
+        drawn.append(draws(0))
+        return batch
+
+    for rank in (0, 1):
+        one = replace(fit(CASES["classification"](), tmp_path / f"rank{rank}"), batch_transforms=[drawing])
+        replace(one, ranks=Ranks(rank)).step(next(one.data.train.epoch(0)), 0.0)
+    assert drawn[0] == seeds[0][0]
+    assert drawn[0] != drawn[1]
+
     by_hand = fit(CASES["classification"](), tmp_path / "3", accumulate=2)
     samples = by_hand.data.train.samples
     by_hand.data.train.samples = replace(samples, images=(samples.images + 1) * 2)

@@ -171,4 +171,5 @@ def test_a_class_takes_the_options_that_its_yaml_declares() -> None:
         elif of.kind != "none":
             taken = {*inspect.signature(registries[of.kind][name]).parameters}
             assert taken == {*of.options}, name
-            registries[of.kind][name](**{option: declared["default"] for option, declared in of.options.items()})
+            defaults = {option: declared["default"] for option, declared in of.options.items()}
+            registries[of.kind][name](**{option: value for option, value in defaults.items() if value is not None})

@@ -94,7 +94,7 @@ def test_a_foreign_network_drops_as_it_should_on_every_rank(starter: Starter, tm
     faults = {r: {"keep_state": str(tmp_path / f"{r}.pt"), "ledger": str(tmp_path / f"{r}")} for r in range(2)}
     words = ("data=fake", "model=torchvision", "model.name=resnet18", "data.image_size=64", "epochs=1", "batch_size=96")
     more = (
-        "regularizer=dropblock",
+        "regularizer=[dropblock,feature_cutmix]",
         "block_size=1",
         "schedule=constant",
         "keep_prob=0.5",
