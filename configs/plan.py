@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -217,13 +218,19 @@ def plan_from(values: dict[str, Any]) -> Plan:
     Raises:
         UserError: if a key or a value does not belong there.
     """
-    parts = {**PARTS, "layer": LayerConfig, "paper": PaperConfig, "runtime": Runtime}
-    values = {**values, "paper": paper_from(values.get("paper") or {})}
+    parts = {**PARTS, "layer": LayerConfig, "runtime": Runtime}
     try:
-        built = {k: check(v, parts[k]) if k in parts and v is not None else v for k, v in values.items()}
-        built["companions"] = [check(layer, LayerConfig) for layer in values.get("companions", [])]
+        built = {k: _part(parts[k], json.dumps(v)) if k in parts and v is not None else v for k, v in values.items()}
+        built["paper"] = check(paper_from(values.get("paper") or {}), PaperConfig)  # whose curves have numbers as keys
+        built["companions"] = [_part(LayerConfig, json.dumps(layer)) for layer in values.get("companions", [])]
         built["methods"] = _from_old_keys(built, built["data"].image_size)
         built["regularizer"] = in_order(built["regularizer"])
         return Plan(**built)
     except (KeyError, TypeError) as error:
         raise UserError(f"not a plan of this version: {error}") from error
+
+
+@lru_cache(maxsize=1024)
+def _part(schema: type, written: str) -> Any:
+    """A part of a plan from its values in JSON, checked once: the runs of a sweep share most of theirs."""
+    return check(json.loads(written), schema)

@@ -319,7 +319,11 @@ def test_a_grid_that_is_done_starts_nothing(
 def test_a_signal_leaves_a_done_run_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes while the run is opened, which another process has finished meanwhile."""
     job = job_of(0, f"output_root={tmp_path}")
-    monkeypatch.setattr("experiment.run.run_plan", lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiment.run.run_plan", interrupted)
     for status in ("STOPPED", "DONE"):
         job.run.mkdir(parents=True, exist_ok=True)
         RunDirectory(job.run).set_status(status)

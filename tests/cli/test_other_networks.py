@@ -63,6 +63,7 @@ def test_a_network_of_another_library(train: Train, tmp_path: Path, library: str
     assert (tmp_path / f"fake-{library}-{name}").is_dir()
 
 
+@pytest.mark.slow
 def test_a_small_amoebanet_learns_the_digits(train: Train, tmp_path: Path) -> None:
     small = ("model.width=8", "model.options.cells=1", "block_size=3", "lr=0.05", "recipe.warmup_epochs=0.15")
     words = ("data=digits", "model=amoebanet_b", "experiment=amoebanet/dropblock", "recipe=quick", *small)

@@ -53,6 +53,7 @@ def test_evaluation_gives_the_summary_again(uninterrupted: Reference, tmp_path: 
     assert drops["head"]["expected"] < drops["group4"]["expected"]  # head_share
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_the_same_and_count_every_image_once(starter: Starter, tmp_path: Path) -> None:
     result, summary = trained_by_two_ranks(starter, tmp_path, DETECTION, samples=96, epochs=2)
     assert result["ap"] == summary["last"]["test/ap"]

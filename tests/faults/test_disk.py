@@ -36,7 +36,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(
     assert_identical(run, uninterrupted())
 
 
-@pytest.mark.parametrize("size", [500, 2500])
+@pytest.mark.parametrize("size", [500, pytest.param(2500, marks=pytest.mark.slow)])
 def test_a_disk_too_full_for_the_smallest_files_is_reported_in_one_line(
     starter: Starter,
     tmp_path: Path,

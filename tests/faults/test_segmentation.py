@@ -25,6 +25,7 @@ Reference = Callable[..., RunDirectory]
 FOUR_EPOCHS = (*SEGMENTATION, "epochs=4")
 
 
+@pytest.mark.slow
 def test_killed_at_random(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
     words = (*FOUR_EPOCHS, "checkpoint_every=2", f"output_root={tmp_path}")
     run, kills, _ = kill_often(lambda: [starter.start(*words)], tmp_path, 2, random.Random(0))
@@ -52,12 +53,14 @@ def test_evaluation_gives_the_summary_again(uninterrupted: Reference, tmp_path: 
     assert shares["head"] < shares["group4"]
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_the_same_and_count_every_image_once(starter: Starter, tmp_path: Path) -> None:
     result, summary = trained_by_two_ranks(starter, tmp_path, (*SEGMENTATION, "epochs=2"), samples=96, epochs=2)
     assert result["miou"] == summary["last"]["test/miou"]
     assert result["loss"] == pytest.approx(summary["last"]["test/loss"], rel=1e-12)  # sums of another order
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number(starter: Starter, tmp_path: Path) -> None:
     words = (*SEGMENTATION, "epochs=2", "checkpoint_every=2", f"output_root={tmp_path}")
     code, output = starter.run(*words, bad_loss={"step": 9, "task": "segmentation"})  # the second half of step 4

@@ -153,7 +153,7 @@ def test_dilation_is_a_switch() -> None:
     assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 4)
 
 
-@pytest.mark.parametrize("stem", ["small", "imagenet"])
+@pytest.mark.parametrize("stem", ["small", pytest.param("imagenet", marks=pytest.mark.slow)])
 def test_a_small_one_learns(stem: str) -> None:
     model = small(stem=stem, dense_keep_prob=1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

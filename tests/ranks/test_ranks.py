@@ -89,6 +89,7 @@ def test_all_ranks_hold_the_same_and_count_everything(
             assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_foreign_network_drops_as_it_should_on_every_rank(starter: Starter, tmp_path: Path) -> None:
     """A site of group 4 makes 590,000 draws, one of group 3 twice that: 2 % of the share are 8 standard deviations."""
     faults = {r: {"keep_state": str(tmp_path / f"{r}.pt"), "ledger": str(tmp_path / f"{r}")} for r in range(2)}

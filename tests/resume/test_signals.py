@@ -90,7 +90,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     assert_identical(only_run(tmp_path), uninterrupted(world_size=2))
 
 
-@pytest.mark.parametrize("where", ["compose", "data", "evaluation", "save"])
+@pytest.mark.parametrize("where", ["compose", "data", "evaluation", pytest.param("save", marks=pytest.mark.slow)])
 def test_a_signal_meets_the_program_anywhere(
     starter: Starter, tmp_path: Path, uninterrupted: Reference, where: str
 ) -> None:
