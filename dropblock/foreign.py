@@ -90,7 +90,7 @@ def matching(model: nn.Module, place: Place) -> Iterator[tuple[str, nn.Module, s
 
 
 def outermost(module: nn.Module, where: str) -> nn.Module:
-    """The module whose input or output is that of `module`, and that may have children without running them.
+    """The module to hook for the input or output of `module`: the first or last step of nested Sequentials.
 
     A child of an nn.Sequential would become one more step of it, so there it is the first or last step that counts.
     """

@@ -28,7 +28,7 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     if rate >= 1.0:
         return torch.arange(trials, dtype=torch.float64)
     # One batch of gaps reaches the last trial but for five standard deviations.
-    generator = torch.Generator().manual_seed(folded(seed))
+    generator = torch.Generator().manual_seed(to_32_bits(seed))
     expected, per_log = trials * rate, 1 / math.log1p(-rate)
     batch = min(trials, int(expected + 5 * math.sqrt(expected)) + 8)
 
@@ -42,7 +42,7 @@ def bernoulli_positions(trials: int, rate: float, seed: int) -> Tensor:
     return position[:inside]
 
 
-def folded(seed: int) -> int:
+def to_32_bits(seed: int) -> int:
     """All 64 bits of a seed in the 32 that the CPU's generator takes (splitmix64's finalizer)."""
     seed &= (1 << 64) - 1
     seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)

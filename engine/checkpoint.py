@@ -86,7 +86,7 @@ def load_latest(folder: Path) -> tuple[dict[str, Any], Path] | None:
     """The newest whole checkpoint of a run: `last.pt`, or with a warning the one before it. None if there is none.
 
     Raises:
-        CheckpointError: if there are checkpoints and none is whole: nobody's work is thrown away silently.
+        CheckpointError: if there are checkpoints and none is whole; starting over silently would lose the work.
     """
     damage: CheckpointError | None = None
     for path in (folder / "last.pt", folder / "previous.pt"):

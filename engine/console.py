@@ -67,7 +67,7 @@ def _is_number(text: str) -> bool:
 
 
 def table_rows(rows: Sequence[Sequence[Any]]) -> list[list[object]]:
-    """Plain values as they stand in a table: fractions with two places, "-" for what there is not."""
+    """Cells of a table: fractions with two places, "-" for a missing value."""
     return [
         ["-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in rows
     ]
@@ -96,7 +96,7 @@ def counted(number: int, name: str) -> str:
 
 
 def metric_text(value: float, unit: str = "%", places: int = 2) -> str:
-    """A metric with its unit; whatever is no percentage has two places more."""
+    """A metric with its unit; percentages have `places` digits, other metrics two more."""
     return f"{value:.{places}f}%" if unit == "%" else f"{value:.{places + 2}f} {unit}".rstrip()
 
 

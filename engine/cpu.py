@@ -51,7 +51,7 @@ def configure_process(alone: bool = True) -> bool:
 
 @contextmanager
 def shared_by(runs: int) -> Iterator[None]:
-    """Inside, `cores_of_a_rank` is the share of one of several runs on this machine."""
+    """Context in which `cores_of_a_rank` is the share of one of several runs on this machine."""
     before = os.environ.get(RUNS_HERE)
     os.environ[RUNS_HERE] = str(runs)
     try:

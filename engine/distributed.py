@@ -179,7 +179,7 @@ def with_hooks(convert: Callable[[nn.Module], nn.Module], model: nn.Module) -> n
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """Buffers that a network learns by averaging, such as BatchNorm's means and variances."""
+    """Persistent floating point buffers: BatchNorm's running means and variances."""
     persistent = model.state_dict(keep_vars=True)
     return [buffer for name, buffer in model.named_buffers() if name in persistent and buffer.is_floating_point()]
 

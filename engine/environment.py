@@ -18,7 +18,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Record the commit, the versions and the machine of a run.
 
     Args:
-        device: GPU, recorded by its name, or CPU, by the instructions that torch uses of it.
+        device: a GPU is recorded by its name, a CPU by the instruction set that torch uses.
     """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {

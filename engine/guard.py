@@ -31,7 +31,7 @@ class NonFinite(RuntimeError):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """True if every entry is finite; one transfer from the device where it is so."""
+    """True if every entry is finite; a single transfer from the device if so, two if not."""
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     if not floating:
         return True

@@ -39,7 +39,7 @@ class MetricsWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             with self._named():
-                # The entries of work that a kill undid: lines are removed, TensorBoard is told to forget them.
+                # The entries of work that a kill undid: lines are removed, TensorBoard is asked to forget them.
                 kept = self._forget_after(step, evaluates)
                 self.file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
                 self.writer = SummaryWriter(str(folder), purge_step=step if evaluates else step + 1)

@@ -274,7 +274,7 @@ class RunDirectory:
             file.close()
             return self.lock()
 
-        # Whoever meets the lock is told who has it.
+        # For the message of a process that finds the directory locked.
         _LOCKS.add(file)
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")

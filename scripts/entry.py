@@ -23,9 +23,9 @@ def folder(word: str) -> Path:
 
 
 def guarded(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
-    """A program that returns 2 and prints one line for a mistake of the user, instead of a traceback.
+    """Decorator: return 2 and print one line for a mistake of the user, instead of a traceback.
 
-    It goes on where nobody reads what it prints any more (`| head`).
+    The program goes on where nobody reads what it prints any more (`| head`).
 
     Args:
         main: takes the arguments, returns the exit code; raises ValueError (which a UserError is) or

@@ -60,8 +60,10 @@ def distinct_channels(maps: Tensor, number: int) -> list[int]:
 
 
 def drop_visibly(layer: DropLayer, shape: torch.Size, shown: list[int]) -> Tensor:
-    """The mask of the layer, bool, for the first seed that drops something of what is shown, and not all of it where
-    the layer can tell channels apart."""
+    """The mask of the layer, bool, for the first seed that drops a part of the channels shown.
+
+    Drop path drops all channels or none: there any drop counts.
+    """
     for seed in range(SEEDS):
         layer.set_mask_seed(seed)
         kept = layer(torch.ones(shape)) > 0

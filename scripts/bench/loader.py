@@ -244,7 +244,7 @@ def processor_seconds() -> float:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One row a loader."""
+    """The measured table, one row per loader."""
     columns: dict[str, Callable[[Row], object]] = {
         "images": lambda row: row["family"],
         "loader": lambda row: row["name"],

@@ -2,7 +2,7 @@
 
 Two whole steps differ by less than their noise, so the parts are timed within the same steps: forward, loss, backward,
 optimizer on one side, everything else on the other. The barest loop is five lines; ours also sets learning rate,
-keep_prob and mask seeds, looks at every loss and gradient, counts accuracy and drops, and writes curves.
+keep_prob and mask seeds, looks at every loss and gradient, counts accuracy and drops, and writes log entries.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def bare_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
 
 
 def our_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
-    """A step as `Fit.run` makes it, with a point of the curves every tenth."""
+    """A step as `Fit.run` makes it, with a log entry at every tenth."""
 
     def step() -> None:
         with clock.watching(fit.network, fit.state.optimizer):
@@ -172,7 +172,7 @@ def our_step(fit: Fit, batch: Any, clock: Clock) -> Callable[[], None]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One row a network."""
+    """The measured table, one row per network."""
     columns: dict[str, Callable[[Row], object]] = {
         "network": lambda row: row["name"],
         "barest step, ms": lambda row: f"{row['step_ms'][BARE]['median']:.1f}",

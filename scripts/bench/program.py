@@ -48,7 +48,7 @@ def started(command: list[str]) -> Callable[[], object]:
 
 
 def startup_markdown(result: dict[str, Any]) -> str:
-    """One row a command."""
+    """The measured table, one row per command."""
     columns: dict[str, Callable[[Row], object]] = {
         "command": lambda row: f"`{row['name']}`",
         "seconds": lambda row: quartiles(row["seconds"], ".2f"),
@@ -120,7 +120,7 @@ def timed(arguments: tuple[str, ...]) -> tuple[float, int]:
 
 
 def jobs_markdown(result: dict[str, Any]) -> str:
-    """One row a command."""
+    """The measured table, one row per command."""
     rounds = "1 round" if result["rounds"] == 1 else f"{result['rounds']} interleaved rounds, median"
     columns: dict[str, Callable[[Row], object]] = {
         "command": lambda row: f"{row['what']}, `{row['jobs']}`",

@@ -160,7 +160,7 @@ def calls_alone(name: str, batch: int, mixed: Mixed, device: str) -> Callable[[]
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One row a contestant."""
+    """The measured table, one row per contestant."""
     if result["kind"] == "detector":
         return detector_markdown(result)
     columns: dict[str, Callable[[Row], object]] = {
@@ -228,7 +228,7 @@ def our_detector(batch: DetectionBatch, dropblock: bool) -> tuple[nn.Module, Cal
 
 
 def their_detector(batch: DetectionBatch) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """torchvision's, without frozen layers; its own resizing has nothing to do, its padding to 32 pixels neither."""
+    """torchvision's RetinaNet without frozen layers; at this size its own resizing and padding change nothing."""
     from torchvision.models.detection import retinanet_resnet50_fpn
     from torchvision.ops import FrozenBatchNorm2d
 
@@ -247,7 +247,7 @@ def their_detector(batch: DetectionBatch) -> tuple[nn.Module, Callable[[], Tenso
 
 
 def detector_markdown(result: dict[str, Any]) -> str:
-    """One row a contestant."""
+    """The measured table, one row per contestant."""
     theirs, without = f"to {THEIR_DETECTOR}", f"to {OUR_DETECTOR}"
     columns: dict[str, Callable[[Row], object]] = {
         "training step": lambda row: row["name"],
@@ -290,7 +290,7 @@ def measure_precision(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def precision_markdown(result: dict[str, Any]) -> str:
-    """One row a precision."""
+    """The measured table, one row per precision."""
     before = result["before"]
     columns: dict[str, Callable[[Row], object]] = {
         "type": lambda row: row["name"],
