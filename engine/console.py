@@ -141,7 +141,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
     return "\n".join(
         [
             table(("result", "value", "of"), rows),
-            f"run folder   {folder}",
-            f"TensorBoard  tensorboard --logdir {folder}",
+            f"run directory  {folder}",
+            f"TensorBoard    tensorboard --logdir {folder}",
         ]
     )

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from configs.checking import UserError
 from configs.plan import Plan
-from configs.schema import LayerConfig
 from data import Data, Loading, build_data
 from data.batch_regularizers import BATCH_REGULARIZERS
 from data.image_regularizers import IMAGE_REGULARIZERS
@@ -71,9 +70,16 @@ def build_network(
         **asked.options,
     )
 
-    # Layers go in on the device, where one pass of zeros finds the size of the maps at each site.
+    # The layers of the plan in the library's own form, where block_size is an option of those that have one.
+    specs = []
+    for layer in plan.layers:
+        values = asdict(layer)
+        block_size, options = values.pop("block_size"), values.pop("options")
+        own = {} if block_size is None else {"block_size": block_size}
+        specs.append(LayerSpec(**{**values, "skip": bool(layer.skip)}, options={**own, **options}))
+
+    # They go in on the device, where one pass of zeros finds the size of the maps at each site.
     model = model.to(device).to(memory_format=torch.channels_last)
-    specs = [spec_of(layer) for layer in plan.layers]
     return model, LayerControl.install(model, specs, torch.zeros(1, channels, height, width, device=device))
 
 
@@ -99,14 +105,6 @@ def build_task(plan: Plan, data: Data, aux_weight: float = 0.0) -> Task:
         task = TASKS[data.task](data.classes)
     task.headline = plan.headline or task.headline
     return task
-
-
-def spec_of(layer: LayerConfig) -> LayerSpec:
-    """A layer of the plan in the library's own form."""
-    values = asdict(layer)
-    block_size = values.pop("block_size")
-    options = {**({} if block_size is None else {"block_size": block_size}), **values.pop("options")}
-    return LayerSpec(**{**values, "skip": bool(layer.skip)}, options=options)
 
 
 def build_fit(

@@ -57,7 +57,7 @@ def run_plan(
 
     # The ranks communicate at these intervals: if they differed, the run would hang.
     intervals = {key: getattr(plan.runtime, key) for key in ("log_every", "checkpoint_every")}
-    require_equal("configuration", {**plan.identity(), **intervals, "run folder": str(directory.path)}, ranks)
+    require_equal("configuration", {**plan.identity(), **intervals, "run directory": str(directory.path)}, ranks)
 
     fresh_since = began if plan.runtime.fresh else None
     with directory.session(ranks, fresh_since, wait, within=Path(plan.runtime.output_root)):

@@ -86,7 +86,7 @@ def last_test(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: str = "", **values: Any) -> None:
-    """Write down the outcome of a job. Jobs that meet in one run folder meet in one file.
+    """Write down the outcome of a job. Jobs that meet in one run directory meet in one file.
 
     Args:
         sweep: directory of the sweep.

@@ -1,1 +1,1 @@
-"""Small programs that read run folders or measure."""
+"""Small programs that read run directories or measure."""

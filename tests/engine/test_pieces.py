@@ -1,4 +1,4 @@
-"""Seeds, metrics, curves, tables and run folders."""
+"""Seeds, metrics, curves, tables and run directories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two at once: a run folder belongs to one process, and processes that are given the same grid share its work."""
+"""Two at once: a run directory belongs to one process, and processes that are given the same grid share its work."""
 
 from __future__ import annotations
 
