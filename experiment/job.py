@@ -42,7 +42,7 @@ def run_job(
     """
     # A refused job fails like a run that fails: one line, and the others go on.
     plan, outcome = job.plan, Outcome()
-    shown: dict[str, Any] = {}
+    summary: dict[str, Any] | None = None
     try:
         if sweep is not None:
             named = " ".join(job.overrides) or (plan and plan.run_dir())
@@ -52,10 +52,8 @@ def run_job(
         for note in plan.notes:
             print(f"note: {note}")
         from experiment.run import run_plan
-        from experiment.sweep import last_test
 
         summary = run_plan(plan, job.overrides, began, in_use == "wait", log)
-        shown = last_test(summary)
 
     # Everything that can end a run, a signal included, becomes an outcome.
     except BaseException as error:
@@ -75,8 +73,7 @@ def run_job(
     if sweep is not None and plan is not None and os.environ.get("RANK", "0") == "0":
         from experiment.sweep import note_run
 
-        shown |= {"experiment": plan.experiment, "paper": asdict(plan.paper)}
-        note_run(sweep, plan.run_dir(), outcome.status, job.overrides, outcome.reason, **shown)
+        note_run(sweep, job, outcome, summary)
     return outcome
 
 

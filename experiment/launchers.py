@@ -18,9 +18,8 @@ from configs.command_line import Arguments
 from configs.compose import launch_jobs
 from configs.resolve import resolve_composed
 from engine import cpu
-from engine.run_directory import FAILED
 from experiment.job import run_job
-from experiment.outcome import Job
+from experiment.outcome import Job, Outcome
 from experiment.shares import gpus
 
 PLUGINS = {  # launcher -> the module of the plugin, and the extra of pyproject.toml that installs it
@@ -84,6 +83,6 @@ def run_launched(jobs: list[Job], sweep: Path, began: float, log: bool, number: 
     assert asked.plan is not None
     if plan.hash() != asked.plan.hash():
         reason = f"{plan.hash()} is the hash of this plan on the launcher's side: another version of code or configs"
-        note_run(sweep, asked.run, FAILED, asked.overrides, reason, experiment=plan.experiment)
+        note_run(sweep, asked, Outcome(1, reason=reason))
         return
     run_job(job, began, sweep, log=log)

@@ -149,11 +149,9 @@ class Pool:
             progress.event(job, f"its worker ended with {code}; resumed by a new one")
             self.waiting.insert(0, job)
         else:
-            assert job.plan is not None
             job.outcome = Outcome(1, reason=f"{job.starts} workers ended with it, the last with {code}")
             progress.event(job, FAILED, job.outcome.reason)
-            reason, experiment = job.outcome.reason, job.plan.experiment
-            note_run(self.sweep, job.run, FAILED, job.overrides, reason, experiment=experiment)
+            note_run(self.sweep, job, job.outcome)
         self._start(worker.place)
 
     def _stopped_outcome(self) -> Outcome:

@@ -61,8 +61,7 @@ def skip_done(jobs: Sequence[Job], sweep: Path) -> list[Job]:
             left.append(job)
             continue
         job.outcome = Outcome(done=True)
-        shown = {"experiment": job.plan.experiment, "paper": asdict(job.plan.paper), **last_test(summary)}
-        note_run(sweep, job.run, DONE, job.overrides, **shown)
+        note_run(sweep, job, job.outcome, summary)
     skipped = len(jobs) - len(left)
     if skipped:
         print(f"{skipped} of {counted(len(jobs), 'run')} already done; fresh=true would start over", flush=True)
@@ -85,22 +84,27 @@ def last_test(summary: dict[str, Any]) -> dict[str, Any]:
     return {"last test": summary["last"].get(f"test/{headline}"), "unit": unit}
 
 
-def note_run(sweep: Path, run: Path, status: str, overrides: list[str], reason: str = "", **values: Any) -> None:
+def note_run(sweep: Path, job: Job, outcome: Outcome, summary: dict[str, Any] | None = None) -> None:
     """Write down the outcome of a job. Jobs that meet in one run directory meet in one file.
 
     Args:
         sweep: directory of the sweep.
-        run: the run directory.
-        status: DONE, STOPPED or FAILED.
-        overrides: the job's own; empty for a plan that Python has changed.
-        reason: one line, for a job that did not end well.
-        values: further entries, for the summary.
+        job: one that has a plan; its overrides are empty for a plan that Python has changed.
+        outcome: whether it ended well, and else the reason.
+        summary: the record of a finished run.
     """
+    plan, run = job.plan, job.run
+    assert plan is not None
     runs = sweep / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    entry = {"run": str(run), "status": status, "overrides": overrides, "reason": reason, "time": time.time(), **values}
-    name = "_".join(run.parts[-3:]) + ".json"
-    write_json(runs / name, entry)
+    entry: dict[str, Any] = {
+        "run": str(run),
+        "status": outcome.status,
+        "overrides": job.overrides,
+        "reason": outcome.reason,
+    }
+    entry |= {"time": time.time(), "experiment": plan.experiment, "paper": asdict(plan.paper)}
+    write_json(runs / f"{'_'.join(run.parts[-3:])}.json", entry | (last_test(summary) if summary else {}))
 
 
 def read_runs(sweep: Path, since: float = 0.0) -> list[dict[str, Any]]:
