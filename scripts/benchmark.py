@@ -1,6 +1,7 @@
 """Measure: python -m scripts.benchmark SUBJECT [--json FILE] [--markdown FILE] [--help]
 
-op: the operator beside torchvision, timm, nn.Dropout and the memory-bandwidth bound. step: a ResNet-50 training step.
+op: the operator beside torchvision, timm, nn.Dropout and the memory-bandwidth bound. step: a ResNet-50 training step;
+--regularizers: mixup, CutMix, ShakeDrop and others in one of ResNet-18.
 loop: the training loop beside the barest one. loader: input pipelines beside torchvision's. startup: the command line.
 jobs: a small table with jobs=N beside jobs=1; for an otherwise idle machine. precision: bfloat16 on this CPU.
 Prints a markdown table; reports ratios only from rounds in which all contestants took part.

@@ -1,22 +1,35 @@
-"""Training steps: ResNet-50 with and without DropBlock, RetinaNet beside torchvision's, bfloat16 on the CPU."""
+"""Training steps: ResNet-50 with and without DropBlock, RetinaNet beside torchvision's, ResNet-18 with the regularizers
+that DropBlock is compared with, bfloat16 on the CPU."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from configs.checking import UserError
+from configs.compose import plan_of
+from configs.groups import declared
+from data.draws import Draws
+from data.image_regularizers import IMAGE_REGULARIZERS, TorchvisionPolicy
 from data.interface import DetectionBatch
 from dropblock import DropBlock2d, DropLayer, Site, declared_sites, install
 from dropblock.schedule import keep_prob_in_group
+from engine.distributed import Ranks
+from engine.loop import Fit
 from engine.precision import autocast
+from engine.run_directory import RunDirectory
+from engine.signals import StopRequest
 from engine.tasks.detection import Detection
+from experiment.build import build_fit, open_data
 from models import build_model
 from scripts.bench import harness
 from scripts.bench.harness import Row, interval, quartiles, ratios, table
@@ -31,6 +44,11 @@ CLASSES, OBJECTS, MOST_OBJECTS, DETECTOR_SIDE = 80, 7, 100, 320
 # The contestants of `precision`, and its small network.
 FLOAT32, AUTOCAST, TORCH_ALONE = "float32", "bfloat16, this project", "bfloat16, torch alone"
 SMALL_WIDTH, SMALL_SIDE = 16, 32
+WIDTH = 64  # of `--regularizers`
+
+# The contestants of `--regularizers`: those that act in a step, and those that act on single images.
+NONE, IN_A_STEP = "none", ("mixup", "cutmix", "manifold_mixup", "feature_cutmix", "shakedrop", "dropblock")
+ON_IMAGES, IMAGES = ("trivialaugment", "randaugment", "autoaugment", "augmix"), 200
 
 Mixed = Callable[[], AbstractContextManager[Any]]
 
@@ -40,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 through autocast")
     parser.add_argument("--detector", action="store_true", help="RetinaNet beside torchvision's instead")
+    parser.add_argument(
+        "--regularizers", nargs="*", metavar="NAME", help=f"ResNet-18, 32 px, with each instead ({' '.join(IN_A_STEP)})"
+    )
     parser.add_argument("--side", type=int, help=f"pixels a side of the detector's images (default {DETECTOR_SIDE})")
     parser.add_argument("--peers", action="store_true", help="torchvision, timm and nn.Dropout as well")
 
@@ -76,11 +97,15 @@ def images_of(batch: int, side: int, device: str, generator: torch.Generator | N
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Whole steps in interleaved rounds, and the 36 calls alone beside the plain step; or `measure_detector`.
+    """Whole steps in interleaved rounds, and the 36 calls alone beside the plain step; or one of the other two.
 
     Raises:
         UserError: for options that would do nothing.
     """
+    if arguments.regularizers is not None:
+        if arguments.detector or arguments.peers or arguments.side is not None or arguments.dtype != "float32":
+            raise UserError("--regularizers: it goes with --batch, --rounds and --clock alone")
+        return measure_regularizers(arguments)
     if arguments.detector and arguments.peers:
         raise UserError("--peers: the detector stands beside torchvision's alone")
     if arguments.detector:
@@ -163,6 +188,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The measured table, one row per contestant."""
     if result["kind"] == "detector":
         return detector_markdown(result)
+    if result["kind"] == "regularizers":
+        return regularizers_markdown(result)
     columns: dict[str, Callable[[Row], object]] = {
         "operator": lambda row: row["name"],
         "step, ms, median [quartiles]": lambda row: quartiles(row["milliseconds"], ".0f"),
@@ -264,6 +291,76 @@ ratios are medians of the rounds [95 % interval of the median]. \
 DropBlock: block {BLOCK}, keep_prob {KEEP_PROB}, groups 3 and 4.
 
 {table(columns, result["rows"])}
+
+Other processes took up to {100 * max(result["share_of_others"]):.0f} % of the processors in a counted round."""
+
+
+def measure_regularizers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Steps of the training loop with each regularizer beside one without; and image by image what acts there."""
+    device, words = torch.device(arguments.device), ("data=fake", "model=resnet18", "recipe=quick", "epochs=1000")
+    runs: dict[str, Callable[[], object]] = {}
+    for name in (NONE, *(arguments.regularizers or IN_A_STEP)):
+        own = (f"regularizer={name}", f"model.width={WIDTH}", f"batch_size={arguments.batch}", "progress=false")
+        plan = plan_of(*words, *own, f"device={arguments.device}")
+        data = open_data(plan, device, Ranks())
+        fit, _ = build_fit(plan, data, RunDirectory(Path()), device, Ranks(), StopRequest())  # writes nothing
+        runs[name] = partial(one_step, fit, next(iter(data.train.epoch(0))))
+    rows, _, shares = harness.compare(runs, arguments, {"to_none": NONE})
+
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, SMALL_SIDE, SMALL_SIDE, 3), np.uint8)
+    policies = [image_by_image(name, images) for name in ON_IMAGES]
+    facts = {"batch": arguments.batch, "width": WIDTH, "side": SMALL_SIDE, "share_of_others": shares}
+    return {"kind": "regularizers", **facts, "rows": rows, "policies": policies}
+
+
+def one_step(fit: Fit, batch: Any) -> None:
+    """The next step of a run, in its middle: keep_prob is what it is there on average."""
+    fit.step(batch, 0.5)
+
+
+def image_by_image(name: str, images: Any) -> Row:
+    """Milliseconds of processor time an image, and the share that torchvision's operations on a PIL image take."""
+    policy: TorchvisionPolicy = IMAGE_REGULARIZERS[name](
+        **{option: of["default"] for option, of in declared(name).options.items()}
+    )
+    transform, inside = policy.transform, 0.0
+
+    def timed(image: Any) -> Any:
+        nonlocal inside
+        start = time.process_time()
+        changed = transform(image)
+        inside += time.process_time() - start
+        return changed
+
+    policy.transform = timed
+    start = time.process_time()
+    for index, pixels in enumerate(images):
+        policy.on_image(pixels, Draws(np.zeros(0), 1, 0, index))
+    whole = time.process_time() - start
+    return {"name": name, "milliseconds": 1000 * whole / len(images), "share": inside / whole}
+
+
+def regularizers_markdown(result: dict[str, Any]) -> str:
+    """One row a regularizer, of a step and of an image."""
+    columns: dict[str, Callable[[Row], object]] = {
+        "regularizer": lambda row: row["name"],
+        "step, ms, median [quartiles]": lambda row: quartiles(row["milliseconds"], ".0f"),
+        "/ none": lambda row: "" if row["name"] == NONE else interval(row["to_none"], ".3f"),
+    }
+    of_images: dict[str, Callable[[Row], object]] = {
+        "regularizer": lambda row: row["name"],
+        "ms an image": lambda row: f"{row['milliseconds']:.2f}",
+        "in torchvision's operations on a PIL image": lambda row: f"{100 * row['share']:.0f} %",
+    }
+    return f"""# A training step with the regularizers that DropBlock is compared with
+
+ResNet-18 of width {result["width"]}, batch {result["batch"]}, {result["side"]} px, threads: \
+{result["before"]["threads"]}, {result["rounds"]} interleaved rounds by {result["clock"]} time; ratios are medians of \
+the rounds [95 % interval of the median].
+
+{table(columns, result["rows"])}
+
+{table(of_images, result["policies"])}
 
 Other processes took up to {100 * max(result["share_of_others"]):.0f} % of the processors in a counted round."""
 

@@ -165,10 +165,23 @@ def test_the_detectors_benchmark_from_measurement_to_table(monkeypatch: pytest.M
         "patience": 0.0,
         "clock": "processor",
     }
-    result = benchmark.measured("step", argparse.Namespace(**options, detector=True, peers=False))
+    result = benchmark.measured("step", argparse.Namespace(**options, detector=True, peers=False, regularizers=None))
     assert result["clock"] == "processor"
     assert [row["bytes"] > 0 for row in result["rows"]] == [True] * 3
     assert f"| {step.WITH_DROPBLOCK} |" in step.markdown(result)
+
+
+def test_steps_with_other_regularizers_become_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "WIDTH", 4)
+    monkeypatch.setattr(step, "IMAGES", 3)
+    options = {"device": "cpu", "batch": 4, "rounds": 1, "patience": 0.0, "clock": "processor", "dtype": "float32"}
+    more = {"detector": False, "peers": False, "side": None, "regularizers": ["cutmix", "shakedrop"]}
+    result = benchmark.measured("step", argparse.Namespace(**options, **more))
+    table = step.markdown(result)
+    assert all(f"| {name} |" in table for name in (step.NONE, "cutmix", "shakedrop", *step.ON_IMAGES))
+    assert {row["name"]: row["to_none"]["median"] for row in result["rows"]}[step.NONE] == 1.0
+    assert all(0 < row["share"] < 1 for row in result["policies"])
+    assert json.loads(json.dumps(result))["policies"] == result["policies"]
 
 
 def test_jobs_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +214,7 @@ def test_precisions_become_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["step", "--detector", "--peers"], "--peers"),
         (["step", "--side", "512"], "--side is of the detector"),
+        (["step", "--regularizers", "--peers"], "--regularizers"),
         (["loader", "--family", "photographs", "--images", "100"], "--images 100: at least 128"),
     ],
 )

@@ -28,6 +28,25 @@ def test_masks_show_every_layer(tmp_path: Path) -> None:
     assert 40_000 < dropped < 15 * 40_000
 
 
+def test_the_regularizers_of_images_are_all_shown(tmp_path: Path) -> None:
+    """On photographs of one's own, here noise; each leaves something of the image, and changes it."""
+    numbers = torch.Generator().manual_seed(0)
+    files = []
+    for name, size in (("one.png", (40, 60)), ("other.jpg", (70, 50))):
+        noise = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=numbers)
+        Image.fromarray(noise.numpy()).save(tmp_path / name)
+        files.append(str(tmp_path / name))
+    assert masks.main(["--images", "--photographs", *files, "--out", str(tmp_path / "images.png")]) == 0
+    with Image.open(tmp_path / "images.png") as picture:
+        assert picture.width > 1000
+    pair = torch.rand(2, 3, 24, 24, generator=numbers)
+    for name in ("cutout", "trivialaugment", "mixup"):
+        shown = masks.changed_images(name, pair)
+        assert len(shown) == masks.DRAWS
+        assert all((image - pair[:1]).abs().mean() > masks.LEAST for image in shown)
+    assert masks.main(["--images", "--photographs", files[0], "--out", str(tmp_path / "x.png")]) == 2
+
+
 def test_masks_drop_something_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for layer in (SpatialDropout(keep_prob=0.9), DropPath(keep_prob=0.9)):
         kept = masks.drop_visibly(layer, torch.Size((1, 8, 5, 5)), [2, 5])
