@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.checking import UserError, one_of
+from configs.command_line import read_values
 from configs.schema import CORRUPTIONS
+
+SHORT = {"temperature": "temperature=val", "corruption": "corruption=all"}
 
 
 @dataclass
@@ -62,3 +66,19 @@ class EvaluationConfig:
             one_of("temperature", self.temperature, ("val",))
             if self.split == self.temperature:
                 raise UserError(f"temperature={self.temperature}: would be fitted on the images that it is measured on")
+
+
+def evaluation_of(text: str) -> EvaluationConfig:
+    """An evaluation as a sweep names it: arguments of evaluate.py, "samples=20" or "ood=FOLDER samples=20".
+
+    `temperature` stands for temperature=val, `corruption` for corruption=all.
+
+    Raises:
+        UserError: one line that names the evaluation and the key.
+    """
+    try:
+        wanted = read_values([SHORT.get(word, word) for word in shlex.split(text)], EvaluationConfig)
+        wanted.check()
+    except ValueError as error:
+        raise UserError(f"evaluations: {text}: {error}") from error
+    return wanted

@@ -168,8 +168,9 @@ def table_nodes(overrides: Sequence[str]) -> list[tuple[str, str, dict[str, Any]
             prefix, _, name = experiment.rpartition("/")
             found.append((f"experiment/{prefix}", name, {**_node(row), "experiment": experiment}))
     for sweep in named:
-        check(tables.table_of(sweep).study, StudyConfig)  # refused now, and not by the report of finished runs
-        found.append(("table", sweep, _node(tables.table_of(sweep).setting)))
+        study = check(tables.table_of(sweep).study, StudyConfig)  # refused now, not by the report of finished runs
+        evaluated = {"evaluations": study.evaluations} if study.evaluations else {}
+        found.append(("table", sweep, _node({**evaluated, **tables.table_of(sweep).setting})))
     return found
 
 

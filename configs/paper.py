@@ -68,6 +68,8 @@ class StudyConfig:
         keep_prob: the candidates that each method's keep_prob is chosen from, on val.
         pilot_seed: the seed of the runs that choose; they enter no row.
         pilot_sweep: the sweep that has them, where it is another one.
+        evaluations: what is measured of every run right after its last epoch, each in the words of evaluate.py:
+            [temperature, corruption, samples=20]; secondary numbers, named before the first run.
         limitations: sentences that the report ends with.
         claims: what the rows are to answer.
     """
@@ -77,5 +79,6 @@ class StudyConfig:
     keep_prob: list[float] = field(default_factory=list)
     pilot_seed: int | None = None
     pilot_sweep: str = ""
+    evaluations: list[str] = field(default_factory=list)
     limitations: list[str] = field(default_factory=list)
     claims: list[ClaimConfig] = field(default_factory=list)

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from configs.checking import UserError, load_yaml, one_of
+from configs.evaluation import evaluation_of
 from configs.groups import CONFIGS, choices, declared, further_choices
 from configs.plan import Plan
 from configs.schema import RECIPE_KNOBS, TASKS
@@ -41,6 +42,8 @@ def check_values(plan: Plan) -> None:
     one_of("data.name", plan.data.name, choices("data"))
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", plan.runtime.device):
         raise UserError(f"device={plan.runtime.device}: choose auto, cpu, cuda or cuda:N")
+    for text in plan.runtime.evaluations:
+        evaluation_of(text)
     if not 0 <= plan.seed < 2**63:
         raise UserError(f"seed={plan.seed}: must lie between 0 and 2^63 - 1")
     for layer in plan.layers:

@@ -216,6 +216,11 @@ class RunOptions:
     rank_timeout: float = option(600.0, "seconds that a rank waits for the others", least=1)
     output_root: str = option("outputs", "parent of all run directories")
     run_dir: str | None = option(None, "another directory for this run")
+    evaluations: Names = option(
+        [],
+        "evaluations of the finished run, in the words of evaluate.py, such as [temperature,corruption,'samples=20']; "
+        "into evaluations.json",
+    )
     fresh: bool = option(False, "move an earlier run of the same plan aside and start over")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from configs.checking import UserError
-from configs.evaluation import EvaluationConfig
+from configs.evaluation import EvaluationConfig, evaluation_of
 from configs.groups import declared
 from configs.plan import Plan
 from configs.schema import CORRUPTIONS, LayerConfig
@@ -29,12 +29,14 @@ from engine.distributed import Ranks, find_device
 from engine.evaluation import Evaluation
 from engine.evaluation import evaluate as pass_over
 from engine.precision import autocast
+from engine.run_directory import RunDirectory
+from engine.signals import Stopped, StopRequest
 from engine.tasks import Task, metrics_record
 from experiment.build import build_task
 from experiment.outside import separations
 from experiment.sampling import Sampling, remember
 from experiment.source import NetworkSource
-from experiment.trained import described, opened, trained
+from experiment.trained import described, load, opened, trained
 
 DEFAULT_SEVERITIES = (1, 3, 5)
 
@@ -124,8 +126,9 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     if wanted.samples is not None:
         averaged = [[layer] for layer in drops] or [own_layers(finished, wanted.samples)]
         passes = wanted.samples * len(averaged)
-        print(f"samples={wanted.samples}: {passes} passes over {done.images:,} images", end=", ")
-        print(f"about {duration(passes * seconds)}", flush=True)
+        if finished.ranks.is_main:
+            print(f"samples={wanted.samples}: {passes} passes over {done.images:,} images", end=", ")
+            print(f"about {duration(passes * seconds)}", flush=True)
     found = [sampled(finished, loader, layers, wanted.samples or 1, wanted.seed) for layers in averaged]
     result["sampled"] = [row for row, _ in found]
 
@@ -139,6 +142,7 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
             theirs = sampled(finished, strangers, layers, row["samples"], wanted.seed)[1]
             named = {name: row[name] for name in ("layers", "keep_prob", "block_size")}
             result["outside"] += separations(ours, theirs, row["samples"], named)
+        result["outside"] = finished.ranks.gather(result["outside"])[0]  # the main rank has the scores of all
 
     # On corrupted images.
     result["corrupted"] = corruption_rows(finished, loader, wanted)
@@ -149,6 +153,49 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
         for column in wanted.column
     ]
     return result
+
+
+def evaluate_run(
+    plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ranks, stop: StopRequest, data: Data | None = None
+) -> None:
+    """Make the evaluations of a finished run that its plan names and that are missing; each stands in evaluations.json.
+
+    Of the last epoch's weights. What was made stays, so the same command goes on where it was stopped.
+
+    Args:
+        data: those of the run, where they are open already.
+
+    Raises:
+        Stopped: if a signal asked for it.
+    """
+    made = ranks.gather(directory.read("evaluations.json") or {})[0]
+    missing = [text for text in plan.runtime.evaluations if text not in made]
+    if not missing:
+        return
+    stop.defer()
+
+    def poll() -> None:
+        if asked := ranks.max(stop.received):
+            raise Stopped(asked, "in an evaluation of the finished run")
+
+    runtime = plan.runtime
+    source = NetworkSource(str(directory.path), None, "last", runtime.data_root, runtime.download, runtime.workers)
+    if data is None:
+        _, payload, data = opened(source, device, ranks)
+    else:
+        _, payload = load(source)
+    finished = Finished(plan, payload, data, build_task(plan, data), device, ranks, poll)
+    for text in missing:
+        if ranks.is_main:
+            print(f"evaluation: {text}", flush=True)
+        wanted = evaluation_of(text)
+        if not plan.layers and not wanted.keep_prob and not wanted.block_size:
+            wanted.samples = None  # a row without layers among others that have some
+        result = results_of(finished, wanted)
+        made[text] = {name: value for name, value in result.items() if value not in (None, []) and name != "tables"}
+        if ranks.is_main:
+            directory.write("evaluations.json", made)
+        ranks.barrier()
 
 
 def dropblock_in(finished: Finished, block_size: int, keep_prob: float) -> LayerConfig:

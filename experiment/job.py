@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.checking import UserError
-from configs.plan import Plan, plan_from
+from configs.plan import plan_from
 from engine import cpu
-from engine.run_directory import DONE, RunDirectory
-from experiment.outcome import STOPPED_CODES, Job, Outcome, report_error
+from experiment.outcome import STOPPED_CODES, Job, Outcome, is_done, report_error
 
 
 def run_job(
@@ -75,11 +74,6 @@ def run_job(
 
         note_run(sweep, job, outcome, summary)
     return outcome
-
-
-def is_done(plan: Plan) -> bool:
-    """True if the run of a plan has ended well, and no new start of it was asked for."""
-    return not plan.runtime.fresh and RunDirectory(plan.run_dir()).status().get("status") == DONE
 
 
 def work(log: Path) -> None:

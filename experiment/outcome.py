@@ -10,6 +10,7 @@ from pathlib import Path
 
 from configs.plan import Plan
 from engine.console import error_line
+from engine.run_directory import DONE, RunDirectory
 
 STOPPED_CODES = (130, 143)  # by a signal; the same command resumes
 STATUS_OF = {0: "DONE", 130: "STOPPED", 143: "STOPPED"}
@@ -66,6 +67,18 @@ class Job:
         """Its run directory."""
         assert self.plan is not None
         return self.plan.run_dir()
+
+
+def is_done(plan: Plan) -> bool:
+    """True if the run of a plan has ended well and was evaluated as asked, and no new start of it was asked for."""
+    done = RunDirectory(plan.run_dir()).status().get("status") == DONE
+    return done and not plan.runtime.fresh and not missing_evaluations(plan)
+
+
+def missing_evaluations(plan: Plan) -> list[str]:
+    """The evaluations of a plan that its run has not got yet."""
+    made = RunDirectory(plan.run_dir()).read("evaluations.json") or {}
+    return [text for text in plan.runtime.evaluations if text not in made]
 
 
 def names_of(jobs: Sequence[Job]) -> dict[int, str]:

@@ -32,6 +32,7 @@ from engine.loop import Fit
 from engine.run_directory import RunDirectory, differences, refuse_another, same_data
 from engine.signals import Stopped, StopRequest
 from experiment.build import build_fit, open_data
+from experiment.evaluation import evaluate_run
 
 
 def run_plan(
@@ -84,6 +85,8 @@ def run_plan(
                 f"{directory.path}: trained on other data, in {place or 'their default place'}; data.title=NAME gives "
                 "these a name of their own"
             )
+        with StopRequest() as stop:
+            evaluate_run(plan, directory, device, ranks, stop)
 
     if ranks.is_main:
         by = summary["environment"]
@@ -161,6 +164,7 @@ def train(
         directory.finish(ranks, summary)
         if ranks.is_main:
             print(result_text(summary, directory.path))
+        evaluate_run(plan, directory, device, ranks, stop, fit.data)
 
     asked = ranks.max(stop.received)
     if asked:  # too late to stop this run, not the ones behind it

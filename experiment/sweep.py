@@ -18,7 +18,7 @@ from configs.plan import Plan, plan_from
 from engine.console import counted, metric_text, table
 from engine.files import write_aside, write_json
 from engine.run_directory import DONE, RunDirectory
-from experiment.outcome import Job, Outcome
+from experiment.outcome import Job, Outcome, missing_evaluations
 
 
 def note_command(sweep: Path, arguments: Arguments, jobs: Sequence[Job]) -> None:
@@ -57,7 +57,7 @@ def skip_done(jobs: Sequence[Job], sweep: Path) -> list[Job]:
         summary = run.summary() if not job.plan.runtime.fresh and run.status().get("status") == DONE else {}
         theirs = summary.get("plan") or {}
         elsewhere = summary.get("fingerprint") and theirs["data"].get("root") != job.plan.data.root
-        if not theirs or elsewhere or differs(theirs, job.plan):
+        if not theirs or elsewhere or differs(theirs, job.plan) or missing_evaluations(job.plan):
             left.append(job)
             continue
         job.outcome = Outcome(done=True)

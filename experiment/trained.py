@@ -126,15 +126,17 @@ def acting(plan: Plan) -> list[LayerConfig]:
     return [layer for layer in plan.layers if layer.name in LAYERS and LAYERS[layer.name].in_evaluation]
 
 
-def opened(source: NetworkSource, device: torch.device) -> tuple[Plan, dict[str, Any], Data]:
-    """Read plan and checkpoint of a trained network, and open the data it was trained on.
+def opened(
+    source: NetworkSource, device: torch.device, ranks: Ranks | None = None
+) -> tuple[Plan, dict[str, Any], Data]:
+    """Read plan and checkpoint of a trained network, and open the data it was trained on; the ranks share them.
 
     Raises:
         UserError: if the data have changed.
     """
     plan, payload = load(source)
     try:
-        data = open_data(plan, device, Ranks())
+        data = open_data(plan, device, ranks or Ranks())
     except (ValueError, FileNotFoundError) as error:  # what train.py calls data.root is data_root here
         raise UserError(str(error).replace("data.root", "data_root")) from error
     if not same_data(payload["fingerprint"], data.fingerprint):

@@ -59,7 +59,7 @@ def rows_csv(sweep: Sweep) -> str:
 
 def runs_csv(sweep: Sweep) -> str:
     """One line a run: what the rows are made of."""
-    table = []
+    table, beside = [], [column for run in sweep.runs for column in run["beside"]]
     for row in sweep.rows:
         for run in row["runs"]:
             line = {
@@ -77,6 +77,7 @@ def runs_csv(sweep: Sweep) -> str:
                 "dirty": any(environment["dirty"] for environment in run["environments"]),
                 "run": "/".join(run["path"].parts[-3:]),
                 **{f"last_test_{name}": run.get(f"last/test/{name}") for name in sweep.others},
+                **{column: rounded(run.get(column)) for column in dict.fromkeys(beside)},
             }
             table.append(line)
     return csv_text(table)

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from configs.plan import shortened
 from scripts.reporting.compare import (
     INK,
+    MOST_CURVES,
     OTHER,
     best_on_val,
     distinct_colour,
@@ -32,11 +33,15 @@ from scripts.reporting.compare import (
 from scripts.reporting.compare import under_drop as tested_under_drop
 from scripts.reporting.deviations import NAMES_OF, RUNS_A_ROW
 from scripts.reporting.names import colour_of, metric_label
-from scripts.reporting.runs import Row, Sweep, curve, label
+from scripts.reporting.runs import Record, Row, Sweep, curve, label, spread
 from scripts.reporting.statistics import Difference, Spread
 
 BASELINE = colour_of(["none"]) or "#7a7a7a"
 DASHES = (0, (5, 3))
+RELIABILITY = (
+    "Reliability on test after the last epoch: on the dashed line a network is as often right as it is sure, below it "
+    "is too sure. A dot is a bin of confidence, its area the share of the images."
+)
 FEW_POINTS = 8  # of a line
 STYLE: Any = {
     "font.size": 10,
@@ -71,6 +76,7 @@ def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
         (keep_probs, "keep_prob.png", "Over keep_prob (the paper's Figure 3).", over_keep_prob),
         (blocks, "block_size.png", "Over the block size (the paper's Figure 4).", over_block_size),
         (tested, "under_drop.png", "Under drop at inference (the paper's Figure 5).", under_drop),
+        (calibrated(sweep), "reliability.png", RELIABILITY, reliability),
         (True, "curves.png", "Training curves, mean and one standard deviation over seeds.", curves),
     )
     made = []
@@ -213,6 +219,50 @@ def curves(sweep: Sweep, out: Path) -> None:
                 low, high = every.min(), max(np.quantile(every, 0.85), *last)
             test.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.12 * (high - low) + 0.1)
         legend_below(figure, [test])
+
+
+# How sure the networks are, and how sure they should be.
+
+
+def calibrated(sweep: Sweep) -> list[Row]:
+    """The rows whose runs have a table of calibration."""
+    found = [row for row in sweep.rows if all(bins_of(run) for run in row["runs"])]
+    return found[:MOST_CURVES]
+
+
+def bins_of(run: Record) -> list[Sequence[Any]]:
+    """The lines of a run's table of calibration: bin, mean confidence (%), top1 (%), images."""
+    return next((table["rows"] for table in run["tables"] if table["name"] == "calibration"), [])
+
+
+def reliability(sweep: Sweep, out: Path) -> None:
+    """A reliability diagram for each row: the accuracy of every bin of confidence, over the images of all its runs."""
+    rows = calibrated(sweep)
+    columns = min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    with drawing(out, columns, 1.2 + 2.5 * columns, 0.7 + 2.8 * lines, share=True, lines=lines) as (figure, panels):
+        for axes, row in zip(panels, rows, strict=False):
+            # The bins of all runs together, in their order.
+            sums: dict[str, np.ndarray] = {}
+            for run in row["runs"]:
+                for name, sure, right, images in bins_of(run):
+                    sums[name] = sums.get(name, np.zeros(3)) + images * np.array([sure, right, 1])
+            bins = np.array([sums[name] for name in sorted(sums, key=lambda name: float(name.split()[0]))])
+            sure, right, share = bins[:, 0] / bins[:, 2], bins[:, 1] / bins[:, 2], bins[:, 2] / bins[:, 2].sum()
+            # A dot has the area of its share of the images, so that an empty bin does not look like a full one.
+            axes.plot([0, 100], [0, 100], color=BASELINE, linewidth=1, linestyle=DASHES)
+            axes.vlines(sure, right, sure, color=row["colour"], alpha=0.35, linewidth=4)
+            axes.scatter(sure, right, s=14 + 260 * share, color=row["colour"], zorder=2)
+            ece = spread(row, "last/test/ece")
+            axes.set_title(f"{folded(row['label'], 26)}\nECE {ece.text(1) if ece else '-'} %", loc="left", fontsize=9)
+            axes.set_xlim(0, 103)
+            axes.set_ylim(0, 103)
+            axes.set_aspect("equal")
+            axes.label_outer()
+        for axes in panels[len(rows) :]:
+            axes.set_axis_off()
+        figure.supxlabel("confidence, the highest probability (%)", fontsize=10)
+        figure.supylabel("top-1 accuracy (%)", fontsize=10)
 
 
 def mean_line(axes: Axes, epochs: np.ndarray, values: np.ndarray, **style: Any) -> None:
@@ -392,14 +442,14 @@ def colours_of(rows: Sequence[Row]) -> list[str]:
 
 @contextmanager
 def drawing(
-    out: Path, columns: int, width: float, height: float, share: bool = False
+    out: Path, columns: int, width: float, height: float, share: bool = False, lines: int = 1
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of some panels side by side, saved at the end."""
+    """A figure of some panels side by side, in one line or several, saved at the end."""
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
-            1, columns, figsize=(width, height), layout="constrained", squeeze=False, sharey=share
+            lines, columns, figsize=(width, height), layout="constrained", squeeze=False, sharey=share
         )
-        yield figure, list(grid[0])
+        yield figure, list(grid.flat)
         figure.savefig(out, dpi=130)
         plt.close(figure)
 

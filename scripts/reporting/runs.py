@@ -20,6 +20,7 @@ from configs.command_line import values_given
 from configs.paper import StudyConfig, paper_from
 from configs.plan import changed_since, plan_from
 from engine.run_directory import DONE, RunDirectory, same_data
+from scripts.reporting.beside import columns_of
 from scripts.reporting.names import ALWAYS_SHOWN, KNOBS, colour_of, knob_text, label_of, metric_label
 from scripts.reporting.statistics import Spread
 
@@ -108,6 +109,9 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
     shares = {group: trained.get(f"drop/measured/{group}") for group in summary["drop_last_epoch"]}
     dropped = {group: sum(means.values()) / len(means) for group, means in shares.items() if means}
 
+    evaluations = run.read("evaluations.json") or {}
+    beside = columns_of(evaluations, summary["headline"])
+
     return {
         "path": run.path,
         "experiment": note.get("experiment"),
@@ -150,6 +154,9 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
         "styles": summary.get("styles"),
         "tables": summary.get("tables") or [],
         "sites": run.read("sites.json") or [],
+        "evaluations": evaluations,
+        "beside": list(beside),
+        **beside,
         "under_drop": (run.read("under_drop.json") or {}).get("under_drop", []),
     }
 

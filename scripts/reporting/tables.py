@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scripts.reporting import beside
 from scripts.reporting.compare import answers, baseline_of, best_on_val, lines, paper_curve, under_drop
 from scripts.reporting.deviations import deviations
 from scripts.reporting.names import metric_label
@@ -25,6 +26,7 @@ def all_tables(sweep: Sweep) -> list[Table]:
         lost(sweep),
         claims(sweep),
         other_metrics(sweep),
+        beside_accuracy(sweep),
         chosen_on_val(sweep, "keep_prob"),
         chosen_on_val(sweep, "block_size"),
         pilots(sweep),
@@ -196,6 +198,39 @@ def other_metrics(sweep: Sweep) -> Table:
         "corrected for the number of comparisons, and no verdict rests on them."
     )
     return table_of("Beside the headline", heads, rows, note=note)
+
+
+def beside_accuracy(sweep: Sweep) -> Table:
+    """The evaluations of the runs: a line for every number, a column for every row; no verdicts."""
+    marked, rows = False, list[list[object]]()
+    for column in dict.fromkeys(column for run in sweep.runs for column in run["beside"]):
+        _, what, metric = column.rsplit("/", 2)
+        run = sweep.runs[0]
+        name = beside.NAMES.get(metric) or metric_label(metric, run)
+        down = metric == "fpr95" or metric in run["lower_is_better"]
+        arrow = "" if metric in beside.UNDIRECTED else " ↓" if down else " ↑"
+        digits = 2 if {**run["metric_units"], **beside.UNITS}.get(metric) == "%" else 4
+
+        line: list[object] = [f"{what}: {name}{arrow}"]
+        for row in sweep.rows:
+            value, base = spread(row, column), baseline_of(sweep, row)
+            of = None if base is None or base is row else paired(by_seed(row, column), by_seed(base, column))
+            trained = any(beside.trained_on(run["evaluations"], what) for run in row["runs"])
+            marked |= trained
+            parts = [f"{value.text(digits)}{'†' if trained else ''}"] if value else []
+            parts += [f"({difference_text(of, row, digits)})"] if of else []
+            line.append(cell(value, " ".join(parts), lines=parts))
+        rows.append(line)
+    note = (
+        "On test, after the last epoch; in brackets the difference from the baseline, paired by seed, with its 95 % "
+        "interval; corruptions of this project, means over severities. Secondary: the intervals are not corrected for "
+        "the number of comparisons, and no verdict rests on them."
+    )
+    if marked:
+        note += " †: the row trained on images changed like that."
+    if named := sweep.study.evaluations:
+        note += f" Named in the sweep's file: {', '.join(f'`{text}`' for text in named)}."
+    return table_of("Beside accuracy", ["", *(row["label"] for row in sweep.rows)], rows, note=note)
 
 
 def chosen_on_val(sweep: Sweep, knob: str) -> Table:

@@ -52,6 +52,17 @@ def test_a_row_sets_the_own_options_of_a_regularizer(write: Path) -> None:
     assert plan_of("+sweep=mine", "data=fake").options_of("batch")["cutmix"]["alpha"] == 2.0
 
 
+def test_a_study_names_the_evaluations_of_its_runs(write: Path) -> None:
+    write.write_text(GOOD + "study: {evaluations: [temperature, samples=20, corruption=jpeg severity=2]}\n")
+    plan = plan_of("+sweep=mine", "data=fake")
+    assert plan.runtime.evaluations == ["temperature", "samples=20", "corruption=jpeg severity=2"]
+    assert plan.hash() == plan_of("data=fake").hash()
+    write.write_text(GOOD + "study: {evaluations: [samples=none]}\n")
+    forget()
+    with pytest.raises(UserError, match="evaluations: samples=none: samples=none: expected a whole number"):
+        plan_of("+sweep=mine", "data=fake")
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [

@@ -1,0 +1,85 @@
+"""The evaluations of a run right after its last epoch: made once, resumed where stopped, shown by the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import experiment.evaluation
+from engine.run_directory import DONE, RunDirectory
+from engine.signals import Stopped
+from experiment.evaluation import results_of
+from scripts.report import main as report
+
+
+def test_evaluations_are_made_once_and_resumed(
+    train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ("-m", "regularizer=none,dropblock", "block_size=3", "epochs=1", "seed=1")
+    calls: list[Any] = []
+
+    def counted(finished: Any, wanted: Any) -> Any:
+        calls.append(wanted)
+        if len(calls) == 3:
+            raise Stopped(signal.SIGTERM, "in an evaluation")
+        return results_of(finished, wanted)
+
+    monkeypatch.setattr(experiment.evaluation, "results_of", counted)
+    evaluations = "evaluations=[temperature,'samples=2']"
+    # A signal in the second run's first evaluation: that run is done, and stays so; the command is not.
+    assert train(*both, evaluations) == 143
+    runs = {path.parent.name.split("-")[0]: RunDirectory(path) for path in tmp_path.glob("fake-resnet18/*/seed-1")}
+    assert all(run.status()["status"] == DONE for run in runs.values())
+    trained = (runs["dropblock"].path / "summary.json").stat().st_mtime_ns
+    assert [*runs["none"].read("evaluations.json")] == ["temperature", "samples=2"]
+    assert runs["dropblock"].read("evaluations.json") is None
+
+    # The same command makes what is missing, and no more; then there is nothing to do.
+    assert train(*both, evaluations) == 0
+    assert len(calls) == 5
+    made = runs["dropblock"].read("evaluations.json")
+    assert made["temperature"]["temperature"]["fitted_on"] == "val"
+    assert made["samples=2"]["sampled"][0]["layers"] == "dropblock"
+    assert "sampled" not in runs["none"].read("evaluations.json")["samples=2"]  # it has no layers
+    assert (runs["dropblock"].path / "summary.json").stat().st_mtime_ns == trained
+    shutil.rmtree(runs["dropblock"].checkpoints)
+    assert train(*both, evaluations) == 0
+    assert len(calls) == 5
+    assert made["samples=2"]["loss"] == runs["dropblock"].summary()["last"]["test/loss"]
+    # Without weights nothing further can be measured, and that is said.
+    capsys.readouterr()
+    assert train(*both, "evaluations=[corruption]") == 1
+    assert "no checkpoint to evaluate" in capsys.readouterr().err
+
+    # The report has a line for every number, paired, and a reliability diagram.
+    (sweep,) = tmp_path.glob("sweeps/*")
+    assert report([str(sweep)]) == 0
+    text = (sweep / "report.md").read_text()
+    table = text[text.index("## Beside accuracy") :]
+    assert "after temperature: expected calibration error (%) ↓" in table
+    assert "mean of 2 masks of the row's own layers: predictive entropy (nats)" in table
+    assert (sweep / "reliability.png").exists()
+    lines = [*csv.DictReader((sweep / "runs.csv").open())]
+    column = "temperature/after temperature/loss"
+    assert float(lines[1][column]) == pytest.approx(made["temperature"]["temperature"]["loss"], abs=1e-6)
+    assert "all corruptions: top-1 accuracy (%) ↑" in table
+    jpeg = json.loads((runs["none"].path / "evaluations.json").read_text())["corruption"]["corrupted"][-3:]
+    assert {row["corruption"] for row in jpeg} == {"jpeg"}
+    mean = sum(row["top1"] for row in jpeg) / 3
+    assert float(lines[0]["corruption/jpeg/top1"]) == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "samples=0", "ood=/nowhere", "severity=1"])
+def test_what_cannot_be_evaluated_is_refused_before_training(
+    text: str, train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(f"evaluations=['{text}']") == 2
+    assert f"evaluations: {text}:" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
