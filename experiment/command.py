@@ -164,14 +164,14 @@ def close(sweep: Path, began: float, jobs: Sequence[Job], made: Sequence[Path]) 
         jobs: those of the command; one without an outcome ran in another process, which left it in the directory.
         made: the directories that were absent before; they are removed again if no job left a run.
     """
-    from experiment.sweep import entries_of, read_runs, summary_text
+    from experiment.sweep import entries_of, read_notes, summary_text
 
     runs = entries_of(jobs, sweep, began)
     status = {run["run"]: run["status"] for run in runs}
     if not any(job.outcome is not None and job.outcome.ends_all for job in jobs):
         for job in jobs:
             job.outcome = job.outcome or Outcome(CODE_OF.get(status.get(str(job.run), ""), 1))
-    empty = bool(made) and not any(Path(run["run"]).exists() for run in read_runs(sweep))
+    empty = bool(made) and not any(Path(run["run"]).exists() for run in read_notes(sweep))
     if empty:
         remove_made(made)
     refused = [job.refused for job in jobs if job.refused and job.outcome is not None]

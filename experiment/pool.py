@@ -23,7 +23,7 @@ from typing import Any
 from engine.run_directory import FAILED
 from engine.signals import asking
 from experiment.outcome import Job, Outcome
-from experiment.progress import Progress
+from experiment.progress import SweepProgress
 from experiment.shares import environment_of, gpus
 from experiment.sweep import note_run
 
@@ -67,7 +67,7 @@ class Pool:
     def run(self, write: Callable[[str], None] = print) -> None:
         """Work until all jobs have an outcome, or a signal came; then every worker has written its checkpoint."""
         write(f"{len(self.jobs)} runs, {self.size} at a time; what each prints is in log.txt of its directory")
-        with Progress(self.jobs, write) as progress, self._signals():
+        with SweepProgress(self.jobs, write) as progress, self._signals():
             for place in range(self.size):
                 self._start(place)
             while any(worker.job for worker in self.workers):
@@ -113,7 +113,7 @@ class Pool:
             worker.process.stdin.write(json.dumps(values) + "\n")
             worker.process.stdin.flush()
 
-    def _answered(self, worker: Worker, progress: Progress) -> None:
+    def _answered(self, worker: Worker, progress: SweepProgress) -> None:
         """Take the outcome of a worker's job, or notice that the worker has ended."""
         assert worker.process.stdout is not None
         line, job = worker.process.stdout.readline(), worker.job

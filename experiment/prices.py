@@ -123,7 +123,7 @@ def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
             begun = time.perf_counter()
             try:
                 if data_key(plan) not in opened:
-                    data = open_data(timed(plan), find_device(plan.runtime.device), Ranks())
+                    data = open_data(at_tiny_rate(plan), find_device(plan.runtime.device), Ranks())
                     opened[data_key(plan)] = data, time.perf_counter() - begun
             except (ValueError, FileNotFoundError, RuntimeError) as error:
                 problems.setdefault(" ".join(str(error).split())[:300], []).append(kinds.pop(kind).variant)
@@ -172,7 +172,7 @@ def data_key(plan: Plan) -> str:
     return json.dumps({**kept, "companions": [], "root": str(plan.data.root), "runtime": repr(plan.runtime)})
 
 
-def timed(plan: Plan) -> Plan:
+def at_tiny_rate(plan: Plan) -> Plan:
     """The plan at a rate so low that its weights cannot diverge, however often they see the same batch."""
     return replace(plan, recipe=replace(plan.recipe, lr=1e-6, lr_schedule="constant"))
 
@@ -190,7 +190,7 @@ def cost_of(plan: Plan, data: Data, opening: float, seconds: float) -> Cost:
         ValueError, FileNotFoundError: if the plan cannot be run.
     """
     device, begun = find_device(plan.runtime.device), time.perf_counter()
-    fit, _ = build_fit(timed(plan), data, RunDirectory(plan.run_dir()), device, Ranks(), StopRequest())
+    fit, _ = build_fit(at_tiny_rate(plan), data, RunDirectory(plan.run_dir()), device, Ranks(), StopRequest())
     start = opening + time.perf_counter() - begun
 
     # The largest use of memory is counted from here on: of the device, or of this process without its loader workers.

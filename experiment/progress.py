@@ -47,7 +47,7 @@ def headline(values: dict[str, Any]) -> str:
     return f"{names[0]} {values[names[0]]:.2f}" if names else ""
 
 
-class Progress:
+class SweepProgress:
     """A bar over the epochs of each running job on a terminal; in a file or a pipe one line a minute. Events on both.
 
     Args:
@@ -67,7 +67,7 @@ class Progress:
         self.ended: dict[int, str] = {}  # the status
         self.began, self.line_at = time.time(), time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> SweepProgress:
         return self
 
     def __exit__(self, *_: object) -> None:

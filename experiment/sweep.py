@@ -107,7 +107,7 @@ def note_run(sweep: Path, job: Job, outcome: Outcome, summary: dict[str, Any] | 
     write_json(runs / f"{'_'.join(run.parts[-3:])}.json", entry | (last_test(summary) if summary else {}))
 
 
-def read_runs(sweep: Path, since: float = 0.0) -> list[dict[str, Any]]:
+def read_notes(sweep: Path, since: float = 0.0) -> list[dict[str, Any]]:
     """The entries of a sweep, by name; with `since`, those written after that time."""
     entries = [json.loads(path.read_text()) for path in sorted((sweep / "runs").glob("*.json"))]
     return [entry for entry in entries if entry["time"] >= since]
@@ -118,7 +118,7 @@ def entries_of(jobs: Sequence[Job], sweep: Path, since: float) -> list[dict[str,
 
     A run that it did not come to before a signal has the status that it had before, or NOT RUN.
     """
-    noted = {entry["run"]: entry for entry in read_runs(sweep, since)}
+    noted = {entry["run"]: entry for entry in read_notes(sweep, since)}
     entries: dict[str, dict[str, Any]] = {}
     for job in jobs:
         if job.plan is None or (run := str(job.run)) in entries:

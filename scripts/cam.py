@@ -33,7 +33,7 @@ def activation_maps(model: Any, images: Tensor, labels: Tensor) -> Tensor:
     return evidence / evidence.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
 
-def spread(model: nn.Module, data: Data) -> float:
+def share_above_half(model: nn.Module, data: Data) -> float:
     """Mean share of a map above half of its maximum, over the test set."""
     shares = [(activation_maps(model, b.images, b.labels) > 0.5).float().mean((1, 2)) for b in data.test.epoch(0)]
     return float(torch.cat(shares).mean())
@@ -96,7 +96,7 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
         for i, axes in enumerate(row):
             axes.imshow(shown[i].mean(-1).numpy(), cmap="gray")
             axes.imshow(maps[i].numpy(), cmap="inferno", alpha=0.62, vmin=0, vmax=1)
-        above = f"{100 * spread(model, data):.1f} % of the map\nabove half its maximum"
+        above = f"{100 * share_above_half(model, data):.1f} % of the map\nabove half its maximum"
         label = f"{name.replace('-', chr(10))}\n{above}"
         row[0].text(-0.08, 0.5, label, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ KEEP_PROBS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
 @dataclass
-class Place:
+class EvaluationPlace:
     """Device and data of the evaluations, as evaluate.py takes them."""
 
     device: str = "auto"
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--block-size", type=int, nargs="+", default=[1, 7], metavar="B")
     parser.add_argument("more", nargs="*", help="device=, workers=, data_root= or download=, as for evaluate.py")
     given = parser.parse_intermixed_args(arguments)
-    place = read_values(given.more, Place)
+    place = read_values(given.more, EvaluationPlace)
     cpu.configure_process()
     from scripts.reporting.runs import read_sweep
 
@@ -64,7 +64,7 @@ def measured(run: RunDirectory) -> set[tuple[int, float]]:
     return {(point["block_size"], point["keep_prob"]) for point in points}
 
 
-def measure(run: RunDirectory, blocks: Sequence[int], place: Place) -> None:
+def measure(run: RunDirectory, blocks: Sequence[int], place: EvaluationPlace) -> None:
     """Evaluate one run with these blocks at every keep_prob; the points join those of other blocks."""
     from experiment.evaluation import evaluate
 

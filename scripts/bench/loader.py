@@ -53,11 +53,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         try:
             made = make_photographs(place / "files", arguments.images)
             print(f"{arguments.images} photographs, {made / 1000:.0f} KB in the mean", flush=True)
-            rows += compare("photographs", photograph_loaders(place, arguments), PHOTOS, arguments.rounds)
+            rows += compare_loaders("photographs", photograph_loaders(place, arguments), PHOTOS, arguments.rounds)
         finally:
             shutil.rmtree(place)
     if arguments.family != "photographs":
-        rows += compare("small images", small_loaders(arguments), SMALL, arguments.rounds, (SMALL, OURS))
+        rows += compare_loaders("small images", small_loaders(arguments), SMALL, arguments.rounds, (SMALL, OURS))
     return {"kind": "loader", "workers": arguments.workers, "rows": rows}
 
 
@@ -190,7 +190,7 @@ def _through_loader(files: Any, batch: int, arguments: argparse.Namespace) -> Ep
     return lambda _: ((a.to(device, non_blocking=True), b.to(device, non_blocking=True)) for a, b in loader)
 
 
-def compare(
+def compare_loaders(
     family: str, loaders: dict[str, Epoch], to: str, rounds: int, in_this_process: Sequence[str] = ()
 ) -> list[Row]:
     """One row for each loader; an epoch of each in every round."""

@@ -78,7 +78,7 @@ def measure_jobs(arguments: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, int] = {}
 
     def measure_command(name: str) -> dict[str, float]:
-        seconds, runs[name] = timed(commands[name])
+        seconds, runs[name] = timed_command(commands[name])
         print(f"{name}: {runs[name]} runs in {seconds:.1f} s", file=sys.stderr, flush=True)
         return {"seconds": seconds}
 
@@ -98,7 +98,7 @@ def measure_jobs(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"kind": "jobs", **facts, "rows": rows}
 
 
-def timed(arguments: tuple[str, ...]) -> tuple[float, int]:
+def timed_command(arguments: tuple[str, ...]) -> tuple[float, int]:
     """Seconds of one command, and how many runs it did.
 
     Raises:

@@ -153,7 +153,7 @@ def dropblock_layer(site: Site) -> DropBlock2d:
     return DropBlock2d(block_size=BLOCK, keep_prob=keep_prob_in_group(KEEP_PROB, int(site.group)))
 
 
-def in_groups(site: Site) -> bool:
+def in_paper_groups(site: Site) -> bool:
     return site.group in GROUPS
 
 
@@ -162,9 +162,9 @@ def network(name: str, device: str) -> nn.Module:
     torch.manual_seed(0)
     model = build_model("resnet50", num_classes=1000)
     if name == OURS:  # as it is trained with, counters included
-        install(model, dropblock_layer, in_groups)
+        install(model, dropblock_layer, in_paper_groups)
     elif name != PLAIN:
-        install(model, lambda site: Foreign(layer_for(name, site, device)), in_groups)
+        install(model, lambda site: Foreign(layer_for(name, site, device)), in_paper_groups)
     return channels_last(model, device)
 
 
@@ -172,7 +172,7 @@ def calls_alone(name: str, batch: int, mixed: Mixed, device: str) -> Callable[[]
     """The 36 operator calls of one step on its feature maps, without the network around them."""
     model = network(PLAIN, device)
     maps: dict[str, Tensor] = {}
-    sites = {path: site for path, site in declared_sites(model).items() if in_groups(site)}
+    sites = {path: site for path, site in declared_sites(model).items() if in_paper_groups(site)}
     for path, site in sites.items():
         site.register_forward_hook(lambda _module, _inputs, output, path=path: maps.update({path: output}))
     with torch.no_grad(), mixed():
@@ -215,7 +215,7 @@ processors."""
 def measure_detector(arguments: argparse.Namespace) -> dict[str, Any]:
     """RetinaNet beside torchvision's on the same images and boxes, and DropBlock in it: time and memory of a step."""
     device, side = arguments.device, arguments.side or DETECTOR_SIDE
-    batch = scenes(arguments.batch, side, device)
+    batch = boxes_on_noise(arguments.batch, side, device)
     parts = {
         THEIR_DETECTOR: their_detector(batch),
         OUR_DETECTOR: our_detector(batch, dropblock=False),
@@ -231,7 +231,7 @@ def measure_detector(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"kind": "detector", **facts, "rows": rows}
 
 
-def scenes(batch: int, side: int, device: str) -> DetectionBatch:
+def boxes_on_noise(batch: int, side: int, device: str) -> DetectionBatch:
     """Noise with boxes, from one seed, padded as the loaders pad them."""
     generator = torch.Generator().manual_seed(0)
     images = images_of(batch, side, device, generator)
@@ -249,7 +249,7 @@ def our_detector(batch: DetectionBatch, dropblock: bool) -> tuple[nn.Module, Cal
     torch.manual_seed(0)
     model = build_model("retinanet", num_classes=CLASSES)
     if dropblock:
-        install(model, dropblock_layer, in_groups)
+        install(model, dropblock_layer, in_paper_groups)
     model, task = channels_last(model, str(batch.images.device)), Detection([str(n) for n in range(CLASSES)])
     return model, lambda: task.loss(model, batch)[0]
 

@@ -25,9 +25,9 @@ from engine.run_directory import RunDirectory
 from experiment.job import run_job
 from experiment.outcome import Job
 from experiment.pool import Pool
-from experiment.progress import Progress, last_entries
+from experiment.progress import SweepProgress, last_entries
 from experiment.shares import at_a_time, count_of, environment_of
-from experiment.sweep import read_runs, summary_text
+from experiment.sweep import read_notes, summary_text
 from tests.comparison import assert_identical
 from tests.conftest import ROOT, SMALL_RUN
 from tests.last_of_each import last_of_each
@@ -156,7 +156,7 @@ def test_a_job_that_no_worker_survives_is_in_the_summary(tmp_path: Path, monkeyp
     assert job.outcome is not None
     assert job.outcome.status == "FAILED"
     assert "3 workers ended with it" in lines[-1]
-    (noted,) = read_runs(tmp_path)
+    (noted,) = read_notes(tmp_path)
     assert (noted["status"], noted["experiment"]) == ("FAILED", "table1/baseline")
     assert "3 workers ended with it" in summary_text([noted], tmp_path)
 
@@ -199,7 +199,7 @@ def test_progress_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.Monkey
     for job in jobs:
         job.run.mkdir(parents=True)
     lines: list[str] = []
-    with Progress(jobs, lines.append) as progress:
+    with SweepProgress(jobs, lines.append) as progress:
         progress.show(jobs[:2])
         for job in jobs[:2]:
             (job.run / "metrics.jsonl").write_text('{"step": 9, "epoch": 5.0, "train/loss": 1}\n{"step": 10, "ep')
@@ -232,7 +232,7 @@ def test_progress_shows_a_bar_for_each_running_job(tmp_path: Path, monkeypatch: 
     jobs = [job_of(i, f"seed={i}", "epochs=10", f"output_root={tmp_path}") for i in range(3)]
     jobs[0].run.mkdir(parents=True)
     (jobs[0].run / "metrics.jsonl").write_text('{"step": 9, "epoch": 5.0, "train/loss": 1.5}\n')
-    with Progress(jobs) as progress:
+    with SweepProgress(jobs) as progress:
         progress.show(jobs[:2])
         assert {*progress.bars} == {0, 1}
         assert "epoch 5.0/10, loss 1.500" in shown.getvalue()
@@ -328,7 +328,7 @@ def test_a_signal_leaves_a_done_run_done(tmp_path: Path, monkeypatch: pytest.Mon
         job.run.mkdir(parents=True, exist_ok=True)
         RunDirectory(job.run).set_status(status)
         outcome = run_job(job, 0.0, tmp_path)
-        (noted,) = read_runs(tmp_path)
+        (noted,) = read_notes(tmp_path)
         assert (outcome.status, noted["status"], outcome.code, outcome.ends_all) == (status, status, 130, True)
 
 

@@ -18,7 +18,7 @@ from engine.run_directory import RunDirectory
 from experiment.launchers import PLUGINS, installed, run_launched
 from experiment.outcome import Job
 from experiment.precheck import precheck
-from experiment.sweep import read_runs
+from experiment.sweep import read_notes
 from tests.comparison import assert_identical
 from train import main
 
@@ -77,7 +77,7 @@ def test_a_job_that_composes_to_another_hash_is_not_run(tmp_path: Path, monkeypa
     asked, sweep = Job(0, overrides, plan_of(*overrides)), tmp_path / "sweeps" / "x"
     for lr, status in (("0.1", "DONE"), ("0.07", "FAILED")):
         run_launched([asked], sweep, time.time(), False, 0, config_of(*overrides, f"lr={lr}"))
-        (noted,) = read_runs(sweep)
+        (noted,) = read_notes(sweep)
         assert (noted["run"], noted["status"]) == (str(asked.run), status)
 
 

@@ -15,7 +15,7 @@ from configs.compose import plan_of
 from engine.run_directory import RunDirectory, RunLocked
 from experiment.job import run_job
 from experiment.outcome import Job
-from experiment.sweep import read_runs
+from experiment.sweep import read_notes
 from tests.comparison import assert_identical
 from tests.trainer import WORDS, Starter, kill_tree, only_run, until
 
@@ -68,7 +68,7 @@ def test_a_job_of_a_launcher_says_that_another_process_has_its_run(tmp_path: Pat
     with RunDirectory(job.run).lock():
         outcome = run_job(job, time.time(), tmp_path / "sweeps" / "x")
     assert (outcome.status, outcome.in_use) == ("FAILED", False)
-    (noted,) = read_runs(tmp_path / "sweeps" / "x")
+    (noted,) = read_notes(tmp_path / "sweeps" / "x")
     assert "in use by process" in noted["reason"]
 
 

@@ -117,7 +117,7 @@ def test_loaders_become_a_table(tmp_path: Path) -> None:
     arguments = argparse.Namespace(device="cpu", workers=0, batch=4)
     loaders = loader.photograph_loaders(tmp_path, arguments)
     few = {name: loaders[name] for name in (loader.PHOTOS, "this, decoder=pillow", "this, raw shards of 256")}
-    rows = loader.compare("photographs", few, loader.PHOTOS, 1)
+    rows = loader.compare_loaders("photographs", few, loader.PHOTOS, 1)
     assert rows[0]["faster"]["median"] == 1.0
     assert all(row["images_per_s"]["median"] > 0 for row in rows)
     result = {"rows": rows, "workers": 0, "rounds": 1, "before": {"device": "cpu"}}
@@ -191,7 +191,7 @@ def test_jobs_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
         table = "+sweep=table1" in words
         return (90.0 if words[-1] == "jobs=1" else 45.0) if table else 10.0, 9 if table else 1
 
-    monkeypatch.setattr(program, "timed", timed)
+    monkeypatch.setattr(program, "timed_command", timed)
     result = benchmark.measured("jobs", argparse.Namespace(rounds=2, epochs=1, jobs=2))
     lines = program.jobs_markdown(result).splitlines()
     assert "| a table, `jobs=2` | 9 | 45.0 | 2.00 |" in lines
