@@ -151,6 +151,7 @@ def table_text(rows: list[SiteRow]) -> str:
             line += ["-", "-", "-", "-", "0.00%"]
         else:
             size = largest(row.map_sizes)
+            # A site of a head sees a map for each level: the largest first.
             others = [times(other[1:]) for other in row.map_sizes if other[1:] != size[1:]]
             line += [
                 " ".join([times(size), *others]),

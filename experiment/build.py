@@ -117,6 +117,7 @@ def build_fit(
     pretrained: bool = True,
 ) -> tuple[Fit, LayerControl]:
     """A run at its first step, and its layers; writes nothing. `pretrained`: see `build_network`."""
+    # Found before the network is built, which takes seconds.
     recipe = plan.recipe
     if recipe.batch_size // ranks.world_size < recipe.accumulate:
         raise UserError(
@@ -137,6 +138,7 @@ def build_fit(
         if hasattr(change, "install"):
             change.install(model)
 
+    # What a checkpoint says of its origin is compared when it is loaded again.
     fit = Fit(
         task=build_task(plan, data, getattr(model, "aux_weight", 0.0)),
         state=state,

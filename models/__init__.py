@@ -87,6 +87,7 @@ def build_model(
         if key not in taken:
             known = ", ".join(sorted(set(taken) - set(shape))) or "none"
             raise ValueError(f"model {name} takes no option '{key}', only {known}")
+    # The seed of the run decides the weights; a file replaces them afterwards.
     model = MODELS[name](**{key: value for key, value in shape.items() if key in taken}, **options)
     if pretrained is not None:
         load_pretrained(model, pretrained, into="body" if name in ON_A_BODY else "")

@@ -114,6 +114,7 @@ class AmoebaNet(nn.Module):
         if cells < 1 or width < 4:
             raise ValueError(f"AmoebaNet needs at least 1 cell and width 4, not {cells} and {width}")
 
+        # A convolution without padding: 331 pixels become 165.
         self.num_classes = num_classes
         self.stem_conv = nn.Conv2d(in_channels, STEM_FILTERS, 3, stride=2 if stem == "imagenet" else 1, bias=False)
         self.stem_bn = nn.BatchNorm2d(STEM_FILTERS)
@@ -135,6 +136,8 @@ class AmoebaNet(nn.Module):
         self.auxiliary: AuxiliaryHead | None = None
         if auxiliary:
             self.auxiliary = AuxiliaryHead(middle.channels, math.ceil(side / 2**middle.halvings), num_classes)
+
+        # The classifier sees ReLU, mean and dropout of the last cell; every weight is then drawn anew.
         self.dropout = nn.Dropout(1.0 - dense_keep_prob)
         self.fc = nn.Linear(current.channels, num_classes)
         initialise(self, bn_momentum, bn_eps)

@@ -130,6 +130,7 @@ def photograph_loaders(place: Path, arguments: argparse.Namespace) -> dict[str, 
         recipe = transforms.Compose([*steps, transforms.Normalize(*IMAGENET_STATISTICS)])
         return _through_loader(ImageFolder(place / "files" / "train", recipe), arguments.batch, arguments)
 
+    # The paper's kernel first, which the others are compared with; then torchvision's default, and ours.
     return {
         PHOTOS: theirs("bicubic"),
         "torchvision, PIL, bilinear": theirs("bilinear"),

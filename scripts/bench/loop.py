@@ -88,6 +88,8 @@ def one_network(name: str, place: Path, arguments: argparse.Namespace) -> Row:
 
     found, _ = in_rounds(seconds_of, list(steps), arguments.rounds)
     outside, whole = found["outside"], found["whole"]
+
+    # Memory last: the profiler that counts it on a CPU slows a step down.
     memory = {key: peak_of(step, device) for key, step in steps.items()}
     ours.writer.close()
     return {
