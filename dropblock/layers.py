@@ -28,7 +28,7 @@ from dropblock.graph_node import count_node, transformed
 from dropblock.operator import drop_each
 from dropblock.rates import effective_block, expected_drop, seed_rate
 
-OWN = "own"  # the group of a layer that stands in a network of its own accord, and not at a site
+OWN = "own"  # the group of a layer that is a child of the network itself, not at a site
 
 
 class DropLayer(nn.Module):

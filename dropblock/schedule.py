@@ -169,7 +169,7 @@ class KeepProbSchedule:
         self._check_shares()
         self._depths = self._depths_of_layers(model, depth_rule)
 
-        # The values in force since `LayerControl` last asked, each with its number of steps; None: nobody asks.
+        # Values in force since `LayerControl` last asked, each with its number of steps; None without a LayerControl.
         self.in_force: Counter[float] | None = None
         self._counted = False
         self.set(0)

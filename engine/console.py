@@ -41,7 +41,7 @@ class SurvivingStream:
 
 
 def survive_lost_output() -> None:
-    """Let a program go on when nobody reads what it prints any more (`train.py | head`, a closed terminal)."""
+    """Keep a program going when its output is no longer read (`train.py | head`, a closed terminal)."""
     sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
 
 

@@ -252,7 +252,7 @@ class RunDirectory:
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be written ({error.strerror}); choose another output_root") from None
 
-        # Try for a moment: whoever asks `in_use` holds a lock for some microseconds, too.
+        # Try for a moment: `in_use` holds a lock for some microseconds, too.
         for _ in range(LOCK_TRIES):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

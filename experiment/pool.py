@@ -2,8 +2,8 @@
 
 The parent has composed all jobs and hands them to worker processes (`experiment.job`), which live as long as there is
 work: a worker imports torch once. Each has its share of the cores, set before torch is imported, or a GPU of its own.
-The run directories are locked as ever, so a second command on the same sweep, here or on a machine that shares the
-folder, takes part.
+Run directories are locked as in a single run, so a second command on the same sweep, here or on a machine that shares
+the folder, takes part.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def folder(word: str) -> Path:
 def guarded(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
     """Decorator: return 2 and print one line for a mistake of the user, instead of a traceback.
 
-    The program goes on where nobody reads what it prints any more (`| head`).
+    The program goes on when its output is no longer read (`| head`).
 
     Args:
         main: takes the arguments, returns the exit code; raises ValueError (which a UserError is) or
