@@ -23,7 +23,7 @@ from configs.checking import UserError, all_keys, check, load_yaml, nearest
 from configs.groups import CONFIGS, choices, option_of
 from configs.help import GROUPS
 from configs.plan import LONGEST_FOLDER, OWN_DATA, own_title, shortened
-from configs.schema import LAYER_KNOBS, Config, RunOptions
+from configs.schema import LAYER_KNOBS, Config, RunOptions, TuneConfig
 from configs.tables import table_of
 
 # Flags, and those that take a value with the values they take: of Hydra's own those that show something.
@@ -88,6 +88,57 @@ class Arguments:
         return Path(os.path.expanduser(root), "sweeps", sweep_name(self.given))
 
 
+def tune_of(arguments: Arguments) -> TuneConfig | None:
+    """The `tune=` of a command, completed by the `tune:` of its table; None where nothing is tuned.
+
+    Raises:
+        UserError: one line that names the key.
+    """
+    words = {
+        "knobs" if key == "tune" else key[5:]: text
+        for key, text in arguments.given.items()
+        if key == "tune" or key.startswith("tune.")
+    }
+    if not words or ("knobs" in words and words["knobs"].lower() in NO):
+        return None
+    if not arguments.is_grid:
+        raise UserError("tune: chooses among the rows of a grid; it needs -m or +sweep=NAME")
+    if "knobs" not in words:
+        raise UserError(f"tune.{min(words)}: only beside tune=default or tune={{KNOB:[A,B,C]}}")
+    table = table_of(arguments.given["sweep"]).tune if "sweep" in arguments.given else {}
+    values = {"knobs": "default", **table}
+    for key, text in words.items():
+        if (key, text) == ("knobs", "default"):
+            continue
+        try:  # {keep_prob:[0.8,0.9]}, as the shell's user writes it, is YAML with a space after each colon
+            read = OmegaConf.to_container(OmegaConf.create(f"value: {re.sub(r':(?! )', ': ', text)}"))
+        except Exception as error:
+            raise UserError(f"tune.{key}={text}: write {{KNOB:[A,B,C]}}, or a list [A,B,C]") from error
+        assert isinstance(read, dict)
+        values[key] = (
+            [read["value"]] if key in ("lr", "seeds") and isinstance(read["value"], int | float) else read["value"]
+        )
+    try:
+        tune = check(values, TuneConfig)
+    except UserError as error:
+        raise UserError(f"tune.{error}") from None
+    lists = {"lr": tune.lr} if tune.lr else {}
+    if tune.knobs != "default":
+        if not isinstance(tune.knobs, dict) or not tune.knobs:
+            raise UserError(f"tune={tune.knobs}: write tune=default or tune={{KNOB:[A,B,C]}}")
+        if "lr" in tune.knobs:
+            raise UserError("tune: the learning rates of all rows are tune.lr=[A,B,C]")
+        lists |= tune.knobs
+    for knob, candidates in lists.items():
+        if not isinstance(candidates, list) or len({*map(str, candidates)}) != len(candidates) or len(candidates) < 2:
+            raise UserError(f"tune: {knob}: give two or more different values, {knob}:[A,B,C]")
+    if not tune.seeds or len({*tune.seeds}) != len(tune.seeds) or min(tune.seeds) < 0:
+        raise UserError(f"tune.seeds={tune.seeds}: one or more different seeds")
+    if tune.epochs is not None and tune.epochs < 1:
+        raise UserError(f"tune.epochs={tune.epochs}: must be at least 1")
+    return tune
+
+
 def read_arguments(words: Sequence[str]) -> Arguments:
     """Take a command line apart: a flag and its value become one (`--cfg=job`), wherever they stand."""
     flags: list[str] = []
@@ -124,6 +175,7 @@ def check_arguments(words: Sequence[str]) -> Arguments:
     if not arguments.is_grid and any(key.startswith(LAUNCHER) for key in counts):
         raise UserError("hydra/launcher: a launcher starts the runs of a grid; it needs -m or +sweep=NAME")
     _check_sweep(arguments)
+    tune_of(arguments)
     return arguments
 
 

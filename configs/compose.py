@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -61,7 +61,7 @@ def compose_jobs(arguments: Arguments) -> list[tuple[list[str], DictConfig]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    overrides = [override for override in arguments.overrides if not override.startswith("hydra")]
+    overrides = [override for override in arguments.overrides if not override.startswith(("hydra", "tune"))]
     with _hydra(arguments.overrides) as hydra:
         jobs = [overrides]
         if arguments.is_grid:
@@ -69,7 +69,44 @@ def compose_jobs(arguments: Arguments) -> list[tuple[list[str], DictConfig]]:
             words = [*(f"{key}={values}" for key, values in arguments.varied.items()), *overrides]
             parsed = OverridesParser.create(Names()).parse_overrides(words)  # type: ignore[arg-type]
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-        return [(job, _composed(hydra, for_hydra(job))) for job in jobs]
+        # The seeds of a row are composed once: composing takes a fifth of a second.
+        alike: dict[tuple[str, ...], DictConfig] = {}
+        found = []
+        for job in jobs:
+            rest = tuple(override for override in job if not re.fullmatch(r"seed=\d+", override))
+            if rest not in alike:
+                alike[rest] = _composed(hydra, for_hydra(rest))
+            config = alike[rest].copy()
+            config.seed = next((int(word[5:]) for word in job if word not in rest), config.seed)
+            found.append((job, config))
+        return found
+
+
+def plan_with(config: DictConfig, overrides: Sequence[str], values: Mapping[str, Any]) -> Plan:
+    """The plan of a job of a grid with some keys set after composition, which takes a fifth of a second.
+
+    Args:
+        config: composed.
+        overrides: those that composed it.
+        values: by the key of the command line; such as no group is chosen by.
+
+    Raises:
+        UserError: for a value that is refused, in one line.
+    """
+    config = config.copy()
+    for key, value in values.items():
+        (word,) = for_hydra([f"{key}=null"])
+        OmegaConf.update(config, word.partition("=")[0].lstrip("+"), value, force_add=True)
+    plan, notes = resolve_composed(config, grid=True)
+    return plan.made_by([*overrides, *overrides_of(values)], notes)
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """Values as overrides of the command line: numbers in their shortest spelling."""
+    spelled = {key: str(value).lower() if isinstance(value, bool) else value for key, value in values.items()}
+    return [
+        f"{key}={value:.12g}" if isinstance(value, int | float) else f"{key}={value}" for key, value in spelled.items()
+    ]
 
 
 class Names:

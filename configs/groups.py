@@ -87,6 +87,9 @@ def declared(name: str) -> RegularizerConfig:
         raise UserError(f"{path}: a regularizer of kind layer has knobs under layer:, and no other has")
     if found.layer is not None and found.layer.options:
         raise UserError(f"{path}: layer.options: declare them beside layer, options: {{NAME: {{default: VALUE}}}}")
+    has = [*found.options, *(f.name for f in fields(LayerConfig) if found.layer is not None)]
+    if found.tune is not None and (found.tune.knob not in has or len(found.tune.values) < 2):
+        raise UserError(f"{path}: tune: write {{knob: NAME, values: [..], source: TEXT}}; of {', '.join(has)}")
     for option, of in found.options.items():
         registered = name in NODES["regularizer"]
         if not isinstance(of, dict) or "default" not in of or ("meaning" not in of and not registered):
@@ -143,6 +146,8 @@ def for_hydra(overrides: Sequence[str]) -> list[str]:
     found = []
     for override in overrides:
         key, _, value = override.partition("=")
+        if key.partition(".")[0] == "tune":  # of the whole command, see `command_line.tune_of`
+            continue
         if key.lstrip("+~").startswith("regularizer."):
             found.append(f"++{given_key(key.lstrip('+~'))}={'null' if key.startswith('~') else value}")
         else:

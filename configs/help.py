@@ -22,6 +22,7 @@ PARTS: dict[str, tuple[str, type]] = {
     "recipe": ("recipe.", schema.RecipeConfig),
     "augment": ("recipe.augment.", schema.AugmentConfig),
     "layer": ("regularizer.NAME.", schema.LayerConfig),
+    "tune": ("tune.", schema.TuneConfig),
 }
 OPTIONS = "regularizer."  # the prefix of what a regularizer declares itself
 USAGE = """\

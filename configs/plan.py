@@ -36,6 +36,7 @@ class Plan:
         methods: what they change of images, batches and the loss, in this order.
         headline: the metric that chooses the best epoch; None: the task's own.
         revision: number of the last change of the code that moved the numbers of this plan (see REVISIONS).
+        pilot: the run chooses a value on val, and is no row of a report.
     """
 
     model: ModelConfig
@@ -51,6 +52,7 @@ class Plan:
     paper: PaperConfig = field(default_factory=PaperConfig)
     runtime: Runtime = field(default_factory=Runtime)
     revision: int = 1
+    pilot: bool = False
     # How this very plan was made. No fields: a plan that `replace` makes of it is not what these overrides make.
     overrides: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[tuple[str, ...]] = ()
@@ -76,6 +78,8 @@ class Plan:
         methods = values.pop("methods")
         if self.revision == 1:
             del values["revision"]
+        if not self.pilot:
+            del values["pilot"]
         return {**values, **_under_old_keys(self, methods)}
 
     def identity(self) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def _from_old_keys(values: dict[str, Any], image_size: int) -> list[MethodConfig
 
 def _without_names(plan: dict[str, Any]) -> dict[str, Any]:
     """The nested values of a plan without what is no part of its identity."""
-    kept = {key: value for key, value in plan.items() if key not in ("runtime", "experiment", "paper")}
+    kept = {key: value for key, value in plan.items() if key not in ("runtime", "experiment", "paper", "pilot")}
     kept["data"] = {k: v for k, v in plan["data"].items() if k not in NOT_OF_IDENTITY}
     return kept
 

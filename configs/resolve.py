@@ -89,6 +89,7 @@ def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:
         headline=_headline(config),
         seed=config.seed,
         experiment=config.experiment,
+        pilot=config.pilot,
         runtime=Runtime(
             **{f.name: getattr(config, f.name) for f in fields(RunOptions)} | paths,
             data_root=config.data.root,

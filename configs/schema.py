@@ -182,6 +182,15 @@ class MethodConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass  # not frozen, as LayerConfig
+class TuneList:
+    """The one knob of a regularizer that `tune=default` chooses, and from which values."""
+
+    knob: str = option("???", "a knob of its layer, or one of its options")
+    values: list[Any] = option([], "candidates")
+    source: str = option("", "where these values come from")
+
+
 @dataclass(frozen=True)
 class RegularizerConfig:
     """Declaration of a regularizer: what its YAML file says, or the script that registered it."""
@@ -197,6 +206,20 @@ class RegularizerConfig:
     corruptions: list[str] = option([], "corruptions of evaluate.py that its operations amount to")
     label: str = option("", "name in reports and pictures; empty: that of the file")
     colour: str | None = option(None, 'of its rows in pictures, "#rrggbb"')
+    tune: TuneList | None = option(None, "what tune=default chooses; null: nothing")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How the rows of a grid or table are tuned on val, all by equally many pilot runs, before they are compared."""
+
+    knobs: Any = option(
+        None, "default: each row by the list of its regularizer; or {KNOB: [..]}; tune=X is short for tune.knobs=X"
+    )
+    lr: Numbers = option([], "learning rates that every row is tried at as well, those without a regularizer too")
+    seeds: list[int] = option([100], "seeds of the pilots; none of those that are compared")
+    epochs: int | None = option(None, "epochs of a pilot; null: as many as the runs that are compared", least=1)
+    allow_untuned: bool = option(False, "{KNOB: [..]} may leave rows that have a knob untuned; the report says so")
 
 
 @dataclass(frozen=True)
@@ -257,6 +280,8 @@ class Config(RunOptions):
     num_cpus: float = option(1.0, "cores of a run, for hydra/launcher=ray", above=0)
     num_gpus: float = option(0.0, "GPUs of a run, for hydra/launcher=ray; 0.5: two runs share one", least=0)
     plan: bool = option(False, "print the resolved plan and the sites table; train nothing")
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    pilot: bool = option(False, "this run chooses a value on val; it is no row of a report")
 
 
 # The short names of what is varied most; of these dataclasses.

@@ -11,13 +11,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from configs.checking import UserError, load_yaml, nearest
+from configs.checking import UserError, check, load_yaml, nearest
+from configs.schema import TuneConfig
 
 FOLDER = Path(__file__).parent / "sweep"
 CHOICES = ("data", "model", "recipe", "regularizer")  # keys of a row or setting that choose a file of a group
 Row = dict[str, Any]
 # The form of the keys of a table that hold more than one value.
-FORMS: dict[str, type] = {"rows": dict, "runs": list, "setting": dict, "seed": list, "vary": dict, "study": dict}
+FORMS: dict[str, type] = {
+    "rows": dict,
+    "runs": list,
+    "setting": dict,
+    "seed": list,
+    "vary": dict,
+    "tune": dict,
+    "study": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Table:
         setting: what the sweep sets for all its runs.
         seed: the seeds of the sweep, unless the command line has others.
         vary: further keys with the values that each experiment is trained with.
+        tune: what `tune=default` means for its rows, see `TuneConfig`; {}: the lists of their regularizers.
         certainty: where the numbers of the rows were read that do not say it themselves.
         study: what the sweep declares for its report, see `StudyConfig`.
     """
@@ -41,6 +51,7 @@ class Table:
     setting: Row = field(default_factory=dict)
     seed: list[int] = field(default_factory=list)
     vary: dict[str, list[Any]] = field(default_factory=dict)
+    tune: dict[str, Any] = field(default_factory=dict)
     certainty: str = ""
     study: dict[str, Any] = field(default_factory=dict)
 
@@ -76,6 +87,7 @@ def table_of(name: str) -> Table:
     for key, row in [*table.rows.items(), *table.vary.items()]:
         if not isinstance(row, dict if key in table.rows else list):
             raise UserError(f"{path}: {key}: expected {'keys with values' if key in table.rows else 'a list'}")
+    check(table.tune, TuneConfig)
     for row in table.rows.values():
         paper = row.get("paper", {})
         if "metrics" in paper or "curve" in paper:

@@ -7,6 +7,9 @@
         preview       plan=true (experiment.preview)
         price_jobs    estimate=true (experiment.prices)
 
+With `tune=` the list is run in stages: pilots of every row, then the rows with what their pilots chose
+(experiment.tuning).
+
 What happens between Ctrl-C and the next start:
 
     1. `engine.signals.StopRequest` notes the signal. `Fit.run` looks after each step, writes last.pt, raises `Stopped`.
@@ -32,10 +35,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.checking import UserError
-from configs.command_line import Arguments
+from configs.command_line import Arguments, tune_of
 from configs.compose import compose_jobs, show
 from configs.plan import Plan
 from configs.resolve import resolve_composed
+from engine.console import counted
 from engine.files import absent, remove_made
 from engine.run_directory import DONE
 from engine.signals import Stopped
@@ -76,7 +80,7 @@ def run_command(arguments: Arguments) -> int:
         return 0
     if arguments.asks_for("estimate"):
         workers = at_a_time(arguments) if arguments.is_grid else 1
-        jobs = jobs_of(arguments)
+        jobs = shown_jobs(arguments)
         if workers > 1:  # timed with the share of the cores that each will have; torch reads this when it is imported
             os.environ.setdefault("OMP_NUM_THREADS", threads_of(workers))
         from experiment.prices import price_jobs
@@ -84,18 +88,52 @@ def run_command(arguments: Arguments) -> int:
         return price_jobs(jobs, workers)
     workers = workers_of(arguments)
     check_launcher(arguments)
-    jobs = jobs_of(arguments)
     if arguments.asks_for("plan"):
-        return preview_jobs(jobs)
+        return preview_jobs(shown_jobs(arguments))
+    jobs = jobs_of(arguments)
 
     # A single run.
     if sweep is None:
         return run_job(jobs[0], began).code
 
-    # A grid: its jobs are listed before the first one runs, so that a report can name what is missing.
+    # A grid. Where it is tuned, the pilots come first; the jobs of the table are known when all rows have a choice.
+    made, tune = absent(sweep), tune_of(arguments)
+    if tune is None:
+        run_grid(arguments, jobs, workers, sweep, began)
+        return close(sweep, began, jobs, made)
+    from experiment.tuning import Tuning
+
+    tuning, pilots = Tuning(tune, jobs), list[Job]()
+    for stage in tuning.stages():
+        pilots += stage
+        run_grid(arguments, stage, workers, sweep, began)
+        if any(job.outcome is not None and job.outcome.ends_all for job in stage):
+            return close(sweep, began, pilots, made)
+    jobs = tuning.table()
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\nchosen by {counted(tuning.budget, 'pilot')} a row\n{tuning.text()}", flush=True)
+        tuning.write(sweep)
+    run_grid(arguments, jobs, workers, sweep, began)
+    return close(sweep, began, [*pilots, *jobs], made)
+
+
+def shown_jobs(arguments: Arguments) -> list[Job]:
+    """All jobs of a command for what trains nothing: with `tune=` its pilots, and the rows as far as they are known."""
+    jobs, tune = jobs_of(arguments), tune_of(arguments)
+    if tune is None:
+        return jobs
+    from experiment.tuning import Tuning
+
+    tuning = Tuning(tune, jobs)
+    pilots = [job for stage in tuning.stages(shown=True) for job in stage]
+    return [*pilots, *tuning.table(shown=True)]
+
+
+def run_grid(arguments: Arguments, jobs: Sequence[Job], workers: int, sweep: Path, began: float) -> None:
+    """Run some jobs of a grid, by the launcher, the workers or the process that the command asks for."""
     from experiment.sweep import note_command, skip_done
 
-    made = absent(sweep)
+    # They are listed before the first one runs, so that a report can name what is missing.
     ready = [job for job in jobs if job.plan is not None]
     note_command(sweep, arguments, ready)
     ready = skip_done(ready, sweep)
@@ -110,7 +148,6 @@ def run_command(arguments: Arguments) -> int:
             run_pool(ready, workers, sweep, began)
     else:
         run_in_turn([job for job in jobs if job.outcome is None], sweep, began)
-    return close(sweep, began, jobs, made)
 
 
 def run_in_turn(jobs: Sequence[Job], sweep: Path, began: float) -> None:

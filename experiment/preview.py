@@ -56,7 +56,8 @@ def preview_grid(plans: Mapping[str, Plan]) -> str:
         ValueError, FileNotFoundError: if one of them cannot be run, in one line.
     """
     found: dict[str, list[str]] = {}
-    for plan in {plan.hash(): plan for plan in plans.values()}.values():  # the seed moves no site
+    # The seed moves no site, and pilots have those of their rows.
+    for plan in {plan.hash(): plan for plan in plans.values() if not plan.pilot}.values():
         _, _, layers, _ = built(plan)
         found.setdefault(table_text(layers.table) if layers.table else "no layers", []).append(plan.variant)
     runs = table(("run", "directory"), [(name, plan.run_dir()) for name, plan in plans.items()])

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from configs.checking import UserError
+from configs.groups import declared
 from configs.plan import Plan
 from data import Data
 from engine import cpu
@@ -159,8 +160,14 @@ def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
 
 
 def cost_class(plan: Plan) -> str:
-    """Equal for plans whose steps cost the same: all of a plan but its length, its rates and its seed."""
+    """Equal for plans whose steps cost the same: all of a plan but its length, its rates, its seed, what is tuned."""
     identity = plan.identity()
+    knobs = {of.tune.knob for of in map(declared, plan.regularizer) if of.tune is not None}
+    for part in (identity["layer"], *identity["companions"], *(of["options"] for of in identity.get("methods", []))):
+        for knob in knobs & {*(part or ())}:
+            part.pop(knob)
+    for knob in knobs:
+        identity.pop(knob, None)  # of the three that have a key of their own
     recipe = {key: value for key, value in identity["recipe"].items() if key not in NOT_OF_A_STEP_IN_RECIPE}
     kept = {key: value for key, value in identity.items() if key not in NOT_OF_A_STEP}
     return json.dumps({**kept, "recipe": recipe}, sort_keys=True)
@@ -314,6 +321,7 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
     # A row for each run: of one that was begun, the steps in its metrics are done.
     numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
     rows, left, disk, count = [], [], 0, 0
+    of_pilots: list[float] = []
     for place, plan in plans.items():
         kind = cost_class(plan)
         if kind not in kinds:
@@ -329,12 +337,15 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
         count += 1
         if status != DONE:
             left.append(seconds)
+            of_pilots += [seconds] if plan.pilot else []
             disk += cost.disk
     parts.append(table(("kind", "status", "done", "time left", "run"), rows))
 
     # The sums; with jobs=N no command ends before its longest run.
     counts = f"{len(left)} of {count} runs are not done; without the start of Python and the disk's time"
     rows = [("all together", duration(sum(left)), counts)]
+    if of_pilots:
+        rows.append(("of these, pilots", duration(sum(of_pilots)), f"{counted(len(of_pilots), 'run')} that tune= adds"))
     if workers > 1:
         devices = len(gpus()) if any(plan.runtime.device != "cpu" for plan, _ in kinds.values()) else 0
         places = min(workers, devices) if devices else workers

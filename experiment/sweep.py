@@ -39,6 +39,7 @@ def note_command(sweep: Path, arguments: Arguments, jobs: Sequence[Job]) -> None
     for job in jobs:
         assert job.plan is not None
         named = {"experiment": job.plan.experiment, "seed": job.plan.seed, "overrides": job.overrides}
+        named |= {"pilot": True} if job.plan.pilot else {}
         entries[str(job.run)] = {"run": str(job.run), **named}
     write_json(listed, [*entries.values()])
 
@@ -104,6 +105,7 @@ def note_run(sweep: Path, job: Job, outcome: Outcome, summary: dict[str, Any] | 
         "reason": outcome.reason,
     }
     entry |= {"time": time.time(), "experiment": plan.experiment, "paper": asdict(plan.paper)}
+    entry |= {"pilot": True} if plan.pilot else {}  # a run may be a pilot here and a row of another table
     write_json(runs / f"{'_'.join(run.parts[-3:])}.json", entry | (last_test(summary) if summary else {}))
 
 
@@ -140,7 +142,7 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
     rows: list[tuple[str, str, str, str]] = []
     for entry in entries:
         value = entry.get("last test")
-        shown = "-" if value is None else metric_text(value, entry.get("unit", "%"))
+        shown = "pilot" if entry.get("pilot") else "-" if value is None else metric_text(value, entry.get("unit", "%"))
         rows.append((entry["status"], shown, entry["run"], entry["reason"]))
     rows += [("FAILED", "-", "-", reason) for reason in refused]
     reasons = [" ".join(reason.split()) for *_, reason in rows]

@@ -120,7 +120,7 @@ def command(name: str) -> str:
         return f"`python evaluate.py run={plan_of().run_dir()}`"
     grids = {
         "grid": "data=folder data.root=my_images data.image_size=160 recipe=imagenette "
-        "regularizer=none,dropout,dropblock seed=1,2,3"
+        "regularizer=none,dropout,dropblock seed=1,2,3 tune=default"
     }
     report = f"python scripts/report.py outputs/sweeps/{sweep_name(values_given(grids[name].split()))}"
     return f"```\npython train.py -m {grids[name]}\n{report}\n```"

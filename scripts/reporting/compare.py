@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from configs.paper import ClaimConfig
-from scripts.reporting.names import KNOBS
+from scripts.reporting.names import KNOBS, knob_text
 from scripts.reporting.runs import Row, Sweep, by_seed, spread
 from scripts.reporting.statistics import Difference, Spread, holm, paired, verdict
 
@@ -25,7 +25,7 @@ def compare(sweep: Sweep) -> Sweep:
     gap: `sweep.trained_metric` on the training batches of the last epoch, as trained, less test.
     dropped: share of the units of each group that all steps dropped. seconds: a run's time of training.
     paper_mean, paper_std, paper_difference: the paper's number of the headline, and its difference from its baseline.
-    choice: how the row came by its keep_prob. colour: the row's own.
+    choice: how the row came by what was tuned. colour: the row's own.
     """
     last = f"last/test/{sweep.headline}"
     for row in sweep.rows:
@@ -51,7 +51,7 @@ def compare(sweep: Sweep) -> Sweep:
         if base is not None and base is not row and paper_source(row) == paper_source(base):
             ours, theirs = row["paper_mean"], paper_number(base)[0]
             row["paper_difference"] = None if ours is None or theirs is None else ours - theirs
-        row["choice"] = choice_of_keep_prob(sweep, row)
+        row["choice"] = choice_of_keep_prob(sweep, row) if sweep.tuning is None else choice_of(row["tuned"])
 
     adjusted = holm([row["difference"] and row["difference"].p_value for row in sweep.rows])
     for row, p_value in zip(sweep.rows, adjusted, strict=True):
@@ -138,6 +138,39 @@ def few_rows(sweep: Sweep) -> list[Row]:
     if not chosen:
         return sweep.rows[:MOST_CURVES]
     return ([sweep.baseline] if sweep.baseline else []) + chosen[: MOST_CURVES - 1]
+
+
+def choice_of(entry: dict[str, Any] | None) -> str:
+    """Say how a row came by what was tuned: chosen on val, and from which candidates, or not tuned and why."""
+    if entry is None:
+        return "of an earlier choice"
+    if entry["chosen"] is None:
+        return f"not tuned: {entry['reason']}"
+    listed = ", ".join(candidate_text(candidate["values"]) for candidate in entry["candidates"])
+    with_it = f", with {values_text(entry['given'])} of the row that has it alone" if entry["given"] else ""
+    return f"{values_text(entry['chosen'])}, on val from {listed}{with_it}"
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Values by the last part of their key: `keep_prob 0.9, lr 0.1`."""
+    return ", ".join(knob_text(key.rpartition(".")[2], value) for key, value in values.items())
+
+
+def candidate_text(values: Mapping[str, Any]) -> str:
+    """A candidate in a list of one knob, or of one at several learning rates: `0.9`, `0.9 at lr 0.1`."""
+    own, *rates = (f"{value:g}" if isinstance(value, int | float) else str(value) for value in values.values())
+    return f"{own} at lr {rates[0]}" if rates else own
+
+
+def pooled(sweep: Sweep) -> tuple[float, int, int] | None:
+    """The scatter of a difference over all rows of the table: standard deviation, seeds, number of comparisons.
+
+    None without a row that has two seeds.
+    """
+    found = [row["difference"] for row in sweep.rows if row["difference"] and row["difference"].std]
+    if not found:
+        return None
+    return fmean(of.std**2 for of in found) ** 0.5, min(len(of.values) for of in found), len(found)
 
 
 def choice_of_keep_prob(sweep: Sweep, row: Row) -> str:

@@ -53,8 +53,28 @@ def rows_csv(sweep: Sweep) -> str:
         }
         for name in sweep.others:
             line |= mean_and_std(name, spread(row, f"last/test/{name}"))
+        if sweep.tuning is not None:
+            line |= of_tuning(row["tuned"] or {})
         table.append(line)
     return csv_text(table)
+
+
+def of_tuning(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of what was tuned: the chosen values, val of every candidate, and the pilots' cost."""
+    candidates = entry.get("candidates", ())
+    texts = {text(of["values"]): of["val"] for of in candidates}
+    return {
+        "tuned": text({**(entry.get("chosen") or {}), **(entry.get("given") or {})}),
+        "tuned_candidates": " ".join(f"{name}:{rounded(val)}" for name, val in texts.items()),
+        "tuned_val": rounded(next((of["val"] for of in candidates if of["values"] == entry["chosen"]), None)),
+        "tuned_pilots": sum(len(of["seeds"]) for of in candidates),
+        "tuned_seconds": round(sum(of["seconds"] for of in candidates), 1),
+    }
+
+
+def text(values: Mapping[str, Any]) -> str:
+    """`key=value` of each, joined by +."""
+    return "+".join(f"{key}={value}" for key, value in values.items())
 
 
 def runs_csv(sweep: Sweep) -> str:

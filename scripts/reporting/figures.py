@@ -32,7 +32,7 @@ from scripts.reporting.compare import (
 )
 from scripts.reporting.compare import under_drop as tested_under_drop
 from scripts.reporting.deviations import NAMES_OF, RUNS_A_ROW
-from scripts.reporting.names import colour_of, metric_label
+from scripts.reporting.names import colour_of, label_of, metric_label
 from scripts.reporting.runs import Record, Row, Sweep, curve, label, spread
 from scripts.reporting.statistics import Difference, Spread
 
@@ -77,6 +77,12 @@ def draw_all(sweep: Sweep, out: Path) -> list[tuple[str, str]]:
         (blocks, "block_size.png", "Over the block size (the paper's Figure 4).", over_block_size),
         (tested, "under_drop.png", "Under drop at inference (the paper's Figure 5).", under_drop),
         (calibrated(sweep), "reliability.png", RELIABILITY, reliability),
+        (
+            chosen_rows(sweep),
+            "tuning.png",
+            "What was chosen: val over the knob of each row, the choice ringed.",
+            tuning,
+        ),
         (True, "curves.png", "Training curves, mean and one standard deviation over seeds.", curves),
     )
     made = []
@@ -183,6 +189,56 @@ def folded(text: str, width: int) -> str:
         longer = f"{found[-1]}, {part}" if found[-1] else part
         found = [*found[:-1], longer] if len(longer) <= width or not found[-1] else [*found[:-1], found[-1] + ",", part]
     return "\n".join(found)
+
+
+# What was chosen on val.
+
+
+def chosen_rows(sweep: Sweep) -> list[Row]:
+    return [row for row in sweep.rows if (row.get("tuned") or {}).get("chosen")]
+
+
+def tuning(sweep: Sweep, out: Path) -> None:
+    """Val of every candidate over the knob, a panel a row on one vertical axis; a line for each learning rate."""
+    rows = chosen_rows(sweep)
+    with drawing(out, len(rows), 1.2 + 1.9 * len(rows), 2.9) as (_, panels):
+        values = [of["val"] for row in rows for of in row["tuned"]["candidates"]]
+        room = 0.08 * (max(values) - min(values)) or 0.5
+        for row, axes in zip(rows, panels, strict=True):
+            entry = row["tuned"]
+            keys = [*entry["chosen"]]
+            by_line: dict[Any, list[tuple[Any, float]]] = {}
+            for of in entry["candidates"]:
+                own, *rest = (of["values"][key] for key in keys)
+                by_line.setdefault(rest[0] if rest else None, []).append((own, of["val"]))
+            # Values at equal distances: a list is tried point by point, and lists of powers would crowd at one end.
+            names = sorted(
+                {own for points in by_line.values() for own, _ in points}, key=lambda own: (str(type(own)), own)
+            )
+            for i, (rate, points) in enumerate(sorted(by_line.items(), key=lambda item: item[0] or 0)):
+                places = [names.index(own) for own, _ in points]
+                style = "-" if i == 0 else (0, (4, 1 + i))
+                axes.plot(places, [val for _, val in points], marker="o", ms=4, color=row["colour"], linestyle=style)
+                if rate is not None:
+                    axes.annotate(
+                        f"lr {rate:g}",
+                        (places[-1], points[-1][1]),
+                        fontsize=7,
+                        xytext=(2, 3),
+                        textcoords="offset points",
+                    )
+            chosen = next(of for of in entry["candidates"] if of["values"] == entry["chosen"])
+            at = (names.index(chosen["values"][keys[0]]), chosen["val"])
+            axes.plot(*at, "o", ms=11, mfc="none", mec=row["colour"], mew=1.4)
+            axes.set_xticks(range(len(names)), [f"{of:g}" if isinstance(of, int | float) else str(of) for of in names])
+            axes.set_xlim(-0.4, len(names) - 0.6)
+            axes.set_ylim(min(values) - room, max(values) + room)
+            axes.set_xlabel(keys[0].rpartition(".")[2])
+            name = label_of(row["regularizer"], row["runs"][0]["styles"])
+            axes.set_title(name.replace(" + ", " +\n"), loc="left", fontsize=8)
+            if axes is not panels[0]:
+                axes.set_yticklabels([])
+        panels[0].set_ylabel(f"{sweep.metric} on val", fontsize=8)
 
 
 # Training curves.

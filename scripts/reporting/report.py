@@ -163,9 +163,20 @@ def setting_text(sweep: Sweep) -> str:
         )
     if sweep.compared_to is not None:
         text += f" **Differences are to: {sweep.compared_to['label']}.**"
+    if sweep.tuning is not None:
+        text += " " + tuned_text(sweep)
     if sweep.made_up:
         text = f"**Made-up images: these numbers say nothing of any method.** {text}"
     return text
+
+
+def tuned_text(sweep: Sweep) -> str:
+    """The sentence above the table of a tuned sweep: how many pilots a row had, and which rows had none."""
+    kept = sweep.tuning or {}
+    text = f"Each tuned row was chosen on val by {counted(kept['pilots_a_row'], 'pilot')} (How each row was chosen)."
+    left = [row["label"] for row in sweep.rows if not (row["tuned"] or {}).get("chosen")]
+    bold = "**" if kept["allow_untuned"] else ""  # methods that have a knob were left as they are
+    return f"{text} {bold}Not tuned: {', '.join(left)}.{bold}" if left else text
 
 
 def data_text(run: Record) -> str:
@@ -226,7 +237,7 @@ def legend(sweep: Sweep) -> list[str]:
             "from the mean of the schedule over the last epoch: while a schedule rises, less than the rate that it "
             "ends at. *Dropped over the run*: measured over all steps."
         )
-    if any("not tuned" in row["choice"] for row in rows):
+    if sweep.tuning is None and any("not tuned" in row["choice"] for row in rows):
         entries.append("*Not tuned*: keep_prob as the configuration has it, not chosen on a validation split.")
     if any(row["same"] for row in rows):
         entries.append(

@@ -41,6 +41,7 @@ class Sweep:
         lost: (job, status, reason) of jobs without a result.
         study: what the sweep's file declares.
         pilots: rows of the runs that chose keep_prob on val; they enter no comparison.
+        tuning: what `tune=` tried and chose, as its tuning.json says; None: nothing.
         compared_to: the row that all others are compared with; None: the baseline of each row's own setting.
     """
 
@@ -49,6 +50,7 @@ class Sweep:
     lost: list[tuple[str, str, str]] = field(default_factory=list)
     study: StudyConfig = field(default_factory=StudyConfig)
     pilots: list[Row] = field(default_factory=list)
+    tuning: dict[str, Any] | None = None
     compared_to: Row | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +80,14 @@ class Sweep:
         alone = plain and all(row["setting"] == plain[0]["setting"] for row in plain)
         self.baseline: Row | None = plain[0] if alone else None
         for row in [*self.rows, *self.pilots]:
+            row["tuned"] = self.tuned(row)
             row["label"] = label(self, row)
+
+    def tuned(self, row: Row) -> dict[str, Any] | None:
+        """The entry of a row in tuning.json, by the plan that was trained; None for a row of an earlier choice."""
+        entries = (self.tuning or {}).get("rows", [])
+        configurations = {run["configuration"] for run in row["runs"]}
+        return next((entry for entry in entries if entry["configuration"] in configurations), None)
 
 
 def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
@@ -117,6 +126,7 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
         "experiment": note.get("experiment"),
         "paper": paper_from(note.get("paper") or plan["paper"]),
         "seed": plan["seed"],
+        "pilot": bool(note.get("pilot")),
         "regularizer": plan["regularizer"],
         "is_baseline": plan["regularizer"] == ["none"] and not methods,
         **{knob: layer.get(knob) for knob in KNOBS},
@@ -298,8 +308,10 @@ def label(sweep: Sweep, row: Row, without: str = "") -> str:
     """A row as a phrase: keep_prob and block size, and what else sets it apart from rows with its regularizer."""
     alike = [other["tried"] for other in sweep.rows if other["regularizer"] == row["regularizer"]]
     parts = [label_of(row["regularizer"], row["runs"][0]["styles"])]
+    entry = row["tuned"] or {}
+    chosen = {key.rpartition(".")[2] for key in {**(entry.get("chosen") or {}), **entry.get("given", {})}}
     for key, value in row["tried"].items():
-        shown = key in ALWAYS_SHOWN or any(other.get(key) != value for other in alike)
+        shown = key in ALWAYS_SHOWN or key in chosen or any(other.get(key) != value for other in alike)
         if shown and value is not None and key != without:
             also = f" (= {', '.join(map(str, row['same']))})" if key == "block_size" and row["same"] else ""
             parts.append(knob_text(key, value) + also)
@@ -348,15 +360,21 @@ def read_sweep(folder: Path) -> Sweep:
     # Pilots chose keep_prob on val: those of the sweep itself and of the sweep that its file names. They enter no row,
     # and those of another setting chose nothing here.
     study = study_of(sweep_of(folder))
-    rows = rows_of([run for run in found if run["seed"] != study.pilot_seed] or found)
+    compared = [run for run in found if not run["pilot"]]
+    if not compared:
+        raise UserError(
+            f"{folder}: only pilots of it are finished yet; the command that began them goes on to its rows"
+        )
+    rows = rows_of([run for run in compared if run["seed"] != study.pilot_seed] or compared)
     settings = [row["setting"] for row in rows]
     pilots = [
         run
         for run in [*found, *pilots_beside(folder, study)]
         if run["seed"] == study.pilot_seed and run["setting"] in settings
     ]
-    refuse_changed_data([*(run for row in rows for run in row["runs"]), *pilots])
-    sweep = Sweep(folder.resolve().name, rows, lost, study, rows_of(pilots))
+    refuse_changed_data([*(run for row in rows for run in row["runs"]), *pilots, *found])
+    tuning = RunDirectory(folder).read("tuning.json")
+    sweep = Sweep(folder.resolve().name, rows, lost, study, rows_of(pilots), tuning)
     sweep.lost += [(job, "NOT RUN", "") for job in not_run(folder, names, rows)]
     return sweep
 

@@ -89,18 +89,29 @@ class Difference(Spread):
 
         It is what the verdict asks of a row whose neighbours show nothing.
         """
-        from scipy.special import nctdtrinc
-
-        if self.error is None:
-            return None
-        freedom = len(self.values) - 1
-        return float(nctdtrinc(freedom, 1 - POWER, _t_quantile(freedom, tests))) * self.error
+        return None if self.std is None else detected(self.std, len(self.values), tests)
 
     def text(self, digits: int = 2) -> str:
         """Mean and interval, rounded from the six digits of the CSV files. An end keeps its side of zero: -0.00."""
         mean = f"{round(self.mean, 6):+z.{digits}f}"
         ends = [f"{round(end, 6) + 0.0:+.{digits}f}" for end in self.interval or ()]
         return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+def detected(std: float, n: int, tests: int) -> float:
+    """The true difference that n pairs find in 80 % of such experiments, at Holm's first step of that many tests.
+
+    Args:
+        std: standard deviation of the differences.
+    """
+    from scipy.special import nctdtrinc
+
+    return float(nctdtrinc(n - 1, 1 - POWER, _t_quantile(n - 1, tests))) * (std / n**0.5)
+
+
+def seeds_for(difference: float, std: float, tests: int) -> int | None:
+    """The smallest number of pairs that finds a true difference so; None above 999."""
+    return next((n for n in range(2, 1000) if detected(std, n, tests) <= difference), None)
 
 
 def _t_quantile(freedom: int, tests: int = 1) -> float:
