@@ -17,6 +17,7 @@ from configs.paper import PaperConfig
 
 Numbers: TypeAlias = list[float]  # DataConfig has a field `list`, which would hide the type
 Names: TypeAlias = list[str]
+Levels: TypeAlias = list[int]
 
 TASKS = ("classification", "segmentation", "detection")
 # The metrics that may choose the best epoch, the task's own first. What each is, the task declares (engine/tasks).
@@ -33,6 +34,7 @@ LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 PRECISIONS = ("float32", "bfloat16", "float16")
 DECODERS = ("auto", "simplejpeg", "pillow", "pil")
+EXIF = ("ignore", "apply")
 ON_BAD_IMAGE = ("error", "skip")
 STEMS = ("small", "stride2", "imagenet")
 LIBRARIES = ("torchvision", "timm")
@@ -104,10 +106,18 @@ class DataConfig:
     test_split: str | None = option(None, "null: the official evaluation set")
     list: str | None = option(None, "training list of voc_segmentation: train | trainaug")
     classes: Names | None = option(None, "of voc_detection, in the order of the labels; null: all in the lists")
+    exif: str = option(
+        "ignore",
+        "EXIF orientation of image files; apply: turn them as viewers do, ignore: take them as stored",
+        EXIF,
+    )
+    mask_values: Levels | None = option(
+        None, "gray levels of the masks, one for each class in its order, as [0,255]; null: they are class indices"
+    )
 
     def options(self) -> dict[str, Any]:
         """Those given of the keys that only some data sets have."""
-        some = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes")
+        some = ("mean", "std", "list", "train_split", "val_split", "test_split", "classes", "mask_values")
         return {key: value for key in some if (value := getattr(self, key)) is not None}
 
 

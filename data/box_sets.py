@@ -28,11 +28,18 @@ def open_coco(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Dat
     name, chosen = data.name, _chosen(data, {"train": "train2017", "test": "val2017"})
     if data.root is None:
         raise FileNotFoundError(f"{name}: name its folder by data.root; it {coco.LAYOUT}")
-    decode = pick_decoder(data.decoder)
+    decode = pick_decoder(data.decoder, data.exif)
     parts = {key: coco.read_coco(Path(data.root), split, decode) for key, split in chosen.items()}
     for part in parts.values():
-        if part.categories != parts["train"].categories:
-            raise ValueError(f"{name}: {part.folder} and {parts['train'].folder} do not have the same categories")
+        ours, theirs = (dict(zip(of.ids, of.names, strict=True)) for of in (parts["train"].categories, part.categories))
+        differing = sorted(ours.items() ^ theirs.items())
+        if differing:
+            number, known = differing[0]
+            where = parts["train"].folder if (number, known) in ours.items() else part.folder
+            raise ValueError(
+                f"{name}: {part.folder} and {parts['train'].folder} do not have the same categories: {number} is "
+                f"{known!r} in {where} alone"
+            )
     notes = [
         f"{name}: most boxes of {Path(part.folder).name} reach out of their images; bbox must be x, y, width, height"
         for part in parts.values()
@@ -50,7 +57,7 @@ def open_voc_detection(data: DataConfig, augment: AugmentConfig, loading: Loadin
     name, chosen = data.name, _chosen(data, {"train": "train", "test": "val"})
     if data.root is None:
         raise FileNotFoundError(f"{name}: name its folder by data.root; it {voc_xml.LAYOUT}")
-    root, decode = Path(data.root), pick_decoder(data.decoder)
+    root, decode = Path(data.root), pick_decoder(data.decoder, data.exif)
     lists = {key: voc_xml.read_list(root, split) for key, split in chosen.items()}
     keys = list(lists)
     for one, other in ((one, other) for i, one in enumerate(keys) for other in keys[i + 1 :]):

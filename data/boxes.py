@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import AugmentConfig, DataConfig
-from data.decode import Decode, Pixels, whole
+from data.decode import Decode, Pixels, hint_on_turn, orientation_in, whole
 from data.interface import MAX_BOXES, Data, DetectionBatch, Loading, assemble
 from data.loader import FileLoader, Statistics
 from data.pipelines import placed
-from data.samples import Row, Sample, Samples, cut, cut_notes, fingerprint, read_file
+from data.samples import Counts, Row, Sample, Samples, cut, cut_notes, fingerprint, read_file
 from data.splits import Batches
 
 Ints = NDArray[np.int64]
@@ -71,12 +71,14 @@ class Annotated(Samples):
         categories: the meaning of the labels.
         degenerate: how many boxes without width or height were left out.
         outside: the image of each box that was left out since no part of it lies in the image.
+        unlisted: images beside those of the split that its annotations do not name.
     """
 
     everything: Objects
     categories: Categories
     degenerate: int = 0
     outside: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Ints:
@@ -93,6 +95,12 @@ class Annotated(Samples):
     def owners(self) -> Ints:
         """The image, by its position, of each of `objects`."""
         return np.repeat(np.arange(len(self)), self.counts)
+
+    def class_counts(self, num_classes: int, most: int) -> Counts:
+        """Boxes of each class; crowds and difficult objects are counted apart."""
+        found = self.objects
+        each = np.bincount(found.labels[~found.ignored], minlength=num_classes).tolist()
+        return Counts("boxes", each, len(self), int(found.ignored.sum()))
 
     def of(self, index: int) -> Objects:
         """The objects of one image."""
@@ -142,12 +150,14 @@ def annotated(
     objects: Objects,
     categories: Categories,
     pixels: Decode | Pixels,
+    unused: Sequence[str] = (),
 ) -> Annotated:
     """Sort the objects by image and leave out boxes without width or height, and those outside of their image.
 
     Args:
         owners: (M,) the position in `names` of the image that each object is in.
         pixels: the decoder of the image files, or (N, H, W, 3) images in memory.
+        unused: files beside them, of formats that are not read.
         Others: see `Annotated`.
     """
     # Degenerate boxes, and those of which no part lies in the image, can neither be learned nor found.
@@ -175,6 +185,8 @@ def annotated(
         read=partial(read_objects, folder, decode, objects[kept]),
         folder=folder,
         in_memory=decode is None,
+        from_files=decode is not None,
+        unused=unused,
         everything=objects[kept],
         categories=categories,
         degenerate=int((~proper).sum()),
@@ -188,12 +200,12 @@ def read_objects(folder: Path, decode: Decode | None, objects: Objects, row: Row
     Raises:
         ValueError: for an image of another size than its annotation says.
     """
-    pixels = decode(read_file(folder, row)["images"], whole) if decode else row["images"]
+    content = read_file(folder, row)["images"] if decode else b""
+    pixels = decode(content, whole) if decode else row["images"]
     (height, width), said = pixels.shape[:2], row["sizes"].tolist()
     if [height, width] != said:
-        raise ValueError(
-            f"it has {width}x{height} pixels, its annotation says {said[1]}x{said[0]}: one of the two is wrong"
-        )
+        turned = hint_on_turn(orientation_in(content), [width, height] == said) or ": one of the two is wrong"
+        raise ValueError(f"it has {width}x{height} pixels, its annotation says {said[1]}x{said[0]}{turned}")
     found = objects[int(row["first"]) : int(row["last"])]
     found = found[~found.ignored]
     return {"images": pixels, "boxes": found.boxes, "labels": found.labels, "image_ids": row["image_ids"]}
@@ -265,6 +277,10 @@ def _box_notes(name: str, splits: Mapping[str, Annotated]) -> list[str]:
     outside = [image for split in found for image in split.outside]
     reaching = [split.name(position) for split in found for position in split.reaching_out().tolist()]
     notes = _class_notes(name, splits["train"])
+    for split in found:
+        if split.unlisted:
+            count = f"{len(split.unlisted):,} images in {split.folder}"
+            notes.append(f"{name}: {count} are not in its annotations and not used, one is {split.unlisted[0]}")
     if outside:
         notes.append(f"{name}: {len(outside):,} boxes that lie outside their image are left out, one of {outside[0]}")
     if reaching:

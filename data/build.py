@@ -36,7 +36,7 @@ DATASETS: dict[str, tuple[str, Opener]] = {
 # The keys of `data` that only some data sets have.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "folder": ("mean", "std"),
-    "segmentation_folder": ("mean", "std"),
+    "segmentation_folder": ("mean", "std", "mask_values"),
     "voc_segmentation": ("list",),
     "coco": ("train_split", "val_split", "test_split"),
     "voc_detection": ("train_split", "val_split", "test_split", "classes"),

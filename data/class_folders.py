@@ -6,21 +6,17 @@ One's own: `root/train/<class>/<image>`, and `val/` and `test/` of the same form
 
 from __future__ import annotations
 
-import filecmp
 import io
-import os
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.schema import AugmentConfig, DataConfig
-from data.decode import FORMATS, GRAY, Decode, pick_decoder, whole
+from data.decode import ENDINGS, FORMATS, GRAY, Decode, pick_decoder, whole
 from data.folders import (
-    ENDINGS,
     Folders,
     class_names,
     few,
@@ -29,6 +25,7 @@ from data.folders import (
     open_folders,
     require_same,
     size_on_disk,
+    split_folders,
 )
 from data.interface import ClassificationBatch, Data, Loading, assemble
 from data.loader import IMAGENET_STATISTICS, FileLoader, Statistics, channel_statistics, statistics_given
@@ -40,8 +37,6 @@ from data.splits import Batches
 from data.tensors import TensorLoader
 
 IN_MEMORY = 64  # side of the largest images that are kept in memory
-SPLITS = ("train", "val", "test")
-MOST_COUNTED = 1000  # images of a held-out split that are in train as well; more are not looked for
 OWN_LAYOUT = f"needs train/<class>/<image>, and if you have them val/ and test/ of the same form ({', '.join(ENDINGS)})"
 
 
@@ -94,10 +89,11 @@ def photograph_loader(
 ) -> Callable[[Samples, Batches], FileLoader]:
     """Makes the loader of a split of photographs. decode: of content that is no image file."""
     if decode is None and data.decoder != "pil":
-        decode = pick_decoder(data.decoder)
+        decode = pick_decoder(data.decoder, data.exif)
 
     def loader(samples: Samples, batches: Batches) -> FileLoader:
-        steps = photograph(data.image_size, decode, augment, loading.regularizers, batches.shuffled)
+        turn = data.exif == "apply"
+        steps = photograph(data.image_size, decode, augment, loading.regularizers, batches.shuffled, turn)
         return FileLoader(samples, batches, steps, ClassificationBatch, statistics, data, loading)
 
     return loader
@@ -139,7 +135,7 @@ def open_own_folders(data: DataConfig, augment: AugmentConfig, loading: Loading)
             sizes = np.array([size_on_disk(samples.name(i)) for i in range(len(samples))], np.int64)
             identity += [split, samples["name"], samples["labels"], sizes]
     else:
-        decode, skip = pick_decoder(data.decoder), data.on_bad_image == "skip"
+        decode, skip = pick_decoder(data.decoder, data.exif), data.on_bad_image == "skip"
         for split, files in parts.items():
             if len(files):
                 read = partial(square, Path(files.folder), size, decode)
@@ -196,40 +192,15 @@ def find_splits(name: str, place: str | None) -> tuple[dict[str, Samples], tuple
     if len(classes) < 2:
         raise ValueError(f"{name}: {root / 'train'} holds the one class folder {classes[0]}; two or more are needed")
 
+    folders = split_folders(name, root)
     splits: dict[str, Samples] = {}
-    for split in SPLITS:
-        if (root / split).is_dir():
-            require_same(name, classes, root, split, OWN_LAYOUT)
-            splits[split] = list_files(name, root / split, classes)
-
-    # What a user may not have meant: folders of another name, and test images that are trained on.
-    notes = []
-    others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in SPLITS)
-    if others:
-        notes.append(f"{name}: folders that are none of train, val, test are not used: {few(others)}")
-    for split in ("val", "test"):
-        if split in splits:
-            notes += also_in_training(name, splits["train"], split, splits[split])
+    for split, folder in folders.items():
+        require_same(name, classes, root, folder, OWN_LAYOUT)
+        splits[split] = list_files(name, root / folder, classes)
+    # What a user may not have meant.
+    others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in folders.values())
+    notes = [f"{name}: folders that are none of train, val, test are not used: {few(others)}"] if others else []
     return splits, tuple(classes), notes
-
-
-def also_in_training(name: str, train: Samples, split: str, held: Samples) -> list[str]:
-    """A note where a held-out split holds training images: files of the same class, name and content."""
-    _, ours, theirs = np.intersect1d(train["name"], held["name"], return_indices=True)
-    pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
-    same = list(islice((held.name(j) for i, j in pairs if equal_files(train.name(i), held.name(j))), MOST_COUNTED))
-    if not same:
-        return []
-    count = f"{'at least ' if len(same) == MOST_COUNTED else ''}{len(same):,} of {len(held):,}"
-    return [f"{name}: of the {split} images {count} are in train as well, one is {same[0]}"]
-
-
-def equal_files(one: str, other: str) -> bool:
-    """True if both files are readable, not empty and byte-identical."""
-    try:
-        return os.path.getsize(one) > 0 and filecmp.cmp(one, other, shallow=False)
-    except OSError:
-        return False
 
 
 def square(folder: Path, size: int, decode: Decode, row: Row) -> Sample:

@@ -7,17 +7,19 @@ them in ascending order, and the evaluation maps them back.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from data.boxes import Annotated, Categories, Objects, annotated
-from data.decode import Decode, with_pillow
+from data.decode import ENDINGS, Decode, with_pillow
+from data.folders import files_in, hint_on_name
+from data.values import a_finite_number, a_positive_whole_number, a_truth_value, a_whole_number, four_finite_numbers
 
 LAYOUT = "needs annotations/instances_<split>.json and a folder <split> of images for each split"
 
@@ -39,7 +41,7 @@ def read_coco(root: Path, split: str, decode: Decode = with_pillow) -> Annotated
         raise FileNotFoundError(f"coco: no file {path}; data.root {LAYOUT}")
     content = _parsed(path)
     try:
-        return _arrays(path, folder, content, decode)
+        return _arrays(path, root, folder, content, decode)
     except (KeyError, TypeError) as error:
         what = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: not an instances file of COCO ({what})") from error
@@ -60,7 +62,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _arrays(path: Path, folder: Path, content: dict[str, Any], decode: Decode) -> Annotated:
+def _arrays(path: Path, root: Path, folder: Path, content: dict[str, Any], decode: Decode) -> Annotated:
     images, annotations, listed = content["images"], content["annotations"], content["categories"]
     if not images or not listed:
         raise ValueError(f"{path}: lists {len(images)} images and {len(listed)} categories")
@@ -85,8 +87,8 @@ def _arrays(path: Path, folder: Path, content: dict[str, Any], decode: Decode) -
     files = column("image", images, "file_name", str)
     sizes = list(
         zip(
-            column("image", images, "height", a_positive_number),
-            column("image", images, "width", a_positive_number),
+            column("image", images, "height", a_positive_whole_number),
+            column("image", images, "width", a_positive_whole_number),
             strict=True,
         )
     )
@@ -94,69 +96,70 @@ def _arrays(path: Path, folder: Path, content: dict[str, Any], decode: Decode) -
     for what, ids in places.items():
         if len(set(ids)) < len(ids):
             raise ValueError(f"{path}: {what} id {Counter(ids).most_common(1)[0][0]} occurs twice")
-    _present(path, folder, files)
+    files, unused, unlisted = _present(path, root, folder, files)
 
     # Each annotation by the positions of its image and its category.
     found = {}
     for what, ids in places.items():
         key, place = f"{what}_id", {number: position for position, number in enumerate(ids)}
-        for entry in annotations:
-            if entry[key] not in place:
-                raise ValueError(
-                    f"{path}: annotation {entry.get('id')} has the {key} {entry[key]}, which is not listed"
-                )
-        found[key] = np.array([place[entry[key]] for entry in annotations], np.int64)
+        numbers = column("annotation", annotations, key, a_whole_number)
+        orphan = next((i for i, number in enumerate(numbers) if number not in place), None)
+        if orphan is not None:
+            raise ValueError(
+                f"{path}: annotation {annotations[orphan].get('id')} has the {key} {numbers[orphan]}, which is not "
+                f"listed; one that is: {ids[0]}"
+            )
+        found[key] = np.array([place[number] for number in numbers], np.int64)
     boxes = np.array(column("annotation", annotations, "bbox", four_finite_numbers), np.float64).reshape(-1, 4)
     # An object without an area of its own has that of its box.
-    sides = [(float(width * height), entry) for entry, (_, _, width, height) in zip(annotations, boxes, strict=True)]
-    given = [entry if entry.get("area") is not None else {**entry, "area": area} for area, entry in sides]
+    areas = np.array(column("annotation", [{"area": 0, **entry} for entry in annotations], "area", an_area), np.float64)
     objects = Objects(
         boxes,
         found["category_id"],
-        np.array(column("annotation", given, "area", a_finite_number), np.float64),
-        np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], bool),
+        np.where(areas > 0, areas, boxes[:, 2] * boxes[:, 3]),
+        np.array(column("annotation", [{"iscrowd": 0, **e} for e in annotations], "iscrowd", a_truth_value), bool),
     )
     known = Categories(category_ids, names)
-    return annotated(folder, files, image_ids, sizes, found["image_id"], objects, known, decode)
+    own = annotated(folder, files, image_ids, sizes, found["image_id"], objects, known, decode, unused)
+    return replace(own, unlisted=tuple(unlisted))
 
 
-def a_whole_number(value: Any) -> int:
-    """An id, of 64 bits."""
-    return int(np.int64(value))
+def an_area(value: Any) -> float:
+    """A finite number; 0 where there is none."""
+    return 0.0 if value is None else a_finite_number(value)
 
 
-def a_positive_number(value: Any) -> int:
-    """The height or width of an image: a whole number above 0."""
-    if np.int64(value) < 1:
-        raise ValueError
-    return int(value)
+def _present(path: Path, root: Path, folder: Path, names: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """The listed images by their place in the folder of the split, or relative to it.
 
+    Each folder is listed once: asking for each of 118,287 files would take minutes on a network drive.
 
-def a_finite_number(value: Any) -> float:
-    """An area, or a side of a box."""
-    if not math.isfinite(value):
-        raise ValueError
-    return float(value)
+    Args:
+        names: `file_name` of each, within the folder of the split or within `root`.
 
-
-def four_finite_numbers(value: Any) -> list[float]:
-    """A box: left, top, width and height."""
-    left, top, width, height = map(a_finite_number, value)
-    return [left, top, width, height]
-
-
-def _present(path: Path, folder: Path, names: list[str]) -> None:
-    """List the folder once: asking for each of 118,287 files would take minutes on a network drive."""
-    try:
-        found = {entry.name for entry in os.scandir(folder)}
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"coco: no folder {folder}; data.root {LAYOUT}") from error
-    except OSError as error:
-        raise ValueError(f"coco: cannot read {folder} ({error.strerror})") from error
-    outside = next((name for name in names if os.path.basename(name) != name), None)
-    if outside is not None:
-        raise ValueError(f"{path}: the file name {outside!r} is not one in {folder}")
-    missing = [name for name in names if name not in found]
+    Returns:
+        the names relative to `folder`; the files beside the images that are of other formats; the images in `folder`
+        that are not listed.
+    """
+    own, others, _ = files_in("coco", folder, ENDINGS, LAYOUT)
+    there: dict[str, set[str]] = {"": {*own, *others}}  # the folders, relative to that of the split
+    places, missing = list[str](), list[str]()
+    for name in names:
+        # Names of other systems have backslashes.
+        relative = PurePosixPath(name if name in there[""] else name.replace("\\", "/"))
+        if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0] or not relative.name:
+            raise ValueError(f"{path}: the file name {name!r} does not lie below {folder} or {root}")
+        below = str(relative.parent) if len(relative.parts) > 1 else ""
+        for place in (below, os.path.relpath(root / below, folder)) if below else ("",):
+            if place not in there:
+                there[place] = set(os.listdir(folder / place)) if (folder / place).is_dir() else set()
+            if relative.name in there[place]:
+                places.append(os.path.join(place, relative.name))
+                break
+        else:
+            missing.append(name)
     if missing:
         more = f" and {len(missing) - 1:,} more images" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"coco: no file {folder / missing[0]}{more}, listed by {path}")
+        hint = hint_on_name("", (str(folder / name) for name in set(own) - set(places)))
+        raise FileNotFoundError(f"coco: no file {folder / missing[0]}{more}, listed by {path}{hint}")
+    return places, [str(folder / name) for name in others], sorted(set(own) - set(places))

@@ -1,4 +1,4 @@
-"""Image files to pixels: simplejpeg for the ordinary JPEG, Pillow for everything else; both ignore EXIF rotation."""
+"""Image files to pixels: simplejpeg for the ordinary JPEG, Pillow for everything else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,12 @@ Content = bytes | memoryview  # of an image file
 Part = Callable[[int, int], tuple[int, int, int, int]]  # height and width to top, left, height, width
 Decode = Callable[[Content, Part], Pixels]
 MAX_PIXELS = 90_000_000  # a header that promises more is not believed: 65000x65000 would take 12.8 GB to decode
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow could open others, some of them by starting programs
+# Pillow could open others, with losses or frames of a film, some of them by starting programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+ENDINGS = (".jpeg", ".jpg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+ORIENTATION = 0x0112  # the EXIF tag: 1 as it is stored, 3 upside down, 6 and 8 on its side, the others mirrored
+ON_ITS_SIDE = (5, 6, 7, 8)
+EXIF_WITHIN = 1 << 16  # bytes: the first segment of a JPEG holds it
 GRAY = ("1", "L", "LA")
 EIGHT_BITS = (*GRAY, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 DECODERS = ("auto", "simplejpeg", "pillow", "pil")
@@ -32,14 +38,52 @@ def check_size(height: int, width: int) -> None:
         raise ValueError(f"its header says {width}x{height} pixels, more than {MAX_PIXELS:,}")
 
 
-def open_rgb(content: Content) -> Image.Image:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 for one without; read from its header alone.
+
+    1 for a TIFF as well: there the tag belongs to the format, and Pillow applies it whoever asks.
+    """
+    if image.format == "TIFF" or not image.info.keys() & {"exif", "Raw profile type exif"}:
+        return 1
+    found = image.getexif().get(ORIENTATION, 1)
+    return found if found in range(1, 9) else 1
+
+
+def orientation_in(content: Content) -> int:
+    """The EXIF orientation of the content of a file; 1 for one that is no image, which whoever decodes it finds."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return orientation_of(image)
+    except Exception:  # decoders raise nearly anything on damaged files
+        return 1
+
+
+def hint_on_turn(tag: int, on_its_side: bool) -> str:
+    """For the message about an image of another size than what belongs to it: that its EXIF orientation may be why.
+
+    Args:
+        tag: the orientation.
+        on_its_side: height and width would fit if they were exchanged.
+    """
+    if not on_its_side or tag not in ON_ITS_SIDE:
+        return ""
+    return f"; its EXIF orientation {tag} turns it on its side: data.exif=apply or data.exif=ignore decides"
+
+
+def open_rgb(content: Content, turn: bool = False) -> Image.Image:
     """Decode with Pillow to an RGB image: gray is repeated, CMYK converted, alpha dropped.
 
+    Args:
+        content: of a file.
+        turn: apply the EXIF orientation.
+
     Raises:
-        ValueError, OSError, DecompressionBombError: for a file that is no such image, damaged or too large, or has more
-            than 8 bits a channel.
+        ValueError, OSError, DecompressionBombError: for a file that is no such image, damaged or too large, has several
+            frames or more than 8 bits a channel.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of, check_size refuses
@@ -48,6 +92,10 @@ def open_rgb(content: Content) -> Image.Image:
         check_size(image.height, image.width)
         if image.mode not in EIGHT_BITS:
             raise ValueError(f"pixels of mode {image.mode}, not 8 bits a channel")
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            raise ValueError("a TIFF of several images")
+        if turn and orientation_of(image) != 1:
+            return ImageOps.exif_transpose(image).convert("RGB")
         if image.mode == "RGB":  # convert would copy it
             image.load()
             return image
@@ -59,21 +107,23 @@ def whole(height: int, width: int) -> tuple[int, int, int, int]:
     return 0, 0, height, width
 
 
-def with_pillow(content: Content, part: Part = whole) -> Pixels:
-    """(H, W, 3) pixels of a part of any known image file.
+def with_pillow(content: Content, part: Part = whole, turn: bool = False) -> Pixels:
+    """(H, W, 3) pixels of a part of any known image file; turn: as its EXIF orientation says.
 
     The part is cut out before it becomes an array: that copy, of every pixel, is slow.
     """
-    image = open_rgb(content)
+    image = open_rgb(content, turn)
     top, left, height, width = part(image.height, image.width)
     return np.array(image.crop((left, top, left + width, top + height)))
 
 
-def with_simplejpeg(content: Content, part: Part = whole) -> Pixels:
+def with_simplejpeg(content: Content, part: Part = whole, turn: bool = False) -> Pixels:
     """(H, W, 3) pixels; the same as `with_pillow`, sooner where the file is a three-component JPEG without a flaw."""
     import simplejpeg
 
     try:
+        if turn and b"Exif\0\0" in bytes(content[:EXIF_WITHIN]) and orientation_in(content) != 1:
+            return with_pillow(content, part, turn)
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
         if colors == "YCbCr" and height * width <= MAX_PIXELS:
             pixels = simplejpeg.decode_jpeg(content, "RGB")
@@ -81,11 +131,13 @@ def with_simplejpeg(content: Content, part: Part = whole) -> Pixels:
             return pixels[top : top + height, left : left + width]
     except ValueError:
         pass  # not a JPEG, or a damaged one: Pillow decides
-    return with_pillow(content, part)
+    return with_pillow(content, part, turn)
 
 
-def pick_decoder(name: str) -> Decode:
+def pick_decoder(name: str, exif: str = "ignore") -> Decode:
     """The decoder of a name: `auto` is simplejpeg where it is installed, else Pillow.
+
+    exif: `apply` turns images as their EXIF orientation says, `ignore` takes them as they are stored.
 
     Raises:
         ValueError: for an unknown name, or `simplejpeg` where it is not installed.
@@ -95,7 +147,8 @@ def pick_decoder(name: str) -> Decode:
     installed = find_spec("simplejpeg") is not None
     if name == "simplejpeg" and not installed:
         raise ValueError("decoder simplejpeg is not installed: pip install simplejpeg, or use decoder=auto")
-    return with_simplejpeg if name in ("auto", "simplejpeg") and installed else with_pillow
+    decode = with_simplejpeg if name in ("auto", "simplejpeg") and installed else with_pillow
+    return partial(decode, turn=True) if exif == "apply" else decode
 
 
 def why(error: Exception) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
 
 import numpy as np
 
-from data.decode import Decode
+from data.decode import ENDINGS, Decode
 from data.downloads import default_root, fetch
 from data.samples import Samples, image_files
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # which programs leave in folders of images
+VAL_FOLDERS = ("val", "valid", "validation")
 FLAGS = ("-1", "0", "1")  # behind the names in VOC's lists of one class: absent, difficult, present
 LAYOUT = "needs train/<class>/*.JPEG and val/<class>/*.JPEG"
 # Images to train and to evaluate, classes.
@@ -120,6 +122,12 @@ def require_same(name: str, train: Sequence[str], root: Path, split: str, layout
     Numbering each split by itself would shift every label behind a missing folder.
     """
     other = class_names(name, root / split, layout)
+    if other == ["images"] and "images" not in train:  # as Tiny ImageNet unpacks
+        lists = few(sorted(file.name for file in (root / split).glob("*.txt"))) or "the list of its classes"
+        raise ValueError(
+            f"{name}: the images of {root / split} lie in images/, without their classes: move each into "
+            f"{split}/CLASS/, as {lists} says, or move {split}/ out of {root}"
+        )
     missing, extra = sorted(set(train) - set(other)), sorted(set(other) - set(train))
     problems = [f"{root / split} lacks {few(missing)}"] if missing else []
     problems += [f"{root / 'train'} lacks {few(extra)}"] if extra else []
@@ -131,33 +139,78 @@ def list_files(name: str, folder: Path, classes: Sequence[str]) -> Samples:
     """The image files of a split.
 
     Raises:
-        ValueError: for a class folder that is empty, holds folders, or cannot be read; names it.
+        ValueError: for a class folder without an image, with folders beside them, or that cannot be read; names it.
     """
     names: list[bytes] = []
-    counts = []
+    counts, unused = [], list[str]()
     for known in classes:
-        try:
-            entries = list(os.scandir(folder / known))
-        except OSError as error:
-            raise ValueError(f"{name}: cannot read {folder / known} ({error.strerror})") from error
-        images = sorted(entry.name for entry in entries if _is_image(entry))
-        nested = sorted(entry.name for entry in entries if entry.is_dir())
+        place = known
+        images, others, nested = files_in(name, folder / place)
+        if not images and nested == ["images"]:  # as Tiny ImageNet unpacks
+            place, boxes = f"{known}/images", others
+            images, others, nested = files_in(name, folder / place)
+            others = [*others, *(f"../{file}" for file in boxes)]
         if nested:
-            raise ValueError(f"{name}: the class folder {folder / known} holds folders ({few(nested)}); remove them")
+            raise ValueError(
+                f"{name}: the class folder {folder / place} holds folders ({few(nested)}): move the images in them up "
+                "into it, or the folders out of the data set"
+            )
         if not images:
-            raise ValueError(f"{name}: the class folder {folder / known} holds no image ({', '.join(ENDINGS)})")
-        names.extend(os.fsencode(f"{known}/{image}") for image in images)
+            found = f", only {by_ending(others)}" if others else ""
+            raise ValueError(f"{name}: the class folder {folder / place} holds no image ({', '.join(ENDINGS)}){found}")
+        names.extend(os.fsencode(f"{place}/{image}") for image in images)
         counts.append(len(images))
-    return image_files(folder, names, np.repeat(np.arange(len(classes)), counts))
+        unused += [os.path.normpath(folder / place / file) for file in others]
+    return image_files(folder, names, np.repeat(np.arange(len(classes)), counts), unused)
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Hidden files are left out: `._x.JPEG` is what some systems put beside `x.JPEG`.
+def files_in(
+    name: str, folder: Path, endings: Sequence[str] = ENDINGS, layout: str = ""
+) -> tuple[list[str], list[str], list[str]]:
+    """The images of a folder, its files of other formats, and the folders in it, each sorted.
 
-    A link to nowhere is an image that cannot be read.
+    Hidden files are left out: `._x.JPEG` is what some systems put beside `x.JPEG`. A link to nowhere is an image that
+    cannot be read.
+
+    Args:
+        name: data set, for messages.
+        endings: those of the images.
+        layout: said where there is no such folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: for one that cannot be read.
     """
-    named = entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".")
-    return named and (entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{name}: no folder {folder}{layout and f'; data.root {layout}'}") from error
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read {folder} ({error.strerror})") from error
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    files = [e.name for e in entries if not e.name.startswith(".") and (e.is_file() or e.is_symlink())]
+    files = [file for file in files if file not in folders and file.lower() not in SYSTEM_FILES]
+    images = [file for file in files if file.lower().endswith(tuple(endings))]
+    return images, sorted(set(files) - set(images)), folders
+
+
+def by_ending(files: Iterable[str]) -> str:
+    """The endings of these files with their numbers, the most frequent first: ".gif 12, .txt 3"."""
+    counts = Counter(os.path.splitext(file)[1].lower() or "no ending" for file in files)
+    return few([f"{ending} {count:,}" for ending, count in counts.most_common()])
+
+
+def split_folders(name: str, root: Path) -> dict[str, str]:
+    """The folders train, val and test of a root by their split, as far as there are any; val may be called valid.
+
+    Raises:
+        ValueError: for several folders that may be val.
+    """
+    found = [folder for folder in VAL_FOLDERS if (root / folder).is_dir()]
+    if len(found) > 1:
+        raise ValueError(f"{name}: {root} holds {' and '.join(found)}, each of which may be val: keep one of them")
+    named = {"train": "train", "val": found[0] if found else "val", "test": "test"}
+    return {split: folder for split, folder in named.items() if (root / folder).is_dir()}
 
 
 def size_on_disk(path: str) -> int:
@@ -171,7 +224,7 @@ def size_on_disk(path: str) -> int:
 def image_folders(root: Path) -> list[str]:
     """The folders within `root` that hold an image."""
     folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(folder for folder in folders if any(map(_is_image, os.scandir(root / folder))))
+    return sorted(folder for folder in folders if files_in("", root / folder)[0])
 
 
 def few(names: Sequence[str]) -> str:
@@ -186,7 +239,7 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
     Args:
         data: name of the data set, for messages.
         path: the list.
-        of_files: a line is the name of a file, without folders.
+        of_files: a line is the name of a file, without folders; behind each, VOC's lists of one class have a flag.
         layout: said where there is no list at all.
 
     Raises:
@@ -203,11 +256,14 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file ({error})") from error
     # A name per line, of a file without its folder; nothing is listed twice.
-    names: list[str] = []
     for number, line in enumerate(lines, start=1):
         if of_files and os.path.basename(line) != line:
             raise ValueError(f"{path}: line {number} is not the name of an image: {line}")
-        names += [line] if line else []
+    names = [line for line in lines if line]
+    # Flags, and not the last words of names such as "photo 1" and "photo 0", which would be one name without them.
+    flagged = [line.split() for line in names]
+    if of_files and all(len(words) == 2 and words[1] in FLAGS for words in flagged):
+        names = [words[0] for words in flagged] if len({words[0] for words in flagged}) == len(names) else names
     if not names:
         raise ValueError(f"{path}: lists no {'image' if of_files else 'name'}")
     seen: set[str] = set()
@@ -218,9 +274,9 @@ def read_names(data: str, path: Path, of_files: bool = True, layout: str = "") -
     return names
 
 
-def hint_on_name(name: str) -> str:
-    """For the message about a name that has no file: whether it was listed with its ending, or with a flag of VOC."""
+def hint_on_name(name: str, there: Iterable[str] = ()) -> str:
+    """For the message about a name that has no file: that it was listed with its ending, and a file that is there."""
     if name.lower().endswith(ENDINGS):
         return "; list names without their endings"
-    words = name.split()
-    return "; list names without VOC's flags" if len(words) > 1 and words[-1] in FLAGS else ""
+    example = min(there, default="")
+    return f"; a file that is there: {example}" if example else ""

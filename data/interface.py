@@ -13,7 +13,6 @@ from configs.schema import DataConfig
 from data.samples import Samples
 from data.splits import Batches
 
-IGNORE = 255  # the class of pixels that count neither in the loss nor in a metric
 MAX_BOXES = 100  # of an image, in a batch
 
 
@@ -123,6 +122,8 @@ class Data:
         fingerprint: sha256 over what identifies the data, in segmentation with the sizes of the splits; two runs with
             equal fingerprints saw the same samples under the same labels.
         notes: what a report about this data must say.
+        config: how the data were asked for.
+        splits: the samples of each split, without the pixels of their images.
     """
 
     name: str
@@ -134,6 +135,8 @@ class Data:
     image_shape: tuple[int, int, int]
     fingerprint: str
     notes: tuple[str, ...]
+    config: DataConfig
+    splits: Mapping[str, Samples]
 
     @property
     def num_classes(self) -> int:
@@ -203,4 +206,6 @@ def assemble(
         image_shape=image_shape,
         fingerprint=fingerprint,
         notes=tuple(notes),
+        config=data,
+        splits={split: samples.without_pixels() for split, samples in parts.items() if split in loaders},
     )

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from configs.schema import AugmentConfig, DataConfig
-from data.folders import ENDINGS, few, read_names
+from data.decode import ENDINGS
+from data.folders import by_ending, few, files_in, hint_on_name, read_names, split_folders
 from data.interface import Data, Loading
 from data.loader import IMAGENET_STATISTICS, statistics_given
 from data.masks import Labels, open_segmentation, pair_up
@@ -18,7 +19,7 @@ SCENES = {"train": 10_000, "val": 300, "test": 500}
 # Larger digits and fewer fragments than for boxes: a stroke is some positions of the logits wide.
 COMPOSITION = Composition(fewest=2, most=5, smallest=0.45, fragments=2)
 SPLITS = ("train", "val", "test")
-MASKS = (".png", ".bmp")
+MASKS = (".png", ".bmp", ".tif", ".tiff")  # without losses
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 CAMVID_VOID = 11
 CAMVID_LAYOUT = "needs train/ and trainannot/, val/ and valannot/, test/ and testannot/ with images of equal names"
@@ -53,9 +54,12 @@ def open_camvid(data: DataConfig, augment: AugmentConfig, loading: Loading) -> D
     name, root = data.name, _root(data, CAMVID_LAYOUT)
     splits: dict[str, Samples] = {}
     for split in SPLITS:
-        images, masks = (_files(name, root / f"{split}{part}", CAMVID_LAYOUT, MASKS) for part in ("", "annot"))
+        (images, unused), (masks, others) = (
+            _files(name, root / f"{split}{part}", CAMVID_LAYOUT, MASKS) for part in ("", "annot")
+        )
         _require_pairs(name, images, masks, root / f"{split}annot")
-        splits[split] = pair_up(name, images, masks, sorted(images), Labels(CAMVID, CAMVID_VOID), data.decoder)
+        labels = Labels(CAMVID, CAMVID_VOID)
+        splits[split] = pair_up(data, images, masks, sorted(images), labels, [*unused, *others])
     found = tuple(len(splits[split]) for split in SPLITS)
     notes = [] if found == (367, 101, 233) else [f"{name}: {found} images found, the usual splits have 367, 101, 233"]
     return open_segmentation(data, augment, loading, splits, CAMVID, None, notes)
@@ -81,13 +85,13 @@ def open_voc_segmentation(data: DataConfig, augment: AugmentConfig, loading: Loa
     if lists["train"] == "trainaug" and len(names["train"]) != VOC_LISTS["trainaug"]:
         raise ValueError(f"{name}: trainaug.txt lists {len(names['train']):,} images, the list in use has 10,582")
     # The masks that Hariharan et al. added lie in a folder of their own.
-    images = _files(name, root / "JPEGImages", VOC_LAYOUT, ENDINGS)
+    images, unused = _files(name, root / "JPEGImages", VOC_LAYOUT, ENDINGS)
     augmented = root / "SegmentationClassAug"
     splits: dict[str, Samples] = {}
     for split, wanted in names.items():
         folder = augmented if lists[split] == "trainaug" and augmented.is_dir() else root / "SegmentationClass"
-        masks = _files(name, folder, VOC_LAYOUT, MASKS)
-        splits[split] = pair_up(name, images, masks, wanted, Labels(VOC), data.decoder)
+        masks, others = _files(name, folder, VOC_LAYOUT, MASKS)
+        splits[split] = pair_up(data, images, masks, wanted, Labels(VOC), [*unused, *others])
     notes = [
         f"{name}: {lists[split]}.txt lists {len(wanted):,} images, the official list has {VOC_LISTS[lists[split]]:,}"
         for split, wanted in names.items()
@@ -98,8 +102,9 @@ def open_voc_segmentation(data: DataConfig, augment: AugmentConfig, loading: Loa
 
 
 def open_segmentation_folder(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Data:
-    """Open `segmentation_folder`, one's own images and masks of class indices; 255 = ignored.
+    """Open `segmentation_folder`, one's own images and masks.
 
+    The pixels of a mask are class indices and 255, which is ignored, or the gray levels that `mask_values` lists.
     Without `test/` a fifth of the images is cut off, the same in every run.
     """
     name, statistics = data.name, statistics_given(data)
@@ -109,16 +114,24 @@ def open_segmentation_folder(data: DataConfig, augment: AugmentConfig, loading: 
     classes = tuple(read_names(name, root / "classes.txt", False, FOLDER_LAYOUT))
     if not 2 <= len(classes) <= 255:
         raise ValueError(f"{name}: {root / 'classes.txt'} names {len(classes)} classes; 2 to 255 are needed")
+    values = None if data.mask_values is None else tuple(data.mask_values)
+    if values is not None and (len(values) != len(classes) or not set(values) <= set(range(256))):
+        raise ValueError(
+            f"data.mask_values={[*values]}: a gray level in 0 ... 255 for each of the {len(classes)} classes of "
+            f"{root / 'classes.txt'}"
+        )
+    if values is not None and len(set(values)) < len(values):
+        raise ValueError(f"data.mask_values={[*values]}: two classes have one gray level")
     # Flat, or with a folder for each split.
-    nested = (root / "images" / "train").is_dir()
+    found = {**split_folders(name, root / "masks"), **split_folders(name, root / "images")}
     splits: dict[str, Samples] = {}
-    for split in SPLITS if nested else ("",):
-        folders = root / "images" / split, root / "masks" / split
-        if split in ("val", "test") and not any(folder.is_dir() for folder in folders):
-            continue
-        images, masks = (_files(name, folder, FOLDER_LAYOUT, ENDINGS) for folder in folders)
-        _require_pairs(name, images, masks, folders[1])
-        splits[split or "train"] = pair_up(name, images, masks, sorted(images), Labels(classes), data.decoder)
+    for split, folder in (found if "train" in found else {"train": ""}).items():
+        places = root / "images" / folder, root / "masks" / folder
+        images, unused = _files(name, places[0], FOLDER_LAYOUT, ENDINGS)
+        masks, others = _files(name, places[1], FOLDER_LAYOUT, MASKS)
+        _require_pairs(name, images, masks, places[1])
+        labels = Labels(classes, values=values, hint="; data.mask_values=[...] names other gray levels")
+        splits[split] = pair_up(data, images, masks, sorted(images), labels, [*unused, *others])
     splits, notes = with_test(name, splits, "images")
     return open_segmentation(data, augment, loading, splits, classes, statistics, notes)
 
@@ -131,32 +144,29 @@ def _root(data: DataConfig, layout: str) -> Path:
     return Path(data.root)
 
 
-def _files(name: str, folder: Path, layout: str, endings: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder by their name without ending.
+def _files(name: str, folder: Path, layout: str, endings: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
+    """The files of a folder with these endings by their name without it, and the paths of its other files.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
         ValueError: for two files that differ in their ending alone.
     """
-    try:
-        entries = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"{name}: no folder {folder}; data.root {layout}") from error
+    names, others, _ = files_in(name, folder, endings, layout)
     found: dict[str, Path] = {}
-    for entry in entries:
-        stem, ending = os.path.splitext(entry)
-        if ending.lower() not in endings:
-            continue
+    for entry in names:
+        stem = os.path.splitext(entry)[0]
         if stem in found:
             raise ValueError(f"{name}: {found[stem]} and {folder / entry} have the same name")
         found[stem] = folder / entry
     if not found:
-        raise FileNotFoundError(f"{name}: {folder} holds no image ({', '.join(endings)}); data.root {layout}")
-    return found
+        only = f", only {by_ending(others)}" if others else ""
+        raise FileNotFoundError(f"{name}: {folder} holds no image ({', '.join(endings)}){only}; data.root {layout}")
+    return found, [str(folder / file) for file in others]
 
 
 def _require_pairs(name: str, images: dict[str, Path], masks: dict[str, Path], folder: Path) -> None:
     """A mask without its image is a mistake as well: a folder was copied in part."""
     alone = sorted(masks.keys() - images.keys())
     if alone:
-        raise ValueError(f"{name}: {folder} holds masks without an image: {few(alone)}")
+        hint = hint_on_name("", (str(path) for known, path in images.items() if known not in masks))
+        raise ValueError(f"{name}: {folder} holds masks without an image: {few(alone)}{hint}")

@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import AugmentConfig, DataConfig
-from data.decode import FORMATS, Content, Decode, check_size, pick_decoder, whole
+from data.decode import FORMATS, Content, Decode, check_size, hint_on_turn, orientation_in, pick_decoder, whole
 from data.folders import hint_on_name, size_on_disk
-from data.interface import IGNORE, Data, Loading, SegmentationBatch, assemble
+from data.interface import Data, Loading, SegmentationBatch, assemble
 from data.loader import IMAGENET_STATISTICS, FileLoader, Statistics, channel_statistics
 from data.pipelines import placed
 from data.placement import Mask
-from data.samples import Row, Sample, Samples, cut, cut_notes, decoded, fingerprint
+from data.samples import IGNORE, Counts, Row, Sample, Samples, cut, cut_notes, decoded, fingerprint
 from data.splits import Batches
 
+SOME_MASKS = 200  # that are looked at for their classes, where they are too many to be kept in memory
 MAX_IN_MEMORY = 2**27  # pixels of all splits together, 4 bytes each: full-size CamVid just fits
 ENLARGED = 0.8  # of the size in training: test images below are another problem than the one trained on
 
@@ -34,37 +35,83 @@ class Labels:
     Args:
         classes: their names; a pixel is the index of one of them or 255, which is ignored.
         void: a further index that is ignored, such as CamVid's 11.
+        values: the gray level of each class, where these are not the indices; others are refused, but for a 255 that
+            is none of them.
+        hint: ends the message about an index that is no class.
     """
 
     classes: tuple[str, ...]
     void: int | None = None
+    values: tuple[int, ...] | None = None
+    hint: str = ""
 
     def checked(self, mask: Mask) -> Mask:
-        """The mask with `void` as 255.
+        """The mask as indices, with what is ignored as 255.
 
         Raises:
-            ValueError: for an index that is no class.
+            ValueError: for a level that is no class.
         """
+        found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        if self.values is not None:
+            wrong = np.setdiff1d(found, [*self.values, IGNORE])
+            if len(wrong):
+                raise ValueError(f"gray level {wrong[0]}, which data.mask_values={[*self.values]} does not name")
+            index = np.full(256, IGNORE, np.uint8)
+            index[list(self.values)] = np.arange(len(self.values))
+            return index[mask]
         if self.void is not None:
             mask = np.where(mask == self.void, np.uint8(IGNORE), mask)
-        found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-        wrong = found[(found >= len(self.classes)) & (found != IGNORE)]
+        wrong = found[(found >= len(self.classes)) & (found != IGNORE) & (found != self.void)]
         if len(wrong):
             raise ValueError(
-                f"label {wrong[0]}, and the classes are 0 ... {len(self.classes) - 1} ({IGNORE} is ignored)"
+                f"label {wrong[0]}, and the classes are 0 ... {len(self.classes) - 1} ({IGNORE} is ignored){self.hint}"
             )
         return mask
 
+    def read(self, path: str) -> Mask:
+        """(H, W) indices of a mask file, with what is ignored as 255; ValueError for one that does not fit."""
+        white = 1 if self.values is None or IGNORE not in self.values else IGNORE
+        with open(path, "rb") as file:
+            return self.checked(read_mask(file.read(), white))
+
+
+@dataclass(frozen=True)
+class Pairs(Samples):
+    """The files of a split. The columns are `name` and `mask`, the paths of an image and of its mask."""
+
+    labels: Labels = Labels(())
+
+    def class_counts(self, num_classes: int, most: int) -> Counts:
+        """Pixels of each class in a fixed choice of the masks: in more of them, up to `most`, where it lacks one."""
+        if self.in_memory:
+            return super().class_counts(num_classes, most)
+        counts, read = np.zeros(256, np.int64), 0
+        for index in np.random.default_rng(0).permutation(len(self)).tolist():
+            if read >= most or (read >= SOME_MASKS and counts[:num_classes].all()):
+                break
+            read += 1
+            try:
+                counts += np.bincount(self.labels.read(os.fsdecode(self["mask"][index])).ravel(), minlength=256)
+            except Exception:  # decoders raise nearly anything on damaged files; training reports them
+                continue
+        return Counts("pixels", counts[:num_classes].tolist(), read, int(counts[IGNORE]))
+
 
 def pair_up(
-    name: str, images: dict[str, Path], masks: dict[str, Path], wanted: list[str], labels: Labels, decoder: str
-) -> Samples:
+    data: DataConfig,
+    images: dict[str, Path],
+    masks: dict[str, Path],
+    wanted: list[str],
+    labels: Labels,
+    unused: Sequence[str] = (),
+) -> Pairs:
     """The pairs of these names, as files.
 
     Args:
-        name: data set, for messages.
+        data: its name, for messages; how images are read.
         images, masks: the files that are there, by name.
         wanted: the names of the split.
+        unused: files beside them, of formats that are not read.
 
     Raises:
         FileNotFoundError: for a name without an image or without a mask; names it.
@@ -73,42 +120,58 @@ def pair_up(
         missing = [known for known in wanted if known not in there]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise FileNotFoundError(f"{name}: '{missing[0]}' has no {kind}{more}{hint_on_name(missing[0])}")
+            hint = hint_on_name(missing[0], (str(path) for known, path in there.items() if known not in wanted))
+            raise FileNotFoundError(f"{data.name}: '{missing[0]}' has no {kind}{more}{hint}")
     columns = {
         "name": np.array([os.fsencode(images[known]) for known in wanted], np.bytes_),
         "mask": np.array([os.fsencode(masks[known]) for known in wanted], np.bytes_),
     }
-    return Samples(columns, partial(read_pair, labels, pick_decoder(decoder)))
+    read = partial(read_pair, labels, pick_decoder(data.decoder, data.exif))
+    return Pairs(columns, read, from_files=True, unused=unused, labels=labels)
 
 
 def read_pair(labels: Labels, decode: Decode, row: Row) -> Sample:
     """(H, W, 3) pixels and (H, W) classes; ValueError with the path of the mask for one that does not fit."""
     with open(os.fsdecode(row["name"]), "rb") as file:
-        pixels = decode(file.read(), whole)
+        content = file.read()
+    pixels = decode(content, whole)
     path = os.fsdecode(row["mask"])
     try:
-        with open(path, "rb") as file:
-            mask = labels.checked(read_mask(file.read()))
+        mask = labels.read(path)
         if mask.shape != pixels.shape[:2]:
             (height, width), (rows, columns) = mask.shape, pixels.shape[:2]
-            raise ValueError(f"{width}x{height} pixels, its image has {columns}x{rows}")
+            turned = hint_on_turn(orientation_in(content), mask.shape == (columns, rows))
+            raise ValueError(f"{width}x{height} pixels, its image has {columns}x{rows}{turned}")
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise ValueError(f"its mask {path}: {' '.join(str(error).split())}") from error
     return {"images": pixels, "masks": mask}
 
 
-def read_mask(content: Content) -> Mask:
-    """(H, W) indices of a PNG: of a palette image its indices, of a gray one its levels.
+def read_mask(content: Content, white: int = 1) -> Mask:
+    """(H, W) indices of a mask file: of a palette image its indices, of a gray one its levels.
+
+    white: the level of white in an image of one bit; black is 0.
 
     Raises:
         ValueError: for any other image, such as one of colours.
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(content), formats=("PNG", "BMP")) as image:
+    with Image.open(io.BytesIO(content), formats=("PNG", "BMP", "TIFF")) as image:
         check_size(image.height, image.width)
+        if image.mode == "1":
+            return np.array(image).astype(np.uint8) * np.uint8(white)
         if image.mode not in ("P", "L"):
-            raise ValueError(f"an image of mode {image.mode}, not of class indices (palette or 8-bit gray)")
+            kind = f"an image of mode {image.mode}, not of class indices (palette or 8-bit gray)"
+            if image.mode in ("LA", "RGB", "RGBA"):
+                first, second, third = np.array(image.convert("RGB")).transpose(2, 0, 1)
+                gray = np.array_equal(first, second) and np.array_equal(first, third)
+                kind += (
+                    ": its colours are all gray, so Pillow's image.convert('L') makes a gray one of it"
+                    if gray
+                    else ": give each of its colours the index of a class first"
+                )
+            raise ValueError(kind)
         return np.array(image)
 
 
@@ -156,7 +219,8 @@ def open_segmentation(
                 parts[split] = decoded(files, files.read, loading.workers, skip, "usable pair")
     for split, pairs in parts.items():
         if pairs.in_memory and len(pairs) and all((mask == IGNORE).all() for mask in pairs["masks"]):
-            raise ValueError(f"{name}: no mask of {split} has a labelled pixel (a class; {IGNORE} is ignored)")
+            hint = "; data.mask_values=[0,255] reads masks of black and white" if name == "segmentation_folder" else ""
+            raise ValueError(f"{name}: no mask of {split} has a labelled pixel (a class; {IGNORE} is ignored{hint})")
 
     # Normalized by the images trained on where they are at hand.
     train = parts["train"]

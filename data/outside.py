@@ -14,8 +14,7 @@ import torch
 
 from configs.schema import DataConfig
 from data.class_folders import square
-from data.decode import pick_decoder
-from data.folders import ENDINGS
+from data.decode import ENDINGS, pick_decoder
 from data.loader import BatchReader, FileLoader
 from data.photographs import crop_centre
 from data.samples import decoded, image_files
@@ -46,7 +45,7 @@ def outside(place: Path, like: Any, data: DataConfig, workers: int) -> Any:
         raise ValueError(f"{place}: holds no image ({', '.join(ENDINGS)})")
     names = sorted(map(os.fsencode, found))
     files = image_files(place, names, np.zeros(len(names), np.int64))
-    decode, skip = pick_decoder(data.decoder), data.on_bad_image == "skip"
+    decode, skip = pick_decoder(data.decoder, data.exif), data.on_bad_image == "skip"
     loader = copy.copy(like)
 
     # Small images, which are kept in memory.
@@ -63,7 +62,8 @@ def outside(place: Path, like: Any, data: DataConfig, workers: int) -> Any:
     else:
         assert isinstance(like, FileLoader)
         samples = files
-        steps = [partial(crop_centre, size=data.image_size, decode=None if data.decoder == "pil" else decode)]
+        turn, chosen = data.exif == "apply", None if data.decoder == "pil" else decode
+        steps = [partial(crop_centre, size=data.image_size, decode=chosen, turn=turn)]
         loader.samples, loader.workers = files, workers
         loader.reader = BatchReader(files, steps, like.reader.seed, training=False, skip=skip)
 

@@ -67,11 +67,12 @@ def center(height: int, width: int, size: int) -> tuple[int, int]:
     return round((height - size) / 2), round((width - size) / 2)
 
 
-def crop_box(sample: Sample, draws: Draws | None, *, size: int, decode: Decode | None) -> Sample:
+def crop_box(sample: Sample, draws: Draws | None, *, size: int, decode: Decode | None, turn: bool = False) -> Sample:
     """The content of an image file to a random box of it, (size, size, 3) bytes.
 
     Args:
         decode: decoder of the content; None: the reference recipe.
+        turn: the reference recipe applies the EXIF orientation; a decoder has its own choice.
 
     Raises:
         Exception: whatever the decoder raises on a damaged file; ValueError for one that is too large.
@@ -85,12 +86,12 @@ def crop_box(sample: Sample, draws: Draws | None, *, size: int, decode: Decode |
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resized_crop
 
-    image = open_rgb(content)
+    image = open_rgb(content, turn)
     box = random_box(image.height, image.width, box_draws)
     return {**sample, "images": np.array(resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC))}
 
 
-def crop_centre(sample: Sample, draws: Draws | None, *, size: int, decode: Decode | None) -> Sample:
+def crop_centre(sample: Sample, draws: Draws | None, *, size: int, decode: Decode | None, turn: bool = False) -> Sample:
     """The content of an image file to its centre: the short side becomes size / 0.875, then (size, size, 3) bytes.
 
     See `crop_box`.
@@ -106,7 +107,7 @@ def crop_centre(sample: Sample, draws: Draws | None, *, size: int, decode: Decod
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import center_crop, resize
 
-    image = open_rgb(content)
+    image = open_rgb(content, turn)
     height, width = eval_resize(image.height, image.width, size)
     check_size(height, width)
     image = resize(image, min(height, width), InterpolationMode.BICUBIC)

@@ -19,13 +19,21 @@ from data.samples import Sample, Step
 
 
 def photograph(
-    size: int, decode: Decode | None, augment: AugmentConfig, regularizers: Sequence[Any], training: bool
+    size: int,
+    decode: Decode | None,
+    augment: AugmentConfig,
+    regularizers: Sequence[Any],
+    training: bool,
+    turn: bool = False,
 ) -> list[Step]:
-    """From the content of an image file to (size, size, 3) bytes. decode: None for the reference recipe."""
+    """From the content of an image file to (size, size, 3) bytes.
+
+    decode, turn: None for the reference recipe, and whether that applies the EXIF orientation.
+    """
     if not training:
-        return [partial(crop_centre, size=size, decode=decode)]
+        return [partial(crop_centre, size=size, decode=decode, turn=turn)]
     return [
-        partial(crop_box, size=size, decode=decode),
+        partial(crop_box, size=size, decode=decode, turn=turn),
         *([flip] if augment.flip else []),
         *[partial(regularized, by=change) for change in regularizers if hasattr(change, "on_image")],
     ]

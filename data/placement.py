@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as colours
 
 from data.decode import Pixels, check_size
 from data.draws import BRIGHTNESS, CONTRAST, FLIP, LEFT, SATURATION, SCALE, TOP, Draws
-from data.interface import IGNORE, MAX_BOXES
-from data.samples import Sample
+from data.interface import MAX_BOXES
+from data.samples import IGNORE, Sample
 
 Mask = NDArray[np.uint8]
 MIN_SIDE = 1.0  # pixels of the square; of a box that the crop leaves less of, nothing can be learned

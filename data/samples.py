@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from data.decode import unreadable, why
 from data.draws import Draws
 from data.splits import TEST, Indices, stratified, subset, train_val
 
+IGNORE = 255  # the class of pixels that count neither in the loss nor in a metric
 TEST_SHARE = 0.2  # of the training images, where own data have no test split
 FEW_VAL = 20  # images; the best epoch on fewer is often so by chance
 log = logging.getLogger(__name__)
@@ -27,6 +28,21 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]  # one value of each column
 Sample = dict[str, Any]  # what is read of a row; the steps of a pipeline turn it into the fields of a batch
 Step = Callable[[Sample, Draws | None], Sample]
+
+
+class Counts(NamedTuple):
+    """The content of a split by class.
+
+    of: what is counted: images, pixels or boxes.
+    each: of each class, in the order of the labels.
+    read: samples that were looked at for it.
+    ignored: pixels without a class; crowds and difficult objects.
+    """
+
+    of: str
+    each: list[int]
+    read: int
+    ignored: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,8 @@ class Samples:
         read: row -> sample; raises whatever the decoder raises on a damaged file.
         folder: stands in front of every name.
         in_memory: reading takes no time, so no process is started for it.
+        from_files: each name is that of an image file.
+        unused: files beside them, of formats that are not read.
         left_out: path -> reason, of the files that opening could not use.
     """
 
@@ -48,6 +66,8 @@ class Samples:
     read: Callable[[Row], Sample]
     folder: Path | str = ""
     in_memory: bool = False
+    from_files: bool = False
+    unused: Sequence[str] = ()
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -74,6 +94,19 @@ class Samples:
     def part(self, indices: Indices) -> Samples:
         """Some of the samples, in the order given."""
         return replace(self, columns={name: column[indices] for name, column in self.columns.items()})
+
+    def without_pixels(self) -> Samples:
+        """These samples without their images; masks and labels stay."""
+        return replace(self, columns={name: column for name, column in self.columns.items() if name != "images"})
+
+    def class_counts(self, num_classes: int, most: int) -> Counts:
+        """The content of these samples by class. most: how many of those in files may be read for it."""
+        if "masks" not in self.columns:
+            return Counts("images", np.bincount(self["labels"], minlength=num_classes).tolist(), len(self))
+        levels = np.zeros(256, np.int64)
+        for mask in self["masks"]:
+            levels += np.bincount(mask.ravel(), minlength=256)
+        return Counts("pixels", levels[:num_classes].tolist(), len(self), int(levels[IGNORE]))
 
     def truth(self) -> dict[str, Any]:
         """A split with boxes in COCO's format."""
@@ -132,12 +165,13 @@ def decoded(samples: Samples, decode: Callable[[Row], Sample], workers: int, ski
         columns[key] = np.empty(len(values), object)  # images of several sizes
         for position, value in enumerate(values):
             columns[key][position] = value
-    return Samples(columns, as_it_is, samples.folder, in_memory=True, left_out=left_out)
+    return replace(samples, columns=columns, read=as_it_is, in_memory=True, left_out=left_out)
 
 
-def image_files(folder: Path, names: Sequence[bytes], labels: Indices) -> Samples:
-    """Image files of a folder with one label each. names: `class/file`."""
-    return Samples({"name": np.array(names, np.bytes_), "labels": labels}, partial(read_file, folder), folder)
+def image_files(folder: Path, names: Sequence[bytes], labels: Indices, unused: Sequence[str] = ()) -> Samples:
+    """Image files of a folder with one label each. names: `class/file`; unused: files of other formats."""
+    columns = {"name": np.array(names, np.bytes_), "labels": labels}
+    return Samples(columns, partial(read_file, folder), folder, from_files=True, unused=unused)
 
 
 def with_test(name: str, splits: dict[str, Samples], of: str) -> tuple[dict[str, Samples], list[str]]:

@@ -5,18 +5,18 @@ Any classes may stand there, so the layout serves other data sets as well.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
 from data.boxes import Annotated, Categories, Objects, annotated
 from data.decode import Decode, with_pillow
-from data.folders import ENDINGS, hint_on_name, read_names
+from data.folders import files_in, hint_on_name, read_names
+from data.values import a_finite_number, a_positive_whole_number, a_truth_value
 
 LAYOUT = "needs ImageSets/Main/<list>.txt, Annotations/<name>.xml and JPEGImages/<name>.jpg"
 
@@ -57,19 +57,23 @@ def read_scene(path: Path) -> Scene:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"voc_detection: no file {path}, which a list names") from error
+        hint = hint_on_name("", (file.name for file in path.parent.glob("*.xml")))
+        raise FileNotFoundError(f"voc_detection: no file {path}, which a list names{hint}") from error
     try:
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutDeclarations()))
         objects = root.findall("object")
-        corners = [[_number(entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")] for entry in objects]
-        height, width = (int(_number(root, f"size/{side}")) for side in ("height", "width"))
-        if min(height, width) < 1:
-            raise ValueError(f"its <size> is {width}x{height} pixels")
+        corners = [
+            [_value(entry, f"bndbox/{side}", a_finite_number) for side in ("xmin", "ymin", "xmax", "ymax")]
+            for entry in objects
+        ]
+        height, width = (_value(root, f"size/{side}", a_positive_whole_number) for side in ("height", "width"))
         return Scene(
             (height, width),
             tuple(_text(entry, "name") for entry in objects),
             tuple((left - 1, top - 1, right - left + 1, bottom - top + 1) for left, top, right, bottom in corners),
-            tuple(entry.findtext("difficult", "0").strip() not in ("0", "") for entry in objects),
+            tuple(
+                entry.find("difficult") is not None and _value(entry, "difficult", a_truth_value) for entry in objects
+            ),
         )
     except (ValueError, LookupError, ElementTree.ParseError) as error:  # LookupError: an unknown encoding
         raise ValueError(f"{path}: not an annotation of VOC ({error})") from error
@@ -82,15 +86,12 @@ def _text(entry: ElementTree.Element, where: str) -> str:
     return text
 
 
-def _number(entry: ElementTree.Element, where: str) -> float:
-    text = _text(entry, where)
+def _value(entry: ElementTree.Element, where: str, convert: Callable[[str], Any]) -> Any:
+    text = (entry.findtext(where) or "").strip() if convert is a_truth_value else _text(entry, where)
     try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"<{where}> is {text!r}, not a number")
-    return number
+        return convert(text)
+    except ValueError as error:
+        raise ValueError(f"<{where}> is {text!r}, not {convert.__name__.replace('_', ' ')}") from error
 
 
 def read_voc(
@@ -110,11 +111,14 @@ def read_voc(
             of one name; names the file.
     """
     # Every image is there before the first annotation is read.
-    files = _images(root / "JPEGImages", set(names))
-    missing = next((name for name in names if name not in files), None)
-    if missing is not None:
-        path = root / "JPEGImages" / f"{missing}.jpg"
-        raise FileNotFoundError(f"voc_detection: no image {path}, which a list names{hint_on_name(missing)}")
+    files, unused = _images(root / "JPEGImages", set(names))
+    missing = [name for name in names if name not in files]
+    if missing:
+        path = root / "JPEGImages" / f"{missing[0]}.jpg"
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        others = (file for stem, file in files.items() if stem not in names)
+        hint = hint_on_name(missing[0], [*(file for file in unused if Path(file).stem == missing[0])] or others)
+        raise FileNotFoundError(f"voc_detection: no image {path}{more}, which a list names{hint}")
     # The classes are those of the training list, in the order of the alphabet, or what the configuration says.
     scenes = [read_scene(root / "Annotations" / f"{name}.xml") for name in names]
     if classes is None:
@@ -142,21 +146,21 @@ def read_voc(
         objects,
         Categories(tuple(range(1, len(classes) + 1)), tuple(classes)),
         decode,
+        [str(root / "JPEGImages" / file) for file in unused],
     )
 
 
-def _images(folder: Path, names: set[str]) -> dict[str, str]:
-    """The files of a folder by their name without ending; ValueError for two files of one of the `names`."""
-    try:
-        entries = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(ENDINGS))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"voc_detection: no folder {folder}; data.root {LAYOUT}") from error
-    except OSError as error:
-        raise ValueError(f"voc_detection: cannot read {folder} ({error.strerror})") from error
+def _images(folder: Path, names: set[str]) -> tuple[dict[str, str], list[str]]:
+    """The images of a folder by their name without ending, and its files of other formats.
+
+    Raises:
+        ValueError: for two images of one of the `names`.
+    """
+    entries, others, _ = files_in("voc_detection", folder, layout=LAYOUT)
     found: dict[str, str] = {}
     for entry in entries:
         stem = Path(entry).stem
         if stem in found and stem in names:
             raise ValueError(f"voc_detection: {folder / found[stem]} and {folder / entry} have the same name")
         found[stem] = entry
-    return found
+    return found, others

@@ -13,6 +13,7 @@ from configs.checking import UserError
 from configs.plan import Plan
 from data import Data, Loading, build_data
 from data.batch_regularizers import BATCH_REGULARIZERS
+from data.card import card_of
 from data.image_regularizers import IMAGE_REGULARIZERS
 from dropblock import LayerControl, LayerSpec
 from engine import cpu
@@ -45,6 +46,17 @@ def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
             regularizers=[IMAGE_REGULARIZERS[name](**options) for name, options in plan.options_of("image").items()],
         ),
     )
+
+
+def refuse_unusable(data: Data, ranks: Ranks) -> None:
+    """Refuse data that their card says nothing can be learned from. One rank reads the headers of the files.
+
+    Raises:
+        ValueError: on all ranks, in one line.
+    """
+    reasons = ranks.gather(card_of(data)["refused"] if ranks.is_main else [])[0]
+    if reasons:
+        raise ValueError(reasons[0])
 
 
 def build_network(

@@ -21,6 +21,7 @@ from configs.groups import styles_of
 from configs.plan import Plan, changed_since, plan_from
 from configs.schema import RecipeConfig
 from data import Data
+from data.card import card_of, card_text
 from dropblock import table_text
 from engine import checkpoint
 from engine.console import counted, result_text
@@ -31,7 +32,7 @@ from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
 from engine.run_directory import RunDirectory, differences, refuse_another, same_data
 from engine.signals import Stopped, StopRequest
-from experiment.build import build_fit, open_data
+from experiment.build import build_fit, open_data, refuse_unusable
 from experiment.evaluation import evaluate_run
 
 
@@ -176,10 +177,12 @@ def prepare(plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ra
     """Everything a run needs, built from its plan, standing where an earlier start left it.
 
     Raises:
-        ValueError: if the checkpoint was written by another run or with other data.
+        ValueError: for data that cannot be used, or if the checkpoint was written by another run or with other data.
     """
     # A directory for checkpoints means that the data could be opened: what fails before leaves nothing behind.
     data = open_data(plan, device, ranks)
+    if not directory.checkpoints.exists():
+        refuse_unusable(data, ranks)
     if not plan.runtime.run_dir and not plan.runtime.fresh:
         refuse_changed_data(plan, directory, data, ranks)
     if ranks.is_main:
@@ -212,6 +215,7 @@ def prepare(plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ra
             print(f"resuming after step {fit.state.step}, from {found[1]}")
             checkpoint.set_damaged_aside(found[1])
         directory.write("sites.json", [asdict(row) for row in layers.table])
+        directory.write("data_card.json", card_of(data))
     return fit
 
 
@@ -236,13 +240,22 @@ def refuse_changed_data(plan: Plan, directory: RunDirectory, data: Data, ranks: 
             )
 
 
+def data_text(data: Data) -> str:
+    """The card of a data set in a few lines, and the notes on it."""
+    loaders = {"train": data.train, "val": data.val, "test": data.test}
+    counts = [f"{loader.num_samples:,} {split}" for split, loader in loaders.items() if loader is not None]
+    lines = [f"{data.name}: {' + '.join(counts)} images", *(f"  {line}" for line in card_text(card_of(data)))]
+    return "\n".join([*lines, *(f"note: {note}" for note in (*data.notes, *card_of(data)["notes"]))])
+
+
 def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) -> str:
-    """Two lines that open a run: data and network, recipe and device; then its notes."""
+    """The lines that open a run: its data and their card, network, recipe and device; then its notes."""
     recipe, val = plan.recipe, f" + {data.val.num_samples:,} val" if data.val else ""
     parameters = sum(p.numel() for p in model.parameters())
     width = f" width {plan.model.width}" if plan.model.width else ""
     lines = [
         f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
+        *(f"  {line}" for line in card_text(card_of(data))),
         f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
         f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
         f"seed {plan.seed}; {device}",
@@ -250,7 +263,7 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
 
     # Layers that the last group has none of: it alone reaches keep_prob itself.
     last: Any = model.last_group
-    notes = list(data.notes)
+    notes = [*data.notes, *card_of(data)["notes"]]
     for layer in plan.layers:
         if layer.group_divisor > 1 and layer.groups and last not in layer.groups:
             notes.append(

@@ -167,6 +167,7 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
         "evaluations": evaluations,
         "beside": list(beside),
         **beside,
+        "data_card": run.read("data_card.json"),  # None of older runs
         "under_drop": (run.read("under_drop.json") or {}).get("under_drop", []),
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.card import card_text
 from engine.console import counted
 from scripts.reporting import beside
 from scripts.reporting.compare import (
@@ -45,6 +46,7 @@ def all_tables(sweep: Sweep) -> list[Table]:
         beside_the_paper(sweep),
         each_class(sweep),
         at_inference(sweep),
+        *data_cards(sweep),
     ]
     return [table for table in made if table["rows"]]
 
@@ -386,6 +388,30 @@ def at_inference(sweep: Sweep) -> Table:
     rows = [[line["row"]["label"], line["block_size"], *map(line["values"].get, keep_probs)] for line in tested]
     heads = ["trained with", "tested with block", *(f"keep_prob {keep_prob:g}" for keep_prob in keep_probs)]
     return table_of("Under drop at inference", heads, rows)
+
+
+def data_cards(sweep: Sweep) -> list[Table]:
+    """The content of each data set that was trained on: images, and of each class what was counted.
+
+    A class has no line where there are too many; the whole is in data_card.json of a run.
+    """
+    cards = {run["data_card"]["fingerprint"]: run for run in sweep.runs if run["data_card"]}
+    tables = []
+    for run in cards.values():
+        card = run["data_card"]
+        splits, what = card["splits"], next(iter(card["splits"].values()))["counted"]
+        each = [[known, *(part["counts"][known] for part in splits.values())] for known in card["classes"]]
+        rows = [
+            ["all images", *(part["images"] for part in splits.values())],
+            *(each if len(each) <= MOST_CLASSES else []),
+            ["ignored", *(part["ignored"] or None for part in splits.values())],
+        ]
+        cells = [[name, *(cell(v, None if v is None else f"{v:,}") for v in numbers)] for name, *numbers in rows]
+        shown = [row for row in cells if any(part["text"] for part in row[1:])]
+        note = ". ".join([*card_text(card)[1:], *card["notes"]])
+        title = f"Data: {run['data_title']}, {what} of each class"
+        tables.append(table_of(title, ["class", *splits], shown, note=note and f"{note}."))
+    return tables
 
 
 def deviations_table(sweep: Sweep) -> Table:

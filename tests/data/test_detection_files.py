@@ -160,7 +160,8 @@ XML_FAULTS: list[tuple[str, str]] = [
     ('<?xml version="1.0" encoding="foo"?><annotation/>', "encoding"),
     (voc_xml(40, 60, [("", (1, 1, 5, 5), 0)]), "<name>"),
     ("<annotation></annotation>", "<size/height>"),
-    (voc_xml(40, 0, []), "<size>"),
+    (voc_xml(40, 0, []), "<size/width> is '0'"),
+    (voc_xml(40, 60, [("cat", (1, 1, 5, 5), "perhaps")]), "<difficult> is 'perhaps'"),  # type: ignore[list-item]
     (voc_xml(40, 60, [("cow", (1, 1, 5, 5), 0)]), "'cow'"),
 ]
 
@@ -232,10 +233,11 @@ def test_two_images_of_one_name_are_refused_where_a_list_names_them(voc: Path) -
 
 def test_names_with_spaces_are_names_and_flags_and_endings_are_not(voc: Path) -> None:
     path = voc / "ImageSets" / "Main" / "mine.txt"
-    path.write_text("my img\nimg 1\n")
-    assert read_list(voc, "mine") == ["my img", "img 1"]
-    with refused("train_0 -1.jpg", "flags", as_a=FileNotFoundError):
-        read_voc(voc, ["train_0 -1"], None)
+    lists = {"my img\nimg 1\n": ["my img", "img 1"], "img 0\nimg 1\n": ["img 0", "img 1"]}
+    lists["a  1\nb -1\nc  0\n"] = ["a", "b", "c"]  # as VOC's lists of one class
+    for content, names in lists.items():
+        path.write_text(content)
+        assert read_list(voc, "mine") == names
     with refused("train_0.jpg.jpg", "endings", as_a=FileNotFoundError):
         read_voc(voc, ["train_0.jpg"], None)
 
@@ -259,8 +261,8 @@ def test_missing_files_and_wrong_lists_of_voc_are_named(voc: Path) -> None:
     both.write_text("train_1\nval_1\n")
     with refused("train_split=both", "test_split=val", "val_1"):
         opened(train_split="both")
-    both.write_text("train_1 1\n")
-    with refused("train_1 1.jpg", "flags", as_a=FileNotFoundError):
+    both.write_text("absent\ntrain_1\n")
+    with refused("absent.jpg", "test_0.jpg", as_a=FileNotFoundError):  # one that is missing, one that is there
         opened(train_split="both")
     both.write_text("train_1\ntrain_1\n")
     with refused(both, "train_1"):

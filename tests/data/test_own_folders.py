@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.card import card_of
 from tests.named import refused
 from tests.opening import build_data
 from train import main
@@ -84,19 +85,20 @@ def test_other_sizes_are_resized_and_cropped(tmp_path: Path) -> None:
 
 
 def test_held_out_images_that_are_trained_on_are_noted(tmp_path: Path) -> None:
-    """Equal names are no sign, equal contents are; each split for itself."""
+    """Names are no sign, equal contents are; each split for itself."""
     plant(tmp_path, {"train": 6, "val": 2, "test": 3})
     for split in ("train", "test"):  # neither can be read
         (tmp_path / split / CLASSES[0] / "gone.png").symlink_to(tmp_path / "nowhere")
         (tmp_path / split / CLASSES[0] / "empty.png").touch()
-    notes = build(tmp_path, on_bad_image="skip").notes
-    assert any("4 unreadable files are left out" in note for note in notes)
-    assert not any("in train as well" in note for note in notes)
+    data = build(tmp_path, on_bad_image="skip")
+    assert any("4 unreadable files are left out" in note for note in data.notes)
+    assert not card_of(data)["shared"]
     for image in (tmp_path / "train").glob("*/1.png"):
-        shutil.copy(image, tmp_path / "test" / image.parent.name)
-    (note,) = (note for note in build(tmp_path, on_bad_image="skip").notes if "in train as well" in note)
-    assert "of the test images 2 of 8 are in train as well, one is" in note
-    assert note.endswith("/1.png")
+        shutil.copy(image, tmp_path / "test" / image.parent.name / "other.png")
+    card = card_of(build(tmp_path, on_bad_image="skip"))
+    assert card["shared"]["test"]["images"] == 2
+    (note,) = (note for note in card["notes"] if "in train as well" in note)
+    assert note.endswith("/other.png")
 
 
 def test_given_statistics_are_used(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from configs.compose import plan_of
 from data import DATASETS, Data, SegmentationBatch, masks
-from data.interface import IGNORE
+from data.samples import IGNORE
 from engine.run_directory import same_data
 from tests.data.mask_files import write_camvid, write_folder, write_mask, write_voc
 from tests.named import refused

@@ -98,7 +98,7 @@ def test_data_that_cannot_be_opened_leave_nothing_behind(
         capsys.readouterr()
         assert train("-m", *words, "regularizer=none,dropblock", f"jobs={jobs}") == 1
         shown, errors = capsys.readouterr()
-        assert shown.count("test/ of the same form (.jpeg, .jpg, .png, .webp, .bmp)") == 1 + (jobs == "2") * 2
+        assert shown.count("test/ of the same form (.jpeg, ") == 1 + (jobs == "2") * 2
         if jobs == "1":
             assert errors.count("test/ of the same form") == errors.count("error: the same as before") == 1
         assert "0 runs done, 2 not; nothing was written" in shown

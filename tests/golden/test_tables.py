@@ -26,10 +26,11 @@ FILE = Path(__file__).with_name("tables.json")
 KEPT = CONFIGS.parent / "docs" / "results"
 
 ROOT = "data.root=/data"
+OWN = ("data=folder", ROOT, "data.exif=ignore", "model=resnet18", "recipe=cifar_subset")
 # The data, network and recipe that the rows of a table are meant for.
 SETTING: dict[str, tuple[str, ...]] = {
     "amoebanet": ("data=imagenet", ROOT, "data.image_size=331", "recipe=amoebanet"),
-    "bccd": ("data=voc_detection", ROOT, "model=retinanet_small"),
+    "bccd": ("data=voc_detection", ROOT, "data.exif=ignore", "model=retinanet_small"),
     "camvid": ("data=camvid", ROOT),
     "coco": ("data=coco", ROOT, "recipe=coco_scratch_150"),
     "cutmix_table3": ("data=imagenet", ROOT, "recipe=cutmix_imagenet"),
@@ -37,13 +38,13 @@ SETTING: dict[str, tuple[str, ...]] = {
     "fig3": ("data=imagenet", ROOT, "recipe=imagenet_270"),
     "fig4": ("data=imagenet", ROOT, "recipe=imagenet_270"),
     "fig5": ("data=imagenet", ROOT, "recipe=imagenet_270"),
-    "findings_small": ("data=folder", ROOT, "model=resnet18", "recipe=cifar_subset"),
+    "findings_small": OWN,
     "fractalnet": ("data=cifar10", "recipe=fractalnet"),
     "rivals": ("data=digits",),
-    "schedules_overfit": ("data=folder", ROOT, "model=resnet18", "recipe=cifar_subset"),
-    "schedules_underfit": ("data=folder", ROOT, "model=resnet18", "recipe=cifar_subset"),
+    "schedules_overfit": OWN,
+    "schedules_underfit": OWN,
     "table1": ("data=imagenet", ROOT, "recipe=imagenet_270"),
-    "table1_small": ("data=folder", ROOT, "model=resnet18", "recipe=cifar_subset"),
+    "table1_small": OWN,
     "voc": ("data=voc_segmentation", ROOT),
     "where": ("data=digit_masks",),
 }
