@@ -53,10 +53,8 @@ class RMSpropTF(torch.optim.Optimizer):
         mean <- decay mean + (1 - decay) g^2,   buffer <- momentum buffer + lr g / sqrt(mean + epsilon)
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.9, decay: float = 0.9, epsilon: float = 1.0) -> None:
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "decay": decay, "epsilon": epsilon, "weight_decay": 0.0}
-        )
+    def __init__(self, params: Any, lr: float, momentum: float = 0.9) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": 0.9, "epsilon": 1.0, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -17,8 +17,9 @@ What happens between Ctrl-C and the next start:
     3. `run_job` returns code 130 or 143 with `ends_all`: no other job starts. With jobs=N the pool passes the signal
        on to its workers (`Pool._signals`) and waits until each has done 1 to 3.
     4. `note_run` leaves one file for each job in the directory of the sweep; the command ends with 130 or 143.
-    5. The same command comes to the same list of jobs. Those that are DONE are skipped at once (`skip_done`), one with
-       a checkpoint resumes after its last step, one that another process has locked is left for the end.
+    5. The same command comes to the same list of jobs. Those that are DONE, evaluations included, are skipped at once
+       (`skip_done`), one with a checkpoint resumes after its last step, one that another process has locked is left for
+       the end.
 
 A killed process can do none of this. Its lock is gone with it, so its run counts as KILLED and resumes like the others.
 
