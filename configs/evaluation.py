@@ -18,7 +18,7 @@ class EvaluationConfig:
     """Arguments of an evaluation, under their names on the command line.
 
     Args:
-        split: test or val.
+        split: test, val or train: the training images without augmentation.
         keep_prob, block_size: the metrics with DropBlock on, at every pair of these.
         column: the metrics of these columns of a FractalNet alone.
         temperature: the split that one temperature is fitted on; the metrics after it.
@@ -44,7 +44,7 @@ class EvaluationConfig:
 
     def check(self) -> None:
         """Raise UserError for a value that cannot be meant; the message names the key."""
-        one_of("split", self.split, ("test", "val"))
+        one_of("split", self.split, ("test", "val", "train"))
         for keep_prob in self.keep_prob:
             if not 0.0 <= keep_prob <= 1.0:
                 raise UserError(f"keep_prob={keep_prob}: must lie between 0 and 1")

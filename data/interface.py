@@ -124,6 +124,8 @@ class Data:
         notes: what a report about this data must say.
         config: how the data were asked for.
         splits: the samples of each split, without the pixels of their images.
+        train_unchanged: makes a loader of the training images in order and without augmentation, as val and test are
+            evaluated: how far a network fits its training set.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Data:
     notes: tuple[str, ...]
     config: DataConfig
     splits: Mapping[str, Samples]
+    train_unchanged: Callable[[], Loader]
 
     @property
     def num_classes(self) -> int:
@@ -208,4 +211,5 @@ def assemble(
         notes=tuple(notes),
         config=data,
         splits={split: samples.without_pixels() for split, samples in parts.items() if split in loaders},
+        train_unchanged=lambda: loader(parts["train"], loading.batches(len(parts["train"]), training=False)),
     )

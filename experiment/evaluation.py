@@ -70,7 +70,7 @@ class Finished:
 
     def split(self, name: str, key: str) -> Any:
         """The loader of a split that `key` asks for."""
-        loader = getattr(self.data, name)
+        loader = self.data.train_unchanged() if name == "train" else getattr(self.data, name)
         if loader is None:
             raise UserError(f"{key}={name}: {self.plan.data.name} was used without one")
         return loader

@@ -44,6 +44,10 @@ def test_equal_to_the_summary(run: RunDirectory, tmp_path: Path, capsys: pytest.
         result = json.loads(out.read_text())
         for metric in ("loss", "top1", "top5", "macro_accuracy", "brier", "ece"):
             assert result[metric] == summary[which][f"{split}/{metric}"]
+    assert main([str(run.path), "split=train", "device=cpu", f"json={tmp_path / 'train.json'}"]) == 0
+    fitted = json.loads((tmp_path / "train.json").read_text())
+    assert (fitted["split"], fitted["samples"]) == ("train", 288)
+    assert fitted["loss"] < result["loss"]  # it has learnt these
     classes, calibration = result["tables"]
     assert summary["tables"][0]["header"] == classes["header"] == ["class", "top1 (%)", "images"]
     seen = sum(images for _, _, images in classes["rows"])

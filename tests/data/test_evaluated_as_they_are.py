@@ -33,6 +33,20 @@ def test_photographs_are_evaluated_without_augmentation(tree: Path) -> None:
     assert all(torch.equal(a.images, b.images) for a, b in zip(plain, augmented, strict=True))
 
 
+def test_the_training_set_can_be_evaluated_without_augmentation(tree: Path) -> None:
+    for opened, changed in (
+        (test_digits.digits, test_digits.ALL),
+        (lambda augment: photos(tree, augment=augment), test_photographs.ALL),
+    ):
+        data = opened(augment=changed)
+        seen = [sample for batch in data.train_unchanged().epoch(3) for sample in batch.indices.tolist()]
+        assert seen == sorted(seen)
+        assert len(seen) == data.train.num_samples
+        plain = [batch.images for batch in opened(augment={}).train_unchanged().epoch(0)]
+        for batch, images in zip(data.train_unchanged().epoch(3), plain, strict=True):
+            assert torch.equal(batch.images, images)
+
+
 def test_images_with_masks_are_normalized_by_those_trained_on() -> None:
     def part(level: int) -> Samples:
         images = np.stack([np.full((16, 16, 3), level + 20 * (i % 2), np.uint8) for i in range(4)])
