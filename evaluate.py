@@ -2,7 +2,7 @@
 
     FOLDER, run=FOLDER  the last checkpoint of a run; which=best takes the one chosen on val
     checkpoint=FILE     a checkpoint that train.py wrote
-    split=test          test, val, or train: the training images without augmentation, which shows how far they are fitted
+    split=test          test, val, or train: the training images without augmentation, for how far they are fitted
     keep_prob=0.9       put DropBlock on while evaluating, whatever the network was trained with (paper, Figure 5): at
                         all sites of the last two groups, in the first of them a quarter of the rate, with
                         block_size=7 or another; both take lists: keep_prob=[1,0.9,0.8] block_size=[1,7]
