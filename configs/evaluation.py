@@ -1,4 +1,4 @@
-"""What is measured of a finished network beside the metrics of its task, as evaluate.py is asked for it."""
+"""Measurements of a finished network beside the metrics of its task, as evaluate.py is asked for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EvaluationConfig:
         severity: 1 to 5, of these; 1, 3 and 5 unless given.
         ood: images that are of none of the classes, in a directory or in class folders below it: how well the network's
             uncertainty tells them from those of the split; by one prediction, and by the mean over `samples`.
-        seed: of masks and noise.
+        seed: decides masks and noise.
     """
 
     split: str = "test"

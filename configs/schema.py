@@ -221,7 +221,7 @@ class RegularizerConfig:
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """How the rows of a grid or table are tuned on val, all by equally many pilot runs, before they are compared."""
+    """Tuning of the rows of a grid or table on val, each by equally many pilot runs, before they are compared."""
 
     knobs: Any = option(
         None, "default: each row by the list of its regularizer; or {KNOB: [..]}; tune=X is short for tune.knobs=X"

@@ -39,7 +39,7 @@ def corrupted(loader: Any, name: str, severity: int, seed: int) -> Any:
     Args:
         name: a key of SEVERITIES.
         severity: 1 to 5.
-        seed: of the noise.
+        seed: decides the noise.
     """
     change = partial(CORRUPTIONS[name], strength=SEVERITIES[name][severity - 1], seed=seed)
     found = copy.copy(loader)

@@ -76,7 +76,7 @@ def open_rgb(content: Content, turn: bool = False) -> Image.Image:
     """Decode with Pillow to an RGB image: gray is repeated, CMYK converted, alpha dropped.
 
     Args:
-        content: of a file.
+        content: the bytes of a file.
         turn: apply the EXIF orientation.
 
     Raises:

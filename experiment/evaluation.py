@@ -46,7 +46,7 @@ class Finished:
     """A finished network and its data.
 
     Args:
-        plan, payload, data: as `opened` gives them.
+        plan, payload, data: results of `opened`.
         task: that of the data.
         device, ranks: where this process stands.
         poll: called before every batch; may raise to end the evaluation.
@@ -220,7 +220,7 @@ def sampled(
     Args:
         layers: none for the network as it is.
         samples: masks.
-        seed: of the masks.
+        seed: decides the masks.
 
     Returns:
         layers, their knobs and the metrics, entropy and mutual information among them; and (N, 3), see `Sampling`.

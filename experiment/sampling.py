@@ -29,7 +29,7 @@ class Sampling:
         task: classification or segmentation.
         layers: those of the network, to be drawn anew for each sample; None: one prediction, of the network as it is.
         samples: how many predictions are averaged.
-        seed: of the masks.
+        seed: decides the masks.
         bar: advanced after every forward pass.
     """
 
