@@ -14,10 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dropblock import sparse_cpu
 from dropblock.draws import random_mask
 from dropblock.functional import Rate, check_maps, fresh_seed, refuse_positional, refuse_unknown, scalar, share_to_keep
 from dropblock.layers import DropLayer, with_own_init
+from dropblock.operator import as_stored
 from dropblock.sites import Site, declared_sites, depths
+from dropblock.sparse_cpu import channels_last
 
 # What shares one draw: how many leading axes of (N, C, ...) the mask has as its own.
 TOGETHER: dict[str, int | None] = {"unit": None, "channel": 2, "sample": 1, "batch": 0}
@@ -93,6 +96,15 @@ class Dropout(DropLayer):
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         check_maps(type(self).__name__, x, 1, 2, 3)
         return drop_together_counted(x, self.keep_prob, self.together, seed)
+
+    def drop_each(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        if self.together != "unit" or x.device.type != "cpu":
+            return super().drop_each(x, seeds)
+        # On a CPU the dropped units alone are drawn, as blocks of one unit.
+        check_maps(type(self).__name__, x, 1, 2, 3)
+        kept = float(self.keep_prob)
+        x = as_stored(x, channels_last(x))
+        return sparse_cpu.drop_each(x, self.keep_prob, 1, seeds, scale=1.0 / kept if kept > 0 else 0.0)
 
     def block(self, *size: int) -> tuple[int, ...]:
         return (1,) * len(size)

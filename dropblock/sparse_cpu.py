@@ -64,14 +64,20 @@ def draw(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[T
     # Only the seeds that fire are drawn: at the paper's rates a few in a thousand of the valid positions.
     of = geometry(block_size, *size)
     gamma = seed_rate(float(keep_prob), block_size, *size)
-    return placed(x, of, bernoulli_positions(n * c * of.seeds, gamma, int(seed)))
+    map_, corner, blocks = corners(x, of, bernoulli_positions(n * c * of.seeds, gamma, int(seed)))
+    return torch.tensor(x.numel() - count_units(map_, corner, of)), blocks
 
 
-def placed(x: Tensor, of: Geometry, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Both results of `draw` from the numbers of the block seeds, counted through all maps of `x`, ascending."""
+def corners(x: Tensor, of: Geometry, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The blocks of some block seeds, numbered through all maps of `x`, ascending.
+
+    Returns:
+        the map of each, and the offset of its first corner if maps were stored one after the other, both float64; and
+        where it lies in the memory of `x`, as `draw` gives it.
+    """
     _, c, *size = x.shape
     if of.seeds == 1 or len(position) == 0:
-        return torch.tensor(x.numel() - len(position) * of.units), position.long()
+        return position, position, position.long()
 
     # Division and floor in float64 are exact below 2^53, and much faster than division of integers. From the last axis
     # to the first: `above` numbers the lines, planes, maps that a seed lies in, and each of those is longer than its
@@ -82,14 +88,13 @@ def placed(x: Tensor, of: Geometry, position: Tensor) -> tuple[Tensor, Tensor]:
         above = above if seeds == 1 else (above / seeds).floor_()
         if seeds < side:
             corner = corner.add(above, alpha=(side - seeds) * of.strides[axis])
-    map_ = above
-    dropped = count_units(map_, corner, of)
+    map_, stored = above, corner
 
     # Offsets so far are those of maps stored one after the other; with channels last a unit is c apart from the next.
     if channels_last(x):
         sample = (map_ / c).floor_()
-        corner = (corner * c).sub_(map_, alpha=of.units * c - 1).add_(sample, alpha=(of.units - 1) * c)
-    return torch.tensor(x.numel() - dropped), corner.long()
+        stored = (corner * c).sub_(map_, alpha=of.units * c - 1).add_(sample, alpha=(of.units - 1) * c)
+    return map_, corner, stored.long()
 
 
 def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
@@ -120,12 +125,15 @@ def apply(x: Tensor, kept: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     return y
 
 
-def drop_each(x: Tensor, keep_prob: Tensor, block_size: int, seeds: Tensor) -> tuple[Tensor, Tensor]:
+def drop_each(
+    x: Tensor, keep_prob: Tensor, block_size: int, seeds: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Drop blocks of every sample by a seed, and a normaliser, of its own; without a gradient.
 
     Args:
         x: (N, C, *size), stored as `channels_last` says.
         seeds: (N,) int64. What becomes of a sample is a function of its own seed, whatever stands beside it.
+        scale: of kept units; None: the count of a sample's units / the count of those kept.
 
     Returns:
         the output, and the number of kept units of each sample, (N,).
@@ -133,13 +141,32 @@ def drop_each(x: Tensor, keep_prob: Tensor, block_size: int, seeds: Tensor) -> t
     n, c, *size = x.shape
     of = geometry(block_size, *size)
     gamma = seed_rate(float(keep_prob), block_size, *size)
-    _, blocks = placed(x, of, positions_of_each(c * of.seeds, gamma, seeds))
-    mask = torch.ones_like(x, dtype=torch.float32)
-    zero(mask, blocks, of)
-    kept = mask.sum(tuple(range(1, x.ndim)), dtype=torch.float64)
+    map_, corner, blocks = corners(x, of, positions_of_each(c * of.seeds, gamma, seeds))
+    kept = c * of.units - units_of_each(n, c, map_, corner, of)
     exact = torch.promote_types(x.dtype, torch.float32)
-    scale = (c * of.units / kept.clamp(min=1)).to(exact).view(n, *[1] * (x.ndim - 1))
-    return (x.to(exact) * scale).to(x.dtype).masked_fill_(mask == 0, 0), kept.long()
+    factors = c * of.units / kept.clamp(min=1).double() if scale is None else torch.full((n,), scale)
+    y = (x.to(exact) * factors.to(exact).view(n, *[1] * (x.ndim - 1))).to(x.dtype)
+    zero(y, blocks, of)
+    return y, kept
+
+
+def units_of_each(n: int, c: int, map_: Tensor, corner: Tensor, of: Geometry) -> Tensor:
+    """Number of units that the blocks cover in each of n samples of c maps, (n,) int64; see `count_units`."""
+    if of.area == 1 or of.seeds == 1:  # no two blocks overlap
+        return of.area * torch.bincount((map_ / c).long(), minlength=n)
+    shared = torch.zeros(len(map_), dtype=torch.bool)
+    same = map_[1:] == map_[:-1]
+    shared[1:] |= same
+    shared[:-1] |= same
+    dropped = of.area * torch.bincount((map_[~shared] / c).long(), minlength=n)
+    if shared.any():
+        # Maps of several blocks get a canvas, one byte a unit.
+        crowded = map_[shared]
+        maps, canvas_map = torch.unique_consecutive(crowded, return_inverse=True)
+        canvas = torch.zeros(len(maps) * of.units, dtype=torch.uint8)
+        windows(canvas, of).index_fill_(0, (corner[shared] + (canvas_map - crowded) * of.units).long(), 1)
+        dropped.index_add_(0, (maps / c).long(), canvas.view(len(maps), -1).sum(1))
+    return dropped
 
 
 def positions_of_each(trials: int, rate: float, seeds: Tensor) -> Tensor:

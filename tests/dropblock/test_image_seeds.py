@@ -57,6 +57,16 @@ def test_every_image_has_the_rate_and_a_normaliser_of_its_own(block: int) -> Non
     assert torch.isfinite(dropped(layer, torch.full_like(ones[:9], torch.nan), torch.arange(9))[y[:9] == 0]).all()
 
 
+def test_dropout_of_single_images_is_scaled_by_its_rate() -> None:
+    layer, ones = Dropout(keep_prob=0.8), torch.ones(500, 3, 8, 8)
+    y = dropped(layer, ones, torch.arange(500))
+    assert set(y.unique().tolist()) == {0.0, 1.25}
+    share = (y == 0).double().mean().item()
+    assert share == pytest.approx(0.2, abs=5 * (0.16 / y.numel()) ** 0.5)
+    assert int(layer.kept_units) == int((y != 0).sum())
+    assert not dropped(Dropout(keep_prob=0.0), ones, torch.arange(500)).any()
+
+
 def test_block_seeds_of_each_are_independent_trials() -> None:
     """Counts of successes have the binomial's mean and variance, and every place its rate, near the ends as well."""
     trials, rate, count = 50, 0.06, 20_000
