@@ -85,8 +85,8 @@ def result_text(result: dict[str, Any]) -> str:
         ]
         parts.append(table(("block_size", "keep_prob", f"{headline} under drop", "loss"), drops))
     if result["sampled"]:
-        metrics = [*names, "entropy", "mutual_information"]
-        units = {**result["metric_units"], "entropy": "", "mutual_information": ""}
+        metrics = [*dict.fromkeys((*names, "ece")), "entropy", "mutual_information"]
+        units = {"ece": "%", **result["metric_units"], "entropy": "", "mutual_information": ""}
         sampled = [
             (layers_text(row), row["samples"], *(metric_text(row[name], units[name]) for name in metrics))
             for row in result["sampled"]

@@ -33,6 +33,7 @@ from engine.run_directory import RunDirectory
 from engine.signals import Stopped, StopRequest
 from engine.tasks import Task, metrics_record
 from experiment.build import build_task
+from experiment.outcome import missing_evaluations
 from experiment.outside import separations
 from experiment.sampling import Sampling, remember
 from experiment.source import NetworkSource
@@ -168,8 +169,7 @@ def evaluate_run(
     Raises:
         Stopped: if a signal asked for it.
     """
-    made = ranks.gather(directory.read("evaluations.json") or {})[0]
-    missing = [text for text in plan.runtime.evaluations if text not in made]
+    missing, made = ranks.gather((missing_evaluations(plan), directory.read("evaluations.json") or {}))[0]
     if not missing:
         return
     stop.defer()

@@ -76,9 +76,9 @@ def is_done(plan: Plan) -> bool:
 
 
 def missing_evaluations(plan: Plan) -> list[str]:
-    """The evaluations of a plan that its run has not got yet."""
+    """The evaluations of a plan that its run has not got yet; none of a pilot, which only chooses on val."""
     made = RunDirectory(plan.run_dir()).read("evaluations.json") or {}
-    return [text for text in plan.runtime.evaluations if text not in made]
+    return [text for text in plan.runtime.evaluations if text not in made and not plan.pilot]
 
 
 def names_of(jobs: Sequence[Job]) -> dict[int, str]:

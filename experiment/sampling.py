@@ -17,6 +17,8 @@ from tqdm import tqdm
 from dropblock import DropLayer, LayerControl
 from engine.seeding import mix
 from engine.tasks import Evaluator, Table, Task
+from engine.tasks.classification import BINS, binned, calibration_error
+from engine.tasks.segmentation import IGNORE, subsampled
 
 SAMPLES = 4  # stream of seeds, beside those of engine/loop.py
 SCORES = ("max_softmax", "entropy", "mutual_information")  # of an image: how sure the network is, and how unsure
@@ -62,32 +64,48 @@ class SampledEvaluator:
     """The task's own evaluator of the mean prediction; entropy and mutual information in nats, of each image.
 
     entropy: H(mean p), how unsure the mean is. mutual_information: H(mean p) - mean H(p), the part of it that the
-    masks disagree about (Houlsby et al. 2011, arXiv 1112.5745; Gal 2016). Of an image with many predictions, the mean.
+    masks disagree about (Houlsby et al. 2011, arXiv 1112.5745; Gal 2016). Of a segmentation they are means over the
+    labelled pixels, at the stride of the logits as the loss is, and so is its calibration error.
     """
 
     def __init__(self, sampling: Sampling, inner: Evaluator) -> None:
         self.sampling, self.inner = sampling, inner
-        self.scores = torch.zeros(0, len(SCORES), dtype=torch.float64)
+        self.scores = torch.zeros(0, len(SCORES), dtype=torch.float64)  # of every image; of a segmentation its mean
+        self.sums = torch.zeros(len(SCORES), dtype=torch.float64)  # over labelled images or pixels
+        self.bins = torch.zeros(3, BINS, dtype=torch.float64)
 
     def update(self, network: nn.Module, batch: Any) -> None:
         mean, entropies = self.sampling.mean_prediction(network, batch)
         logs = mean.clamp(min=torch.finfo(torch.float32).tiny).log()
         self.inner.update(lambda _: logs, batch)  # type: ignore[arg-type] # softmax(log p) is p
         entropy = -(mean * logs).sum(1)
-        scores = torch.stack([mean.amax(1), entropy, (entropy - entropies).clamp(min=0)], dim=-1)
-        self.scores = torch.cat([self.scores, scores.flatten(1, -2).mean(1).cpu() if scores.ndim > 2 else scores.cpu()])
+        confidence, predicted = mean.max(1)
+        scores = torch.stack([confidence, entropy, (entropy - entropies).clamp(min=0)], dim=-1)
+
+        # One prediction an image, or one at every position of the logits, of which those with a label count.
+        if hasattr(batch, "masks"):
+            labels = subsampled(batch.masks, logs)
+            counted = labels != IGNORE
+        else:
+            labels = batch.labels
+            counted = torch.ones_like(labels, dtype=torch.bool)
+        self.sums += scores[counted].sum(0).cpu()
+        self.bins += binned(confidence[counted], (predicted == labels)[counted]).cpu()
+        self.scores = torch.cat([self.scores, scores.view(len(scores), -1, len(SCORES)).mean(1).cpu()])
 
     def state(self) -> Any:
-        return self.inner.state(), self.scores
+        return self.inner.state(), self.scores, self.sums, self.bins
 
     def merge(self, states: list[Any]) -> None:
-        inner, scores = zip(*states, strict=True)
+        inner, scores, sums, bins = zip(*states, strict=True)
         self.inner.merge(list(inner))
-        self.scores = torch.cat(scores)
+        self.scores, self.sums, self.bins = torch.cat(scores), torch.stack(sums).sum(0), torch.stack(bins).sum(0)
 
     def metrics(self) -> dict[str, float]:
-        values = dict(zip(SCORES, self.scores.mean(0).tolist(), strict=True))
-        return {**self.inner.metrics(), **{name: values[name] for name in SCORES[1:]}}
+        """The task's, the calibration error if it is none of these, entropy and mutual information."""
+        means = dict(zip(SCORES, (self.sums / self.bins[0].sum()).tolist(), strict=True))
+        unsure = {name: means[name] for name in SCORES[1:]}
+        return {"ece": calibration_error(self.bins), **self.inner.metrics(), **unsure}
 
     def tables(self) -> list[Table]:
         return self.inner.tables()

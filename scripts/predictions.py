@@ -4,18 +4,21 @@
     checkpoint=FILE     a checkpoint that train.py wrote
     split=test          test or val
     images=6            how many, spread evenly over the split
+    samples=30          the mean prediction over the masks of this many passes, see evaluate.py (segmentation)
     min_score=0.3       detections above it are drawn
     out=FILE            PNG; default: predictions-SPLIT.png in the run directory
     device, data_root, download: those of train.py
 
 One column an image. Classification: the image with its class and the predicted one. Segmentation: image, truth,
-prediction, and the pixels where the two differ. Detection: the true boxes, and below them the detections with scores.
+prediction, the pixels where the two differ, and the entropy of the prediction, white where all classes are alike.
+Detection: the true boxes, and below them the detections with scores.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
@@ -33,10 +36,13 @@ from torch import Tensor, nn
 from configs.checking import UserError, one_of
 from configs.command_line import read_values
 from data import Data
-from engine.distributed import find_device
+from engine.distributed import Ranks, find_device
 from engine.tasks import Detection
 from engine.tasks.pictures import as_pixels, class_colours
 from engine.tasks.segmentation import IGNORE, full_size
+from experiment.build import build_task
+from experiment.evaluation import Finished, own_layers
+from experiment.sampling import Sampling
 from experiment.source import NetworkSource
 from experiment.trained import opened, trained
 from scripts.entry import guarded
@@ -52,6 +58,7 @@ class Request(NetworkSource):
     split: str = "test"
     images: int = 6
     min_score: float = 0.3
+    samples: int | None = None
     device: str = "auto"
     out: str | None = None
 
@@ -67,6 +74,15 @@ def spread_over(loader: Any, count: int, batch_size: int) -> list[Any]:
     return found
 
 
+@torch.no_grad()
+def averaged(finished: Finished, batches: Sequence[Any], samples: int) -> Callable[[Tensor], Tensor]:
+    """A function that gives the mean prediction over masks for the images of these batches, as logits."""
+    network, control = finished.network(*own_layers(finished, samples))
+    sampling = Sampling(finished.task, control, samples)
+    logs = {id(batch.images): sampling.mean_prediction(network, batch)[0].log() for batch in batches}
+    return lambda images: logs[id(images)]
+
+
 def draw_classification(column: list[Axes], network: nn.Module, batch: Any, data: Data, min_score: float) -> None:
     """The image, titled by its class and the predicted one; red where they differ."""
     probabilities = network(batch.images).float().softmax(1)[0]
@@ -77,9 +93,10 @@ def draw_classification(column: list[Axes], network: nn.Module, batch: Any, data
 
 
 def draw_segmentation(column: list[Axes], network: nn.Module, batch: Any, data: Data, min_score: float) -> None:
-    """Image, true classes, predicted classes, and the pixels where they differ."""
+    """Image, true classes, predicted classes, the pixels where they differ, and the entropy of the prediction."""
     mask = batch.masks.cpu()
-    predicted = full_size(network(batch.images).float(), mask.shape[1:]).argmax(1).cpu()
+    logits = full_size(network(batch.images).float(), mask.shape[1:]).cpu()
+    predicted, logs = logits.argmax(1), logits.log_softmax(1)
     counted = mask != IGNORE
     right = ((mask == predicted) & counted).sum() / counted.sum().clamp(min=1)
     column[0].set_title(f"{100 * float(right):.1f} % of pixels right", fontsize=8)
@@ -90,8 +107,12 @@ def draw_segmentation(column: list[Axes], network: nn.Module, batch: Any, data: 
         labelled = torch.nonzero(counted[0].any(1 - axis))
         ends.append(int(labelled.max()) + 1 if len(labelled) else side)
     parts = (as_pixels(batch.images), class_colours(mask), class_colours(predicted), error_colours(mask, predicted))
-    for axes, pixels in zip(column, parts, strict=True):
+    for axes, pixels in zip(column[:4], parts, strict=True):
         show(axes, pixels[0, :, : ends[0], : ends[1]])
+    # From black, sure of a class, to white, all classes alike.
+    entropy = -(logs.exp() * logs).sum(1)[0, : ends[0], : ends[1]] / math.log(logits.shape[1])
+    column[4].imshow(entropy.numpy(), cmap="magma", vmin=0, vmax=1)
+    column[4].set_axis_off()
 
 
 def error_colours(mask: Tensor, predicted: Tensor) -> Tensor:
@@ -131,7 +152,7 @@ def show(axes: Axes, pixels: Tensor) -> None:
 # Task -> (titles of the rows of its picture, a function that fills a column of them).
 PICTURES: dict[str, tuple[list[str], Callable[[list[Axes], nn.Module, Any, Data, float], None]]] = {
     "classification": (["true class,\npredicted"], draw_classification),
-    "segmentation": (["image", "truth", "prediction", "error"], draw_segmentation),
+    "segmentation": (["image", "truth", "prediction", "error", "entropy"], draw_segmentation),
     "detection": (["truth", "detections"], draw_detection),
 }
 
@@ -191,7 +212,7 @@ def main(arguments: list[str]) -> int:
     loader = getattr(data, request.split)
     if loader is None:
         raise UserError(f"split={request.split}: {plan.data.name} was used without one")
-    network, _ = trained(plan, payload, data, device)
+    network: Any = trained(plan, payload, data, device)[0]
 
     # The title says which network was trained on what, and from where in the training it is.
     batches = spread_over(loader, request.images, plan.recipe.eval_batch_size)
@@ -199,6 +220,12 @@ def main(arguments: list[str]) -> int:
     title = f"{trained_on}, {request.split}; step {payload['step']:,}"
     near = Path(request.run) if request.run else Path(request.checkpoint or "").parent
     out = Path(request.out) if request.out else near / f"predictions-{request.split}.png"
+    if request.samples is not None:
+        if data.task != "segmentation":
+            raise UserError(f"samples={request.samples}: for pictures of segmentation, not of {data.task}")
+        finished = Finished(plan, payload, data, build_task(plan, data), device, Ranks())
+        network = averaged(finished, batches, request.samples)
+        title += f"; mean of {request.samples} masks"
     draw(network, data, batches, request.min_score, title, out)
     print(f"written to {out}")
     return 0

@@ -118,14 +118,8 @@ class ClassificationEvaluator:
         of_label = probabilities.gather(1, labels[:, None])
         brier = probabilities.square().sum() + (1.0 - 2.0 * of_label).sum()
 
-        # Guo et al. (2017), section 2: bin m holds confidences in ((m - 1) / M, m / M]. By a product, not by
-        # index_add_, whose sums of fractions have no fixed order on a GPU.
-        confidence = probabilities.amax(1)
-        bins = (confidence * BINS).ceil().clamp(min=1)
-        of_bin = (bins == torch.arange(1, BINS + 1, device=bins.device)[:, None]).double()
-        binned = torch.stack([torch.ones_like(confidence), hits[:, 0].double(), confidence])
-
-        ours = [torch.stack([loss, hits.any(1).double().sum(), brier]), right, seen, (binned @ of_bin.mT).flatten()]
+        bins = binned(probabilities.amax(1), hits[:, 0])
+        ours = [torch.stack([loss, hits.any(1).double().sum(), brier]), right, seen, bins.flatten()]
         self.sums = self.sums.to(logits.device) + torch.cat(ours)
 
     def state(self) -> Tensor:
@@ -143,8 +137,7 @@ class ClassificationEvaluator:
         occurring = seen > 0
         values["macro_accuracy"] = 100.0 * (right[occurring] / seen[occurring]).mean().item()
         values["brier"] = brier.item() / images
-        # The mean over images of |accuracy - confidence| of their bin.
-        values["ece"] = 100.0 * (bins[1] - bins[2]).abs().sum().item() / images
+        values["ece"] = calibration_error(bins)
         return values
 
     def tables(self) -> list[Table]:
@@ -173,3 +166,23 @@ class ClassificationEvaluator:
         count = len(self.classes)
         of_all, right, seen, bins = self.sums.split([3, count, count, 3 * BINS])
         return of_all, right, seen, bins.view(3, BINS)
+
+
+def binned(confidence: Tensor, right: Tensor) -> Tensor:
+    """(3, 15) predictions, those that are right, and their confidence, summed in every bin of confidence.
+
+    Guo et al. (2017), section 2: bin m holds confidences in ((m - 1) / M, m / M].
+
+    Args:
+        confidence: (N,) float64, the highest probabilities.
+        right: (N,) bool.
+    """
+    bins = (confidence * BINS).ceil().clamp(min=1)
+    # By a product, not by index_add_, whose sums of fractions have no fixed order on a GPU.
+    of_bin = (bins == torch.arange(1, BINS + 1, device=bins.device)[:, None]).double()
+    return torch.stack([torch.ones_like(confidence), right.double(), confidence]) @ of_bin.mT
+
+
+def calibration_error(bins: Tensor) -> float:
+    """The mean over predictions of |accuracy - confidence| of their bin, in %; bins as `binned` gives them."""
+    return 100.0 * (bins[1] - bins[2]).abs().sum().item() / bins[0].sum().item()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from configs.evaluation import EvaluationConfig
 from engine.distributed import Ranks
 from engine.evaluation import evaluate
-from engine.tasks import Classification
+from engine.tasks import Classification, Segmentation
 from experiment.build import build_task
 from experiment.evaluation import Finished, own_layers, results_of
 from experiment.sampling import Remembered, Sampling, remember
@@ -68,6 +68,34 @@ def test_the_mean_prediction_has_the_metrics_that_numpy_finds() -> None:
     for name, value in expected.items():
         assert done.metrics[name] == pytest.approx(value, rel=1e-5), name
     assert np.allclose(sampling.seen.scores[:, 0], p.max(1), rtol=1e-6)
+
+
+def test_a_segmentation_is_measured_at_its_labelled_pixels() -> None:
+    rng = np.random.default_rng(1)
+    logits, labels = 3 * rng.normal(size=(2, 3, 4, 5, 5)), rng.integers(0, 4, (3, 5, 5))  # samples, images, classes
+    labels[0, :3], labels[2] = 255, 255
+    drawn = iter(torch.from_numpy(logits).float())
+    batch = SimpleNamespace(images=torch.zeros(3, 1), masks=torch.from_numpy(labels), indices=torch.arange(3), size=3)
+    sampling: Any = Sampling(Segmentation(("a", "b", "c", "d")), samples=2)
+    evaluator = sampling.evaluator(None)
+    evaluator.update(lambda _: next(drawn), batch)
+    found = evaluator.metrics()
+
+    each = np.moveaxis(softmax(logits.astype(np.float32).astype(np.float64), axis=2), 2, -1)
+    counted = labels != 255
+    p, truth = each.mean(0)[counted], labels[counted]
+    right, bins = p.argmax(1) == truth, np.ceil(15 * p.max(1))
+    entropy = -(p * np.log(p)).sum(1)
+    ious = [((p.argmax(1) == k) & (truth == k)).sum() / ((p.argmax(1) == k) | (truth == k)).sum() for k in range(4)]
+    expected = {
+        "loss": -np.log(p[np.arange(len(p)), truth]).mean(),
+        "miou": 100 * np.mean(ious),
+        "ece": 100 * sum(abs((right - p.max(1))[bins == b].sum()) for b in range(1, 16)) / len(p),
+        "entropy": entropy.mean(),
+        "mutual_information": (entropy + (each * np.log(each)).sum(-1).mean(0)[counted]).mean(),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
 @pytest.fixture(scope="module")

@@ -53,13 +53,15 @@ def test_errors_of_a_segmentation_are_red_and_padding_is_cut() -> None:
     assert drawn[:, 0, 0].tolist() == [214, 39, 40]
     assert drawn[:, 1, 1].tolist() == [255] * 3
     assert drawn[:, 3, 3].tolist() == [170] * 3
-    _, grid = plt.subplots(4)
+    _, grid = plt.subplots(5)
     batch = SegmentationBatch(torch.randn(1, 3, 4, 4), mask, INDEX)
     logits = torch.zeros(1, 2, 4, 4)
     logits[0, 1] = 1
     predictions.draw_segmentation(list(grid), lambda _: logits, batch, data_of("segmentation", 2), 0.3)  # type: ignore[arg-type]
     assert grid[0].get_title() == "100.0 % of pixels right"
     assert grid[3].images[0].get_array().shape == (3, 2, 3)
+    p = np.array([1, np.e]) / (1 + np.e)  # of logits 0 and 1
+    assert np.allclose(grid[4].images[0].get_array(), -(p * np.log2(p)).sum())
     unlabelled = SegmentationBatch(torch.randn(1, 3, 4, 4), torch.full_like(mask, 255), INDEX)  # nothing to cut by
     predictions.draw_segmentation(list(grid), lambda _: logits, unlabelled, data_of("segmentation", 2), 0.3)  # type: ignore[arg-type]
     assert grid[3].images[1].get_array().shape == (4, 4, 3)
