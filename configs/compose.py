@@ -38,8 +38,7 @@ def plan_of(*overrides: str, grid: bool = False) -> Plan:
         UserError: for an unknown key or an invalid value, in one line.
     """
     check_arguments(overrides)
-    plan, notes = resolve_composed(config_of(*overrides), grid)
-    return plan.made_by(overrides, notes)
+    return resolve_composed(config_of(*overrides), overrides, grid)
 
 
 def config_of(*overrides: str) -> DictConfig:
@@ -97,8 +96,7 @@ def plan_with(config: DictConfig, overrides: Sequence[str], values: Mapping[str,
     for key, value in values.items():
         (word,) = for_hydra([f"{key}=null"])
         OmegaConf.update(config, word.partition("=")[0].lstrip("+"), value, force_add=True)
-    plan, notes = resolve_composed(config, grid=True)
-    return plan.made_by([*overrides, *overrides_of(values)], notes)
+    return resolve_composed(config, [*overrides, *overrides_of(values)], grid=True)
 
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:

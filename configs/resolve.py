@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,11 @@ IDLE_WITHOUT: dict[str, Any] = {"schedule_start": None, "schedule_end": None, "h
 Given = Mapping[str, Mapping[str, Any]]  # regularizer -> the values that the user gave to it alone
 
 
-def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, list[str]]:
-    """`resolve` of what Hydra composed; groups=3, epochs=1e1 and recipe.precision=bf16 are read as they are meant."""
+def resolve_composed(composed: DictConfig, overrides: Sequence[str] = (), grid: bool = False) -> Plan:
+    """`resolve` what Hydra composed of some overrides; the plan keeps these, and the notes.
+
+    groups=3, epochs=1e1 and recipe.precision=bf16 are read as they are meant.
+    """
     config = composed.copy()
     if isinstance(config.groups, int | str):
         config.groups = [config.groups]
@@ -50,7 +53,8 @@ def resolve_composed(composed: DictConfig, grid: bool = False) -> tuple[Plan, li
             config[key] = int(config[key])
     if config.recipe.precision in SHORT_NAMES:
         config.recipe.precision = SHORT_NAMES[config.recipe.precision]
-    return resolve(check(config, Config, takes_grid=True), grid)
+    plan, notes = resolve(check(config, Config, takes_grid=True), grid)
+    return plan.made_by(overrides, notes)
 
 
 def resolve(config: Config, grid: bool = False) -> tuple[Plan, list[str]]:

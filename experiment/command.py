@@ -62,8 +62,7 @@ def jobs_of(arguments: Arguments) -> list[Job]:
     jobs: list[Job] = []
     for number, (overrides, config) in enumerate(compose_jobs(arguments)):
         try:
-            plan, notes = resolve_composed(config, grid=arguments.is_grid)
-            jobs.append(Job(number, overrides, plan.made_by(overrides, notes)))
+            jobs.append(Job(number, overrides, resolve_composed(config, overrides, arguments.is_grid)))
         except UserError as error:
             if not arguments.is_grid:
                 raise

@@ -78,8 +78,8 @@ def run_launched(jobs: list[Job], sweep: Path, began: float, log: bool, number: 
 
     cpu.configure_process()
     asked = jobs[number]
-    plan, notes = resolve_composed(config, grid=True)
-    job = Job(asked.number, asked.overrides, plan.made_by(asked.overrides, notes))
+    plan = resolve_composed(config, asked.overrides, grid=True)
+    job = Job(asked.number, asked.overrides, plan)
     assert asked.plan is not None
     if plan.hash() != asked.plan.hash():
         reason = f"{plan.hash()} is the hash of this plan on the launcher's side: another version of code or configs"

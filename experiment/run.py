@@ -133,9 +133,10 @@ def train(
     plan: Plan, overrides: Sequence[str], directory: RunDirectory, device: torch.device, ranks: Ranks
 ) -> dict[str, Any]:
     """Train to the end in a locked run directory and write its record."""
-    # A signal before the first step ends the run at once, a later one at the end of a step.
     started = {**environment(device), "world_size": ranks.world_size}
     directory.start(ranks)
+
+    # A signal before the first step ends the run at once, a later one at the end of a step.
     with StopRequest() as stop:
         # What is run, by which code: written first, so that a run that fails can be understood.
         if ranks.is_main:

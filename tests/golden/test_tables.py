@@ -70,7 +70,7 @@ def jobs(sweep: str) -> list[list[str]]:
     found = []
     root = [ROOT] if sweep.startswith(OWN_ROOT) else []
     for overrides, config in compose_jobs(check_arguments([f"+sweep={sweep}", *root, "seed=2"])):
-        plan, _ = resolve_composed(config, grid=True)
+        plan = resolve_composed(config, grid=True)
         found.append([str(plan.run_dir()), str(plan.experiment), " ".join(sorted(overrides))])
     return found
 
