@@ -133,7 +133,7 @@ def drop_each(
     Args:
         x: (N, C, *size), stored as `channels_last` says.
         seeds: (N,) int64. What becomes of a sample is a function of its own seed, whatever stands beside it.
-        scale: of kept units; None: the count of a sample's units / the count of those kept.
+        scale: factor of kept units; None: the count of a sample's units / the count of those kept.
 
     Returns:
         the output, and the number of kept units of each sample, (N,).
