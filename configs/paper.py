@@ -65,9 +65,8 @@ class StudyConfig:
     Args:
         headline: which number is the result, as a phrase.
         margin: differences within +- this many points are of no interest ("equivalent").
-        keep_prob: the candidates that each method's keep_prob is chosen from, on val.
-        pilot_seed: the seed of the runs that choose; they enter no row.
-        pilot_sweep: the sweep that has them, where it is another one.
+        keep_prob, pilot_seed, pilot_sweep: kept studies whose pilots were a sweep of their own have the candidates, the
+            seed and the folder's name. Their rows have what was chosen; `tune:` of the table chooses anew.
         evaluations: what is measured of every run right after its last epoch, each in the words of evaluate.py:
             [temperature, corruption, samples=20]; secondary numbers, named before the first run.
         limitations: sentences that the report ends with.

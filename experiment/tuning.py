@@ -29,7 +29,7 @@ from configs.plan import Plan
 from configs.schema import LAYER_KNOBS, LayerConfig, TuneConfig
 from engine.console import counted, table
 from engine.files import write_json
-from engine.run_directory import DONE, RunDirectory
+from engine.run_directory import DONE, FAILED, RunDirectory
 from experiment.outcome import Job
 
 FILE = "tuning.json"  # in the folder of the sweep, for its report
@@ -192,8 +192,8 @@ class Tuning:
         Raises:
             UserError: for a candidate that is no valid value.
         """
-        epochs = {} if self.tune.epochs is None else {"epochs": self.tune.epochs}
-        common = {**row.given, **epochs, "pilot": True, "evaluations": []}
+        epochs: dict[str, Any] = {} if self.tune.epochs is None else {"epochs": self.tune.epochs}
+        common = {**row.given, **epochs, "pilot": True}
         plans = [plan_with(row.config, row.overrides, {**common, **candidate}) for candidate in row.candidates]
         row.pilots = [[] for _ in plans]
         for i in range(self.budget):
@@ -318,7 +318,9 @@ def choose(row: TunedRow) -> None:
     Raises:
         UserError: if the pilots have no val.
     """
-    missing = [job for pilots in row.pilots for job in pilots if not is_done(job)]
+    # A pilot that this command was refused, such as one on other data, may have left a finished run there before.
+    every = [job for pilots in row.pilots for job in pilots]
+    missing = [job for job in every if not is_done(job) or (job.outcome is not None and job.outcome.status == FAILED)]
     if missing:
         row.reason = f"{counted(len(missing), 'pilot')} did not end, first {missing[0].run}"
         return

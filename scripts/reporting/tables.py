@@ -220,7 +220,7 @@ def tuning(sweep: Sweep) -> Table:
     for row in sweep.rows if sweep.tuning else ():
         entry = row["tuned"]
         if entry is None or entry["chosen"] is None:
-            rows.append([name_cell(row), "", row["choice"], "", "", ""])
+            rows.append([name_cell(row), row["choice"], "", "", "", ""])
             continue
         found = [f"{candidate_text(of['values'])}: {of['val']:.{digits}f}" for of in entry["candidates"]]
         pilots, seconds = pilots_of(entry)

@@ -20,7 +20,7 @@ from configs.groups import choices, declared
 from configs.plan import plan_from
 from engine.run_directory import RunDirectory
 from experiment.command import jobs_of, shown_jobs
-from experiment.outcome import Job
+from experiment.outcome import Job, Outcome
 from experiment.tuning import TunedRow, Tuning, end_of_list, limits_of
 from scripts.reporting.report import write_report
 from scripts.reporting.runs import read_sweep
@@ -213,11 +213,15 @@ def test_a_combination_takes_the_choice_of_its_parts(tmp_path: Path) -> None:
 def test_a_row_whose_pilot_failed_is_not_trained(tmp_path: Path) -> None:
     tuning = tuning_of(tmp_path, "dropblock,none", "tune=default")
     stages = tuning.stages()
-    record(next(stages)[0], 50.0)
+    first, second, third = next(stages)
+    for job in (first, second, third):
+        record(job, 50.0)
+    RunDirectory(first.run).write("status.json", {"status": "FAILED"})
+    third.outcome = Outcome(2, reason="trained on other data")  # its directory holds a finished run of theirs
     assert next(stages, None) is None
     refused, none = tuning.table()
     assert refused.plan is None
-    assert "dropblock" in refused.refused
+    assert "dropblock: 2 pilots" in refused.refused
     assert none.plan is not None
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from scripts.reporting.csv_files import rounded
-from scripts.reporting.statistics import Difference, Spread, holm, paired, verdict
+from scripts.reporting.statistics import Difference, Spread, detected, holm, paired, seeds_for, verdict
 
 
 def test_intervals_are_those_of_students_tables() -> None:
@@ -60,6 +60,13 @@ def test_the_verdict_of_one_row_of_eight_finds_its_smallest_difference_in_80_of_
     p_values = 2 * scipy.stats.t.sf(t, n - 1)
     found = sum(holm(list(row))[0] < 0.05 for row in p_values)  # type: ignore[operator]
     assert 752 < found < 860
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 14, 40])
+def test_the_seeds_that_a_difference_needs_are_those_that_find_it(n: int) -> None:
+    for std, tests in ((0.7, 1), (2.0, 8)):
+        assert seeds_for(detected(std, n, tests), std, tests) == n
+    assert seeds_for(1e-3, 1.0, 4) is None
 
 
 def test_an_end_of_an_interval_keeps_its_side_of_zero() -> None:
