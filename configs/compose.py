@@ -25,7 +25,7 @@ from configs.resolve import resolve_composed
 from configs.schema import Config
 
 BRACKETED = re.compile(r"""\[[^\]]*\]|'[^']*'|"[^"]*\"""")  # commas in lists and quotes make no grid
-CHOICE = re.compile(r"[+~]*(hydra|data|model|recipe|regularizer|experiment|table)\b(?!\.)")  # of a group, not of a value
+CHOICE = re.compile(r"[+~]*(hydra|data|model|recipe|regularizer|experiment|table)\b(?!\.)")  # of a group
 _bases: dict[tuple[Any, ...], DictConfig] = {}  # what was composed for a choice of groups
 
 
