@@ -11,6 +11,7 @@
                         block_size= put on; adds predictive entropy and mutual information, in nats
     corruption=all      the metrics on corrupted images, at severity=1,3,5 or others: gaussian_noise, defocus_blur,
                         brightness, contrast, jpeg, of this project (not those of CIFAR-10-C)
+    cifar10c=FOLDER     the same on the files of CIFAR-10-C, for a network of CIFAR-10
     ood=FOLDER          images of none of the classes, in class folders or not: how well max softmax, entropy and (with
                         samples=) mutual information tell them from those of the split (classification)
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest

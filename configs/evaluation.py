@@ -26,6 +26,7 @@ class EvaluationConfig:
             and block_size say.
         corruption: names, or all: the metrics on corrupted images of the split (data/corruptions.py).
         severity: 1 to 5, of these; 1, 3 and 5 unless given.
+        cifar10c: a directory with the files of CIFAR-10-C: the same on its images, for a network of CIFAR-10.
         ood: images that are of none of the classes, in a directory or in class folders below it: how well the network's
             uncertainty tells them from those of the split; by one prediction, and by the mean over `samples`.
         seed: decides masks and noise.
@@ -39,6 +40,7 @@ class EvaluationConfig:
     samples: int | None = None
     corruption: list[str] = field(default_factory=list)
     severity: list[int] = field(default_factory=list)
+    cifar10c: str | None = None
     ood: str | None = None
     seed: int = 0
 
@@ -58,10 +60,11 @@ class EvaluationConfig:
         for severity in self.severity:
             if not 1 <= severity <= 5:
                 raise UserError(f"severity={severity}: must lie between 1 and 5")
-        if self.severity and not self.corruption:
+        if self.severity and not (self.corruption or self.cifar10c):
             raise UserError(f"severity={self.severity[0]}: of which corruption? corruption=all, or a name")
-        if self.ood is not None and not Path(self.ood).is_dir():
-            raise UserError(f"ood={self.ood}: no such directory")
+        for key, place in (("ood", self.ood), ("cifar10c", self.cifar10c)):
+            if place is not None and not Path(place).is_dir():
+                raise UserError(f"{key}={place}: no such directory")
         if self.temperature is not None:
             one_of("temperature", self.temperature, ("val",))
             if self.split == self.temperature:

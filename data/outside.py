@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from configs.schema import DataConfig
 from data.class_folders import square
@@ -18,7 +17,7 @@ from data.decode import ENDINGS, pick_decoder
 from data.loader import BatchReader, FileLoader
 from data.photographs import crop_centre
 from data.samples import decoded, image_files
-from data.tensors import TensorLoader, windows
+from data.tensors import TensorLoader
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]  # of red, green and blue (ITU-R BT.601)
 
@@ -46,7 +45,6 @@ def outside(place: Path, like: Any, data: DataConfig, workers: int) -> Any:
     names = sorted(map(os.fsencode, found))
     files = image_files(place, names, np.zeros(len(names), np.int64))
     decode, skip = pick_decoder(data.decoder, data.exif), data.on_bad_image == "skip"
-    loader = copy.copy(like)
 
     # Small images, which are kept in memory.
     if isinstance(like, TensorLoader):
@@ -55,18 +53,16 @@ def outside(place: Path, like: Any, data: DataConfig, workers: int) -> Any:
         images = samples["images"]
         if channels == 1:
             images = (images * GREY).sum(1, keepdims=True).round().astype(np.uint8)
-        loader.windows = windows(torch.from_numpy(images).to(like.labels.device).permute(0, 2, 3, 1), 0)
-        loader.labels = like.labels.new_zeros(len(images))
+        small = like.with_images(images, samples["labels"])
+        small.bad_images.update(samples.left_out)
+        return small
 
     # Photographs, which are read batch by batch.
-    else:
-        assert isinstance(like, FileLoader)
-        samples = files
-        turn, chosen = data.exif == "apply", None if data.decoder == "pil" else decode
-        steps = [partial(crop_centre, size=data.image_size, decode=chosen, turn=turn)]
-        loader.samples, loader.workers = files, workers
-        loader.reader = BatchReader(files, steps, like.reader.seed, training=False, skip=skip)
-
-    loader.num_samples, loader.bad_images = len(samples), dict(samples.left_out)
-    loader.batches = replace(like.batches, num_samples=len(samples))
+    assert isinstance(like, FileLoader)
+    loader = copy.copy(like)
+    steps = [partial(crop_centre, size=data.image_size, decode=None if data.decoder == "pil" else decode)]
+    loader.samples, loader.workers = files, workers
+    loader.reader = BatchReader(files, steps, like.reader.seed, training=False, skip=skip)
+    loader.num_samples, loader.bad_images = len(files), {}
+    loader.batches = replace(like.batches, num_samples=len(files))
     return loader

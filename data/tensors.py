@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,6 +51,15 @@ class TensorLoader:
         self.windows = windows(torch.from_numpy(images).to(device).permute(0, 2, 3, 1), self.padding)
         self.on_image = [change.on_image for change in regularizers if hasattr(change, "on_image")]
         self.to_network = ToNetwork(statistics, images.shape[3], loading, training=batches.shuffled)
+
+    def with_images(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> TensorLoader:
+        """A loader of other images, (N, C, H, W), normalized and in batches as those of this evaluation split."""
+        found = copy.copy(self)
+        found.num_samples, found.bad_images = len(images), {}
+        found.batches = replace(self.batches, num_samples=len(images))
+        found.labels = torch.from_numpy(labels).to(self.labels.device)
+        found.windows = windows(torch.from_numpy(images).to(self.labels.device).permute(0, 2, 3, 1), self.padding)
+        return found
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -21,6 +21,7 @@ from configs.groups import declared
 from configs.plan import Plan
 from configs.schema import CORRUPTIONS, LayerConfig
 from data import Data
+from data.cifar10c import CLASSES, corrupted_cifar, corruptions_in
 from data.corruptions import corrupted
 from data.outside import outside
 from dropblock import LayerControl, installed_layers
@@ -252,6 +253,17 @@ def corruption_rows(finished: Finished, loader: Any, wanted: EvaluationConfig) -
     for name, severity in product(names, severities):
         done = finished.measured(network, corrupted(loader, name, severity, wanted.seed))
         rows.append({"corruption": name, "severity": severity, "trained_on": name in known, **done.metrics})
+    if wanted.cifar10c is None:
+        return rows
+
+    # The images of CIFAR-10-C.
+    root = Path(wanted.cifar10c)
+    if finished.data.classes != CLASSES or wanted.split != "test":
+        raise UserError(f"cifar10c={root}: for networks of CIFAR-10, and on test")
+    for name, severity in product(corruptions_in(root), severities):
+        done = finished.measured(network, corrupted_cifar(root, name, severity, loader))
+        named = {"corruption": f"CIFAR-10-C {name}", "severity": severity, "trained_on": name in known}
+        rows.append({**named, **done.metrics})
     return rows
 
 

@@ -152,6 +152,7 @@ def test_the_temperature_minimises_the_loss() -> None:
         (["run=a", "severity=2"], "severity=2"),
         (["run=a", "corruption=all", "severity=1,6"], "severity=6"),
         (["run=a", "ood=/nowhere"], "ood=/nowhere"),
+        (["run=a", "cifar10c=/nowhere"], "cifar10c=/nowhere"),
         (["run=a", "split=val", "temperature=val"], "temperature=val"),
         (["run=a", "run=b"], "run: given twice"),
         (["run=a", "json=/nowhere/x.json"], "json=/nowhere/x.json: there is no directory /nowhere"),

@@ -15,6 +15,7 @@ from scipy.ndimage import convolve
 from configs.groups import choices, declared
 from configs.schema import CORRUPTIONS as NAMES
 from configs.schema import DataConfig
+from data.cifar10c import corrupted_cifar, corruptions_in
 from data.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from data.outside import outside
 from tests.data.test_own_folders import plant
@@ -102,6 +103,27 @@ def test_other_images_are_read_as_those_of_the_split(size: int, tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: holds no image"):
         outside(tmp_path / "empty", data.test, DataConfig("folder", image_size=size), workers=0)
+
+
+def test_cifar10_c_is_read_severity_by_severity(tmp_path: Path) -> None:
+    options = {"root": plant(tmp_path / "own", {"train": 4, "test": 3}), "image_size": 32, "batch_size": 2}
+    data = build_data("folder", **options, eval_batch_size=3, val_fraction=0)
+    images, labels = DRAWS.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8), np.arange(20) % 4 % 2
+    place = tmp_path / "CIFAR-10-C"
+    place.mkdir()
+    with pytest.raises(FileNotFoundError, match="cifar10c="):
+        corruptions_in(place)
+    np.save(place / "fog.npy", images)
+    np.save(place / "labels.npy", labels.astype(np.uint8))
+    assert corruptions_in(place) == ["fog"]
+    loader = corrupted_cifar(place, "fog", 3, data.test)
+    normalized = torch.cat([batch.images for batch in loader.epoch(0)])
+    assert torch.cat([batch.labels for batch in loader.epoch(0)]).tolist() == labels[8:12].tolist()
+    shown = data.test.to_network(torch.from_numpy(images[8:12]), 0, np.arange(4))
+    assert torch.equal(normalized, shown)
+    np.save(place / "fog.npy", images[:15])
+    with pytest.raises(ValueError, match="not those of CIFAR-10-C"):
+        corrupted_cifar(place, "fog", 1, data.test)
 
 
 def test_the_names_and_strengths_stand_where_users_look() -> None:
