@@ -128,18 +128,21 @@ def remember(network: nn.Module) -> None:
 
 
 class Remembered:
-    """A function of a tensor that knows its last value."""
+    """A function that knows its last value, where one tensor goes in and one comes out."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
         self.known: tuple[Tensor, Tensor, tuple[int, int]] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        if len(inputs) != 1 or options or not isinstance(inputs[0], Tensor):
+            return self.function(*inputs, **options)
+        x = inputs[0]
         if self.known is not None:
             before, y, versions = self.known
             untouched = (before._version, y._version) == versions  # nothing was done to them in place
             if untouched and before.shape == x.shape and torch.equal(before, x):
                 return y
         y = self.function(x)
-        self.known = (x, y, (x._version, y._version))
+        self.known = (x, y, (x._version, y._version)) if isinstance(y, Tensor) else None
         return y

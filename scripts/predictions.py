@@ -186,7 +186,9 @@ def draw(network: nn.Module, data: Data, batches: list[Any], min_score: float, t
         patches = [Patch(color=c.tolist(), label=name) for c, name in zip(colours, data.classes, strict=True)]
         for label, error in ERRORS.items():
             patches.append(Patch(facecolor=f"#{bytes(error).hex()}", edgecolor="0.6", label=label))
-        figure.legend(handles=patches, loc="outside lower center", ncols=min(12, len(patches)), fontsize=7)
+        figure.legend(
+            handles=patches, loc="outside lower center", ncols=max(1, int(figure.get_figwidth() / 1.2)), fontsize=7
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=140)
     plt.close(figure)

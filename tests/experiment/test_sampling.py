@@ -157,3 +157,7 @@ def test_a_remembered_value_is_not_used_where_something_changed_it_in_place() ->
         assert doubled(x).tolist() == [2, 2, 2]
         x.add_(1)
         assert doubled(x).tolist() == [4, 4, 4]
+        # A pyramid takes the maps of several groups and gives several.
+        both = Remembered(lambda maps, more=0: (maps[0] + more, maps[1]))
+        assert [both((x, x), more=1)[0].tolist() for _ in range(2)] == [[3, 3, 3], [3, 3, 3]]
+        assert [len(Remembered(lambda x: (x, x))(x)) for _ in range(2)] == [2, 2]
