@@ -145,6 +145,8 @@ def shortened(name: str, longest: int = LONGEST_NAME) -> str:
 NOT_OF_IDENTITY = ("root", "download", "model_width", "on_bad_image")
 
 
+COARSEST_STRIDE = {"imagenet": 32, "stride2": 16, "small": 8}  # of the last group of a ResNet with this stem
+
 # Changes of the code that moved the numbers of some plans: the revision, what changed, and the plans that it concerns.
 # These get a directory of their own; what was trained before keeps its revision, and its number.
 REVISIONS: list[tuple[int, str, Callable[[Plan], bool]]] = [
@@ -153,7 +155,17 @@ REVISIONS: list[tuple[int, str, Callable[[Plan], bool]]] = [
         "recipe.accumulate: micro-batches count by their labelled pixels or positive anchors, not by their images",
         lambda plan: plan.recipe.accumulate > 1 and plan.data.task != "classification",
     ),
+    (
+        3,
+        "segmentation_fpn: levels of the pyramid meet by position, not by their corners, another network where "
+        "image_size - 1 is no multiple of the coarsest stride",
+        lambda plan: (
+            plan.model.name.startswith("segmentation_fpn")
+            and (plan.data.image_size - 1) % COARSEST_STRIDE[plan.model.stem or "imagenet"] != 0
+        ),
+    ),
 ]
+OF_THE_NETWORK = (3,)  # those that move what given weights compute
 
 
 def revision_of(plan: Plan) -> int:
@@ -161,9 +173,10 @@ def revision_of(plan: Plan) -> int:
     return max((revision for revision, _, concerns in REVISIONS if concerns(plan)), default=1)
 
 
-def changed_since(plan: Plan) -> list[str]:
-    """The changes of the code since a plan's revision that move its numbers."""
-    return [what for revision, what, concerns in REVISIONS if revision > plan.revision and concerns(plan)]
+def changed_since(plan: Plan, only: Sequence[int] | None = None) -> list[str]:
+    """The changes of the code since a plan's revision that move its numbers. only: of these revisions."""
+    found = [(revision, what) for revision, what, concerns in REVISIONS if concerns(plan)]
+    return [what for revision, what in found if revision > plan.revision and (only is None or revision in only)]
 
 
 def _under_old_keys(plan: Plan, methods: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.checking import UserError, load_yaml
-from configs.plan import Plan, plan_from
+from configs.plan import OF_THE_NETWORK, Plan, changed_since, plan_from
 from configs.schema import LayerConfig
 from data import Data
 from dropblock import LAYERS, LayerControl
@@ -30,7 +30,8 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
     """Read the plan of a trained network, and its checkpoint with the path of the file as `file`.
 
     Raises:
-        UserError: if there is none, if it is of another run, or if a finished run has lost that of its last step.
+        UserError: if there is none, if it is of another run or of the network of older code, or if a finished run has
+            lost that of its last step.
     """
     # A checkpoint file alone: it holds its plan.
     if source.run is None:
@@ -66,6 +67,12 @@ def load(source: NetworkSource) -> tuple[Plan, dict[str, Any]]:
         if found:
             raise UserError(f"{path}: the checkpoint of another run than {directory.path}: {', '.join(found[:4])}")
 
+    # Weights belong to the network that they were trained in.
+    changes = changed_since(plan, OF_THE_NETWORK)
+    if changes:
+        raise UserError(
+            f"{path}: trained before a change of the code, {'; '.join(changes)}; only that code evaluates it"
+        )
     # The data may lie elsewhere than in training.
     data_root = source.data_root or plan.runtime.data_root
     runtime = replace(plan.runtime, data_root=data_root, download=source.download, workers=source.workers)

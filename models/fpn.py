@@ -92,7 +92,7 @@ class PyramidNetwork(nn.Module):
 
 
 class BilinearFeaturePyramid(FeaturePyramidNetwork):
-    """torchvision's pyramid with bilinear resizing (corners aligned) from the top down, for maps that do not halve.
+    """torchvision's pyramid with bilinear resizing by position from the top down, for maps that do not halve.
 
     At 513 pixels the maps have 65, 33 and 17 pixels a side.
     """
@@ -100,14 +100,23 @@ class BilinearFeaturePyramid(FeaturePyramidNetwork):
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         laterals = [lateral(maps) for lateral, maps in zip(self.inner_blocks, x.values(), strict=True)]
         for i in range(len(laterals) - 1, 0, -1):
-            laterals[i - 1] = laterals[i - 1] + resize(laterals[i], laterals[i - 1])
+            laterals[i - 1] = laterals[i - 1] + resize(laterals[i], laterals[i - 1], 2)
         outputs = [conv(lateral) for conv, lateral in zip(self.layer_blocks, laterals, strict=True)]
         return OrderedDict(zip(x, outputs, strict=True))
 
 
-def resize(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear resizing to the height and width of `like`, corners aligned."""
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
+def resize(x: Tensor, like: Tensor, factor: int) -> Tensor:
+    """Bilinear resizing to the height and width of `like`, whose position `factor` j is position j of `x`.
+
+    A convolution of stride 2 leaves the positions 0, 2, 4, ..., whatever the size. The released code aligns the corners
+    instead; the two are the same where the last position is one of these, as at its 513 pixels. Beyond the last
+    position of `x` its value stands.
+    """
+    height, width = (factor * (side - 1) + 1 for side in x.shape[-2:])
+    between = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
+    if between.shape[-2:] == like.shape[-2:]:  # the released code's network, to the last bit
+        return between
+    return F.pad(between, (0, like.shape[-1] - width, 0, like.shape[-2] - height), mode="replicate")
 
 
 class FeaturePyramid(nn.Module):
@@ -118,7 +127,7 @@ class FeaturePyramid(nn.Module):
         width: channels of every output.
         coarse: two further levels, each a 3x3 convolution of stride 2: P6 on P5, P7 on ReLU(P6), both taken before
             the BN of the level they read.
-        bilinear: from the top down by bilinear resizing with aligned corners; otherwise by nearest neighbours.
+        bilinear: from the top down by bilinear resizing; otherwise by nearest neighbours.
     """
 
     def __init__(self, channels: Sequence[int], width: int, coarse: bool, bilinear: bool) -> None:

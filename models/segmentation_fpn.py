@@ -4,7 +4,7 @@ Follows the released code (tensorflow/tpu@d2694ea, models/official/retinanet, re
 retinanet_architecture.py):
 
     P3, P4, P5 -> `head_depth` x (3x3 convolution, BN of the level, ReLU, site) -> 3x3 convolution
-               -> each resized to P3 (bilinear, corners aligned) -> sum -> BN, ReLU -> 3x3 convolution to the classes
+               -> each resized to P3 (bilinear, by position) -> sum -> BN, ReLU -> 3x3 convolution to the classes
 
 All convolutions of the head before the sum are shared by the three levels. Where in the head the paper put DropBlock is
 in no public code; the sites here are after every convolution-BN-ReLU of the first line.
@@ -40,6 +40,6 @@ class SegmentationFPN(PyramidNetwork):
     def forward(self, x: Tensor) -> Tensor:
         finest, *coarser = [self.last(maps) for maps in self.tower(self.levels(x))]
         total = finest
-        for maps in coarser:
-            total = total + resize(maps, finest)
+        for level, maps in enumerate(coarser, start=1):
+            total = total + resize(maps, finest, 2**level)
         return self.predict(F.relu(self.bn(total), inplace=True)).float()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.compose import plan_of
+
 
 def test_a_run_of_older_code_is_not_continued(
     train: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -25,3 +27,33 @@ def test_a_run_of_older_code_is_not_continued(
     assert ["revision: 2" in plan.read_text() for plan in (first, *second)] == [False, True]
     assert train("epochs=1", "regularizer=none") == 0
     assert "revision" not in next(tmp_path.glob("fake-resnet18/none-*/seed-1/plan.yaml")).read_text()
+
+
+def test_the_pyramid_moved_at_some_sizes_of_segmentation_alone(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"data=digit_masks": {65: 1, 33: 1, 64: 3, 60: 3}, "data=camvid": {480: 3, 481: 1, 241: 1, 240: 3}}
+    for data, revisions in sizes.items():
+        for size, revision in revisions.items():
+            assert plan_of(data, "data.root=/data", f"data.image_size={size}").revision == revision
+    assert plan_of("data=camvid", "data.root=/data", "data.image_size=241", "model.stem=imagenet").revision == 3
+    assert plan_of("data=voc_segmentation", "data.root=/data").revision == 1
+    assert plan_of("data=digit_boxes").revision == 1
+
+    # Weights of the older network are not evaluated in today's.
+    small = ("data=digit_masks", "data.image_size=40", "data.train_subset=8", "model=segmentation_fpn_tiny")
+    assert train(*small, "model.width=4", "epochs=1", "batch_size=8") == 0
+    (plan,) = tmp_path.glob("digit_masks-*/*/seed-1/plan.yaml")
+    from engine import checkpoint
+
+    last = plan.parent / "checkpoints" / "last.pt"
+    payload = checkpoint.load(last)
+    assert payload["plan"].pop("revision") == 3
+    checkpoint.save(payload, plan.parent / "checkpoints" / "old.pt")
+    from evaluate import main
+
+    capsys.readouterr()
+    assert main([f"checkpoint={plan.parent / 'checkpoints' / 'old.pt'}"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "old.pt" in line
+    assert "by position" in line

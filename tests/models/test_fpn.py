@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
 from models import build_model
-from models.fpn import BilinearFeaturePyramid, FeaturePyramid, SharedTower
+from models.fpn import BilinearFeaturePyramid, FeaturePyramid, SharedTower, resize
 
 
 def maps(*sides: int, channels: tuple[int, ...] = (4, 6, 8)) -> list[Tensor]:
@@ -55,6 +55,31 @@ def test_a_bilinear_pyramid_differs_from_torchvisions_in_the_resizing_only() -> 
     expected = [block(y) for block, y in zip(ours.layer_blocks, (c3, c4, c5), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(ours(x).values(), expected, strict=True))
     assert not torch.allclose(theirs(x)["0"], expected[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "stride2", "small"])
+def test_levels_lie_at_their_positions_at_every_size(stem: str) -> None:
+    """A ramp of the pixel positions, taken at the positions of a level, comes out as the ramp of the finest one."""
+    with torch.device("meta"):
+        model = build_model("segmentation_fpn", num_classes=2, body="resnet18", width=4, stem=stem)
+    _, fine, *coarser = model.body.strides
+    for side in (33, 40, 47, 64, 65, 96, 97, 101, 240, 241, 480, 513):
+        finest = torch.arange(0, side, fine).double().expand(1, 1, -(-side // fine), -1)
+        for stride in coarser:
+            ramp = torch.arange(0, side, stride).double().expand(1, 1, -(-side // stride), -1)
+            placed = resize(ramp, finest, stride // fine)
+            assert placed.shape == finest.shape
+            assert torch.allclose(placed, finest.clamp(max=ramp.max().item()), atol=1e-9)
+            if (side - 1) % stride == 0:  # the released code's
+                theirs = F.interpolate(ramp, finest.shape[-2:], mode="bilinear", align_corners=True)
+                assert torch.equal(placed, theirs)
+
+
+def test_nearest_neighbours_are_those_by_position_at_every_size() -> None:
+    """RetinaNet's rule needs no change: position i of a level takes i // 2 of the next, for odd sides as for even."""
+    for side in range(1, 200):
+        coarse = torch.arange(-(-side // 2)).double().expand(1, 1, 1, -1)
+        assert F.interpolate(coarse, (1, side), mode="nearest")[0, 0, 0].tolist() == [i // 2 for i in range(side)]
 
 
 def test_coarse_levels_read_p5_and_relu_p6_before_their_bns() -> None:

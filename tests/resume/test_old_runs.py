@@ -68,7 +68,7 @@ OLD_RUNS = {
 }
 # What the record has gained since.
 CALIBRATION = ("macro_accuracy", "brier", "ece")
-NEWER = {"headline", "revision", "metric_units", "lower_is_better", *CALIBRATION}
+NEWER = {"data_card.json", "headline", "revision", "metric_units", "lower_is_better", *CALIBRATION}
 NEWER |= {f"{split}/{metric}" for split in ("val", "test") for metric in CALIBRATION}
 
 
