@@ -22,6 +22,7 @@ from tests.trainer import DETECTION, Starter, assert_no_scars, only_run
 Reference = Callable[..., RunDirectory]
 
 
+@pytest.mark.slow
 def test_killed_at_random(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
     words = (*DETECTION, "checkpoint_every=2", f"output_root={tmp_path}")
     run, kills, _ = kill_often(lambda: [starter.start(*words)], tmp_path, 1, random.Random(0))

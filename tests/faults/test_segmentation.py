@@ -35,7 +35,7 @@ def test_killed_at_random(starter: Starter, tmp_path: Path, uninterrupted: Refer
 
 
 def test_evaluation_gives_the_summary_again(uninterrupted: Reference, tmp_path: Path) -> None:
-    run, out = uninterrupted(base=FOUR_EPOCHS), tmp_path / "result.json"
+    run, out = uninterrupted(base=(*SEGMENTATION, "epochs=2")), tmp_path / "result.json"
     summary = run.summary()
     assert evaluate.main([f"run={run.path}", f"json={out}", "device=cpu"]) == 0
     result = json.loads(out.read_text())

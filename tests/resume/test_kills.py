@@ -93,7 +93,7 @@ def kill_often(
 
 def test_killed_at_random(starter: Starter, tmp_path: Path, uninterrupted: Reference) -> None:
     words = (*WORDS, *MANY, f"output_root={tmp_path}")
-    run, kills, _ = kill_often(lambda: [starter.start(*words)], tmp_path, 5, random.Random(0))
+    run, kills, _ = kill_often(lambda: [starter.start(*words)], tmp_path, 3, random.Random(0))
     assert kills >= 2
     assert_identical(run, uninterrupted("epochs=4"))  # which wrote at other moments
     assert_no_scars(run)
