@@ -20,6 +20,7 @@ from dropblock.reference import apply_mask, drop_block_reference
 from dropblock.schedule import SCHEDULES, KeepProbSchedule, keep_prob_at, keep_prob_in_group
 from dropblock.shakedrop import ShakeDrop
 from dropblock.sites import Site, declared_sites, install
+from dropblock.suggestion import suggest
 from dropblock.table import DropRow, SiteRow, drops_text, site_table, table_text
 
 __version__ = "0.1.0"
@@ -69,6 +70,7 @@ __all__ = [
     "random_uniform",
     "seed_rate",
     "site_table",
+    "suggest",
     "table_text",
 ]
 

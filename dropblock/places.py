@@ -239,6 +239,6 @@ def known_places(model: nn.Module) -> tuple[Place, ...]:
                 return tuple(replace(place, modules=f"{path}.{place.modules}".lstrip(".")) for place in inside)
     families = ", ".join(sorted({f"{family.library.split('.')[0]} {family.name}" for family in KNOWN}))
     raise ValueError(
-        f"no places known for {type(model).__name__}: give patterns, such as Place('layer4.*.conv3', 'before'); "
+        f"no places known for {type(model).__name__}: give patterns; dropblock.suggest(model, images) proposes some; "
         f"known without patterns: {families}"
     )
