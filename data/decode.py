@@ -157,10 +157,15 @@ def why(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def unreadable(bad: Sequence[tuple[str, str]], what: str = "usable image") -> str:
-    """The message for the (path, reason) of files that cannot be used: the first three, and how many more there are."""
+def unreadable(bad: Sequence[tuple[str, str]], what: str = "usable image", of: int | None = None) -> str:
+    """The message for the (path, reason) of files that cannot be used: the first three, and how many more there are.
+
+    of: so many files were read. Where a quarter of them is bad, leaving them out is no way to go on.
+    """
     one, paths = len(bad) == 1, ", ".join(path for path, _ in bad[:3])
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     state = f"not a {what}" if one else f"no {what}s"
     repair = f"repair or remove {'it' if one else 'them'}, or set data.on_bad_image=skip"
+    if of is not None and 4 * len(bad) >= of and not one:
+        repair = f"{len(bad):,} of {of:,} files: look at how they were written"
     return f"{paths}{more}: {state} ({bad[0][1]}); {repair}"

@@ -152,7 +152,7 @@ def decoded(samples: Samples, decode: Callable[[Row], Sample], workers: int, ski
     left_out = {samples.name(i): reason for i, reason in enumerate(found) if isinstance(reason, str)}
     good = [i for i, sample in enumerate(found) if not isinstance(sample, str)]
     if left_out and (not skip or not good):
-        raise ValueError(unreadable(list(left_out.items()), what))
+        raise ValueError(unreadable(list(left_out.items()), what, len(samples)))
     for path, reason in left_out.items():
         log.warning("%s: left out, not a %s (%s)", path, what, reason)
     kept = [sample for sample in found if not isinstance(sample, str)]

@@ -30,7 +30,7 @@ from engine.distributed import Ranks, find_device
 from engine.precision import autocast
 from engine.run_directory import DONE, RunDirectory
 from engine.signals import StopRequest
-from experiment.build import build_fit, open_data
+from experiment.build import build_fit, open_data, refuse_unusable
 from experiment.outcome import Job
 from experiment.shares import gpus
 
@@ -125,6 +125,7 @@ def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
             try:
                 if data_key(plan) not in opened:
                     data = open_data(at_tiny_rate(plan), find_device(plan.runtime.device), Ranks())
+                    refuse_unusable(data, Ranks())
                     opened[data_key(plan)] = data, time.perf_counter() - begun
             except (ValueError, FileNotFoundError, RuntimeError) as error:
                 problems.setdefault(" ".join(str(error).split())[:300], []).append(kinds.pop(kind).variant)
@@ -136,9 +137,13 @@ def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
         # Time some steps of each kind.
         costs: dict[str, Cost] = {}
         seconds = min(SECONDS, TIME_FOR_ALL / max(1, len(kinds)))
+        began = time.perf_counter()
         for number, (kind, plan) in enumerate(kinds.items(), start=1):
             where = f"{plan.data.name}, {plan.model.name}"
-            print(f"timing {number} of {len(kinds)}: {plan.variant} on {where}", flush=True)
+            spent, left = time.perf_counter() - began, len(kinds) - number + 1
+            first = f"some {duration(2 * seconds * left)} for all, more for large networks"
+            ahead = f"about {duration(spent / (number - 1) * left)} to go" if number > 1 else first
+            print(f"timing {number} of {len(kinds)}: {plan.variant} on {where}; {ahead}", flush=True)
             try:
                 costs[kind] = cost_of(plan, *opened[data_key(plan)], seconds)
             except (ValueError, FileNotFoundError, RuntimeError) as error:

@@ -11,6 +11,7 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
+from data.card import card_of
 from tests.named import refused
 from tests.opening import build_data
 
@@ -75,6 +76,33 @@ def test_files_that_are_no_images_are_passed_over(root: Path) -> None:
     for name in ("train/n01/Thumbs.db", "train/n01/._n01_0.JPEG", "val/.DS_Store", "train/n01.tar"):
         (root / name).write_bytes(b"x")
     assert build(root).fingerprint == before
+
+
+def test_tiny_imagenet_is_read_as_it_unpacks_or_told_what_to_do(root: Path) -> None:
+    before = build(root)
+    for folder in (root / "train").iterdir():
+        (folder / "images").mkdir()
+        for file in list(folder.glob("*.*")):
+            file.rename(folder / "images" / file.name)
+        (folder / f"{folder.name}_boxes.txt").touch()
+    data = build(root)
+    assert data.train.num_samples == before.train.num_samples
+    assert card_of(data)["unused"] == {".txt": 3}
+    (root / "val" / "images").mkdir()
+    for folder in list((root / "val").glob("n*")):
+        for file in folder.iterdir():
+            file.rename(root / "val" / "images" / file.name)
+        folder.rmdir()
+    (root / "val" / "val_annotations.txt").touch()
+    with refused("val/CLASS/", "val_annotations.txt"):
+        build(root)
+
+
+def test_a_class_folder_with_images_of_other_formats_says_so(root: Path) -> None:
+    for file in (root / "train" / "n01").iterdir():
+        file.rename(file.with_suffix(".gif"))
+    with refused("train/n01", ".gif"):
+        build(root)
 
 
 def rename(root: Path, old: str, new: str) -> None:

@@ -63,6 +63,69 @@ def test_an_area_that_is_not_given_is_that_of_the_box(coco: Path) -> None:
     assert found.areas[0] == found.boxes[0, 2] * found.boxes[0, 3]
 
 
+def test_numbers_and_truth_values_may_be_text(coco: Path) -> None:
+    """As exporters write them: nothing moves."""
+
+    def as_text(content: dict[str, Any]) -> None:
+        for part in ("images", "annotations", "categories"):
+            for entry in content[part]:
+                for key, value in entry.items():
+                    if key in ("id", "image_id", "category_id", "height", "width"):
+                        entry[key] = f"{value}" if value % 2 else float(value)
+                if part == "annotations":
+                    entry["bbox"] = [str(side) for side in entry["bbox"]]
+                    entry["iscrowd"] = {0: "0", 1: "true"}[entry["iscrowd"]]
+
+    before = read_coco(coco, "train2017")
+    change_json(coco, "train2017", as_text)
+    after = read_coco(coco, "train2017")
+    assert after.truth() == before.truth()
+    change_json(coco, "train2017", lambda content: [e.update(area=0) for e in content["annotations"]])
+    assert all(
+        row["area"] == row["bbox"][2] * row["bbox"][3] for row in read_coco(coco, "train2017").truth()["annotations"]
+    )
+
+
+@pytest.mark.parametrize(("key", "value"), [("id", 1.5), ("image_id", "a"), ("iscrowd", "maybe"), ("bbox", "1 2 3 4")])
+def test_what_may_mean_two_things_is_refused(coco: Path, key: str, value: Any) -> None:
+    path = change_json(coco, "train2017", lambda content: content["annotations"][3].update({key: value}))
+    change_json(coco, "train2017", lambda content: content["images"][0].update(id=value) if key == "id" else None)
+    with refused(path, key, repr(value)):
+        read_coco(coco, "train2017")
+
+
+def test_names_of_images_may_have_folders(coco: Path) -> None:
+    before = read_coco(coco, "train2017").truth()
+    names = iter(("train2017/{}", "sub/{}", "sub\\{}", "train2017\\{}"))
+
+    def moved(content: dict[str, Any]) -> None:
+        (coco / "train2017" / "sub").mkdir()
+        for entry, name in zip(content["images"], names, strict=False):
+            if name.startswith("sub"):
+                place = coco / "train2017"
+                (place / entry["file_name"]).rename(place / "sub" / entry["file_name"])
+            entry["file_name"] = name.format(entry["file_name"])
+
+    change_json(coco, "train2017", moved)
+    found = read_coco(coco, "train2017")
+    assert found.truth()["annotations"] == before["annotations"]
+    assert all(Path(found.name(i)).is_file() for i in range(len(found)))
+    for name in ("../x.jpg", "/etc/hostname", "C:\\x.jpg", "a/../../x.jpg"):
+        change_json(coco, "train2017", lambda content, name=name: content["images"][0].update(file_name=name))
+        with refused("instances_train2017.json", repr(name)):
+            read_coco(coco, "train2017")
+
+
+@pytest.mark.parametrize(
+    ("text", "ignored"),
+    [("0", 0), ("1", 1), ("Unspecified", 0), ("False", 0), ("no", 0), ("true", 1), ("", 0), (" yes ", 1)],
+)
+def test_difficult_is_a_truth_value(voc: Path, text: str, ignored: int) -> None:
+    path = voc / "Annotations" / "train_0.xml"
+    path.write_text(voc_xml(40, 60, [("dog", (1, 1, 20, 30), text)]))  # type: ignore[list-item]
+    assert read_scene(path).difficult == (bool(ignored),)
+
+
 def test_a_part_has_the_objects_of_its_images(coco: Path) -> None:
     whole = read_coco(coco, "train2017")
     part = whole.part(np.array([4, 1, 0]))
