@@ -232,6 +232,11 @@ def open_detection(
     name, size, classes = data.name, data.image_size, splits["train"].categories.names
     # A split without boxes is found before anything is trained: its AP would not be a number.
     require_training_boxes(name, splits["train"])
+    for split, part in splits.items():
+        if len(part.objects) and part.objects.boxes.max() <= 1:
+            raise ValueError(
+                f"{name}: no box of {split} reaches beyond 1: boxes are in pixels, not in shares of the image"
+            )
     parts: dict[str, Any] = cut(splits, data)
     for split in ("val", "test"):
         if len(parts[split]) and parts[split].objects.ignored.all():

@@ -94,6 +94,16 @@ def test_what_may_mean_two_things_is_refused(coco: Path, key: str, value: Any) -
         read_coco(coco, "train2017")
 
 
+def test_boxes_in_shares_of_the_image_are_refused(coco: Path) -> None:
+    def shares(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            entry["bbox"] = [side / 100 for side in entry["bbox"]]
+
+    change_json(coco, "val2017", shares)
+    with refused("coco", "test", "in pixels"):
+        build_data("coco", root=coco, batch_size=2)
+
+
 def test_names_of_images_may_have_folders(coco: Path) -> None:
     before = read_coco(coco, "train2017").truth()
     names = iter(("train2017/{}", "sub/{}", "sub\\{}", "train2017\\{}"))
