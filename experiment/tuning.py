@@ -12,8 +12,9 @@ combination is compared with its parts at the same values.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import count, product
 from pathlib import Path
@@ -121,6 +122,8 @@ class Tuning:
 
         for row in self.rows:
             self._find_knob(row)
+        for row in self.rows:
+            row.parts = [part for part in row.parts if part.method]
         self._refuse_unfair()
         tuned = [row for row in self.rows if row.candidates]
         if not tuned:
@@ -137,7 +140,8 @@ class Tuning:
 
     def _find_knob(self, row: TunedRow) -> None:
         """Decide the knob of a row, its candidates, and the rows that decide about its further regularizers."""
-        tune, values = self.tune, list[Any]()
+        tune = self.tune
+        values: Any = []
         asked = (
             {} if tune.knobs == "default" else {key.removeprefix("regularizer."): of for key, of in tune.knobs.items()}
         )
@@ -145,10 +149,13 @@ class Tuning:
             if tune.knobs == "default" and (of := declared(method).tune) is not None:
                 row.method, row.knob, values, row.source = method, of.knob, of.values, of.source
                 break
-            for knob in knobs_of(method):
-                if found := asked.get(f"{method}.{knob}", asked.get(knob)):
-                    row.method, row.knob, values, row.source = method, knob, found, "the command or the sweep's file"
-            if row.method:
+            own = {knob: asked.get(f"{method}.{knob}", asked.get(knob)) for knob in knobs_of(method)}
+            own = {knob: found for knob, found in own.items() if found}
+            if len(own) > 1:
+                raise UserError(f"tune: {' and '.join(own)} are both of {method}; one knob of a row is tuned")
+            if own:
+                ((row.knob, values),) = own.items()
+                row.method, row.source = method, "the command or the sweep's file"
                 break
         key = override_key(row.plan, row.method, row.knob) if row.method else ""
         axes = {**({key: values} if key else {}), **({"lr": tune.lr} if tune.lr else {})}
@@ -220,7 +227,7 @@ class Tuning:
         for row in alone:
             choose(row)
         for row in combined:
-            if shown or all(part.chosen or not part.candidates for part in row.parts):
+            if shown or all(part.chosen for part in row.parts):
                 row.given = given_by(row)
                 self._plan_pilots(row)
             else:
@@ -327,7 +334,9 @@ def choose(row: TunedRow) -> None:
     summary = RunDirectory(row.pilots[0][0].run).summary()
     sign = -1.0 if summary["headline"] in summary.get("lower_is_better", ()) else 1.0
     # `candidates` are in the order of their distance from the row's own, and `max` takes the first of equal ones.
-    vals = [sign * (val_of(pilots) or 0.0) for pilots in row.pilots]
+    vals = [
+        sign * val if (val := val_of(pilots)) is not None and math.isfinite(val) else -math.inf for pilots in row.pilots
+    ]
     row.chosen = row.candidates[vals.index(max(vals))]
     row.end = end_of_list(row)
 
@@ -373,8 +382,6 @@ def end_of_list(row: TunedRow) -> str:
 
 def limits_of(row: TunedRow, key: str) -> tuple[float, float]:
     """The valid range of a knob; infinite where it has no end."""
-    from dataclasses import fields
-
     of = declared(row.method).options.get(row.knob) if key != "lr" else {"above": 0}
     if of is None:
         of = next(dict(f.metadata) for f in fields(LayerConfig) if f.name == row.knob)
@@ -413,7 +420,7 @@ def given_by(row: TunedRow) -> dict[str, Any]:
     return {
         override_key(row.plan, part.method, part.knob): part.chosen[override_key(part.plan, part.method, part.knob)]
         for part in row.parts
-        if part.chosen is not None and part.method
+        if part.chosen is not None
     }
 
 
