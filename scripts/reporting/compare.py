@@ -13,7 +13,7 @@ from scripts.reporting.statistics import Difference, Spread, holm, paired, verdi
 
 OTHER = ("#c23b3b", "#5c8a00", "#5e4fa2", "#b8860b", "#00796b", "#444444", "#d67bb8", "#7fb8d8", "#8c5a3c", "#a8b400")
 INK = "#222222"
-MOST_CURVES = 10
+MOST_CURVES = 16
 
 
 def compare(sweep: Sweep) -> Sweep:
@@ -130,7 +130,7 @@ def best_on_val(rows: Sequence[Row]) -> Row | None:
 
 
 def few_rows(sweep: Sweep) -> list[Row]:
-    """At most ten rows for the training curves: where a knob is varied and val can choose, the best of each line."""
+    """At most sixteen rows for the training curves: where a knob is varied and val can choose, the best of each line."""
     if len(sweep.rows) <= MOST_CURVES:
         return sweep.rows
     varied = lines(sweep, "keep_prob") or lines(sweep, "block_size")

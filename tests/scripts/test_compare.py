@@ -204,11 +204,11 @@ def test_many_rows_without_a_figure_have_their_curves(tmp_path: Path) -> None:
     rows = {
         (f"schedule={schedule}", f"groups={groups}"): [80.0]
         for schedule in ("linear", "constant", "cosine", "curriculum")
-        for groups in ("[4]", "[3]", "[3,4]")
+        for groups in ("[4]", "[3]", "[3,4]", "[2]", "[2,4]")
     }
     sweep = read_sweep(grid(tmp_path, rows))
-    assert len(sweep.rows) == 12
-    assert few_rows(sweep) == sweep.rows[:10]
+    assert len(sweep.rows) == 20
+    assert few_rows(sweep) == sweep.rows[:16]
 
 
 def test_the_pilots_of_another_setting_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
