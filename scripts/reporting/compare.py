@@ -130,7 +130,7 @@ def best_on_val(rows: Sequence[Row]) -> Row | None:
 
 
 def few_rows(sweep: Sweep) -> list[Row]:
-    """At most sixteen rows for the training curves: where a knob is varied and val can choose, the best of each line."""
+    """At most 16 rows for the training curves: where a knob is varied and val can choose, the best of each line."""
     if len(sweep.rows) <= MOST_CURVES:
         return sweep.rows
     varied = lines(sweep, "keep_prob") or lines(sweep, "block_size")
