@@ -61,7 +61,7 @@ def outside(place: Path, like: Any, data: DataConfig, workers: int) -> Any:
     assert isinstance(like, FileLoader)
     loader = copy.copy(like)
     steps = [partial(crop_centre, size=data.image_size, decode=None if data.decoder == "pil" else decode)]
-    loader.samples, loader.workers = files, workers
+    loader.samples = files
     loader.reader = BatchReader(files, steps, like.reader.seed, training=False, skip=skip)
     loader.num_samples, loader.bad_images = len(files), {}
     loader.batches = replace(like.batches, num_samples=len(files))

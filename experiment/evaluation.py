@@ -25,6 +25,7 @@ from data.cifar10c import CLASSES, corrupted_cifar, corruptions_in
 from data.corruptions import corrupted
 from data.outside import outside
 from dropblock import LayerControl, installed_layers
+from engine import cpu
 from engine.console import duration
 from engine.distributed import Ranks, find_device
 from engine.evaluation import Evaluation
@@ -139,7 +140,7 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     if wanted.ood is not None:
         if task.name != "classification":
             raise UserError(f"ood={wanted.ood}: for classification, not for {task.name}")
-        strangers = outside(Path(wanted.ood), loader, finished.plan.data, finished.plan.runtime.workers or 0)
+        strangers = outside(Path(wanted.ood), loader, finished.plan.data, cpu.cores_of_a_rank())
         for layers, (row, ours) in zip([[], *averaged], [sampled(finished, loader, [], 1), *found], strict=True):
             theirs = sampled(finished, strangers, layers, row["samples"], wanted.seed)[1]
             named = {name: row[name] for name in ("layers", "keep_prob", "block_size")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,7 +16,11 @@ import experiment.evaluation
 from engine.run_directory import DONE, RunDirectory
 from engine.signals import Stopped
 from experiment.evaluation import results_of
-from scripts.report import main as report
+from scripts.reporting.compare import compare
+from scripts.reporting.csv_files import runs_csv
+from scripts.reporting.figures import reliability
+from scripts.reporting.runs import read_sweep
+from scripts.reporting.tables import as_markdown, beside_accuracy
 
 
 def test_evaluations_are_made_once_and_resumed(
@@ -59,21 +63,21 @@ def test_evaluations_are_made_once_and_resumed(
     assert "no checkpoint to evaluate" in capsys.readouterr().err
 
     # The report has a line for every number, paired, and a reliability diagram.
-    (sweep,) = tmp_path.glob("sweeps/*")
-    assert report([str(sweep)]) == 0
-    text = (sweep / "report.md").read_text()
-    table = text[text.index("## Beside accuracy") :]
+    (folder,) = tmp_path.glob("sweeps/*")
+    sweep = compare(read_sweep(folder))
+    table = as_markdown(beside_accuracy(sweep))
     assert "after temperature: expected calibration error (%) ↓" in table
     assert "mean of 2 masks of the row's own layers: predictive entropy (nats)" in table
-    assert (sweep / "reliability.png").exists()
-    lines = [*csv.DictReader((sweep / "runs.csv").open())]
-    column = "temperature/after temperature/loss"
-    assert float(lines[1][column]) == pytest.approx(made["temperature"]["temperature"]["loss"], abs=1e-6)
     assert "all corruptions: top-1 accuracy (%) ↑" in table
-    jpeg = json.loads((runs["none"].path / "evaluations.json").read_text())["corruption"]["corrupted"][-3:]
-    assert {row["corruption"] for row in jpeg} == {"jpeg"}
-    mean = sum(row["top1"] for row in jpeg) / 3
-    assert float(lines[0]["corruption/jpeg/top1"]) == pytest.approx(mean, abs=1e-6)
+    reliability(sweep, tmp_path / "reliability.png")
+    lines = [*csv.DictReader(io.StringIO(runs_csv(sweep)))]
+    after = made["temperature"]["temperature"]["loss"]
+    assert float(lines[1]["temperature/after temperature/loss"]) == pytest.approx(after, abs=1e-6)
+    corrupted = runs["none"].read("evaluations.json")["corruption"]["corrupted"]
+    jpeg = [row["top1"] for row in corrupted if row["corruption"] == "jpeg"]
+    assert float(lines[0]["corruption/jpeg/top1"]) == pytest.approx(sum(jpeg) / 3, abs=1e-6)
+    mean = sum(row["top1"] for row in corrupted) / 15
+    assert float(lines[0]["corruption/all corruptions/top1"]) == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("text", ["nonsense", "samples=0", "ood=/nowhere", "severity=1"])

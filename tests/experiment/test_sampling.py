@@ -115,17 +115,18 @@ def finished(run: Path, eval_batch_size: int = 256) -> Finished:
 
 def test_masks_do_not_depend_on_the_batch_and_have_the_full_rate(run: Path) -> None:
     """The schedule of this run ends at a rate of 0; its layers are drawn at the rate that it began with."""
-    once = results_of(finished(run), EvaluationConfig(samples=2))["sampled"][0]
+    of = finished(run)
+    once = results_of(of, EvaluationConfig(samples=2))["sampled"][0]
     again = results_of(finished(run, eval_batch_size=7), EvaluationConfig(samples=2))["sampled"][0]
     assert (once["layers"], once["keep_prob"], once["block_size"], once["samples"]) == ("dropblock", 0.5, 3, 2)
     for name in ("loss", "top1", "brier", "ece", "entropy", "mutual_information"):
         assert again[name] == pytest.approx(once[name], rel=1e-4), name
     assert once["mutual_information"] > 1e-4
-    other = results_of(finished(run), EvaluationConfig(samples=2, seed=1))["sampled"][0]
+    other = results_of(of, EvaluationConfig(samples=2, seed=1))["sampled"][0]
     assert other["loss"] != once["loss"]
     # Of keep_prob 1 every sample is the network itself.
-    [same] = results_of(finished(run), EvaluationConfig(samples=2, keep_prob=[1.0]))["sampled"]
-    plain = results_of(finished(run), EvaluationConfig())
+    plain = results_of(of, EvaluationConfig(samples=2, keep_prob=[1.0]))
+    [same] = plain["sampled"]
     assert same["loss"] == pytest.approx(plain["loss"], rel=1e-6)
     assert same["mutual_information"] < 1e-9
 
