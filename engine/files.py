@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -71,7 +72,8 @@ def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSErr
     except OSError:
         space = ""
     wanted = "" if needed is None else f"; {needed / 1e6:.1f} MB needed"
-    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{space})")
+    more = "; make room, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{space}){more}")
 
 
 def remove_unfinished(folder: Path) -> None:
