@@ -95,7 +95,7 @@ def _counted(data: Data) -> Card:
             split: {
                 "images": len(samples),
                 "counted": counts[split].of,
-                "counts": dict(zip(data.classes, counts[split].each, strict=True)),
+                "counts": dict(zip(data.classes, counts[split].each, strict=False)),  # none without labels
                 "ignored": counts[split].ignored,
                 "counted_in": counts[split].read,
                 "left_out": dict(samples.left_out),
@@ -352,7 +352,7 @@ def card_text(card: Card) -> list[str]:
         share = 100 * train["ignored"] / (total + train["ignored"])
         ignored = f"; {share:.1f} % of all are ignored" if what == "pixels" else f"; {train['ignored']:,} ignored"
     some = "" if train["counted_in"] == train["images"] else f" in {train['counted_in']:,} masks"
-    lines = [f"{what} of {len(counts):,} classes in train{some}: {each}{ignored}"]
+    lines = [f"{what} of {len(counts):,} classes in train{some}: {each}{ignored}"] if counts else []
     if card["sizes"]:
         sizes = list(card["sizes"])
         areas = sorted(sizes, key=lambda size: (int(size.split("x")[0]) * int(size.split("x")[1]), size))
