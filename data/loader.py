@@ -22,6 +22,7 @@ from configs.schema import DataConfig
 from data.decode import unreadable, why
 from data.draws import MOST, Draws, uniforms
 from data.interface import Loading
+from data.pipelines import RegularizerError
 from data.samples import Sample, Samples, Step
 from data.splits import Batches, Indices
 
@@ -73,12 +74,14 @@ class BatchReader(Dataset[Made]):
             draws = Draws(numbers, self.seed, epoch, index) if self.training else None
             # A bad training sample gives way to the next good one. In evaluation it is left out: a sample counted twice
             # would be a wrong number.
-            for step in range(MAX_BAD_IN_A_ROW if self.skip and self.training else 1):
-                position = (index + step) % len(self.samples)
+            for offset in range(MAX_BAD_IN_A_ROW if self.skip and self.training else 1):
+                position = (index + offset) % len(self.samples)
                 try:
                     rows.append(self.example(position, draws))
                     pairs.append((index, position))
                     break
+                except RegularizerError:  # a mistake in a class, not in the image
+                    raise
                 except Exception as error:  # decoders raise nearly anything on damaged files
                     bad.append((self.samples.name(position), why(error)))
         fields = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in (rows[0] if rows else ())}
@@ -165,15 +168,15 @@ class FileLoader:
             if self.batches.shuffled and len(taken) < len(share):
                 path, reason = met[-1]
                 raise ValueError(f"{path}: the last of {MAX_BAD_IN_A_ROW} unusable images in a row ({reason})")
-            if not len(taken):
+            if not len(taken):  # in evaluation, where all of a batch are left out
                 continue
             # On the device: bytes are a quarter of the numbers that they become.
             fields = {k: v if k in ON_CPU else v.to(self.device, non_blocking=True) for k, v in fields.items()}
             images = self.to_network(fields.pop("images"), epoch, asked.numpy(), fields.pop("seen", None))
             yield self.to_batch(images=images, **fields, indices=taken)
 
-    def _account(self, met: Sequence[tuple[str, str]], epoch: set[str]) -> None:
-        """Add the (path, reason) of a batch to `bad_images`, and to the paths of its epoch.
+    def _account(self, met: Sequence[tuple[str, str]], bad: set[str]) -> None:
+        """Add the (path, reason) of a batch to `bad_images`, and its paths to those of the epoch, `bad`.
 
         Raises:
             ValueError: without `skip` for any; with it when they are more than a few.
@@ -184,12 +187,12 @@ class FileLoader:
             if path not in self.bad_images:
                 log.warning("%s: left out, not a usable image (%s)", path, reason)
             self.bad_images[path] = reason
-            epoch.add(path)
+            bad.add(path)
         count = self.batches.of_this_rank
-        if len(epoch) > tolerated(count):
-            path = min(epoch)
+        if len(bad) > tolerated(count):
+            path = min(bad)
             raise ValueError(
-                f"{len(epoch)} of {count} images cannot be used, {tolerated(count)} may be left out; one is {path} "
+                f"{len(bad)} of {count} images cannot be used, {tolerated(count)} may be left out; one is {path} "
                 f"({self.bad_images[path]})"
             )
 

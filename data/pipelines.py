@@ -18,6 +18,10 @@ from data.placement import fit, jitter, pad, recolour
 from data.samples import Sample, Step
 
 
+class RegularizerError(RuntimeError):
+    """An image regularizer has failed: its class has a mistake, or the options that it was given."""
+
+
 def photograph(
     size: int,
     decode: Decode | None,
@@ -56,4 +60,7 @@ def placed(size: int, augment: AugmentConfig, regularizers: Sequence[Any], train
 
 def regularized(sample: Sample, draws: Draws | None, *, by: Any) -> Sample:
     """Change the bytes of an image by a regularizer; see `data.image_regularizers`."""
-    return {**sample, "images": by.on_image(sample["images"], draws)}
+    try:
+        return {**sample, "images": by.on_image(sample["images"], draws)}
+    except Exception as error:  # not to be taken for an unusable image, which `on_bad_image=skip` leaves out
+        raise RegularizerError(f"{type(by).__name__}.on_image: {type(error).__name__}: {error}") from error

@@ -61,7 +61,7 @@ class Fit:
             data's fingerprint.
         ranks, device: where this process stands.
         stop: looked at after every step and every batch of an evaluation.
-        batch_transforms: batch regularizers, applied to images and targets together before the network sees them.
+        batch_regularizers: change images and targets together, before the network sees them.
     """
 
     task: Task
@@ -77,7 +77,7 @@ class Fit:
     ranks: Ranks
     device: torch.device
     stop: StopRequest
-    batch_transforms: Sequence[BatchTransform] = ()
+    batch_regularizers: Sequence[BatchTransform] = ()
 
     def __post_init__(self) -> None:
         self.lr = LearningRate(self.recipe, len(self.data.train))
@@ -97,7 +97,7 @@ class Fit:
         state, options, epochs, per_epoch = self.state, self.options, self.recipe.epochs, len(self.data.train)
         self.stop.defer()  # from here on there is a state worth writing before a signal ends the run
         self.bar = Progress(self.total_steps, state.step, shown=options.progress and self.ranks.is_main)
-        # A signal may have come in the evaluation of an epoch whose steps are all done: then that is repeated.
+        # A signal may have come in the evaluation of an epoch whose steps are all done.
         evaluates = state.step == (state.epochs_done + 1) * per_epoch
         with MetricsWriter(self.directory.path, state.step, evaluates, self.ranks.is_main) as self.writer, self.bar:
             while state.epochs_done < epochs:
@@ -105,7 +105,9 @@ class Fit:
                 self._clock = time.perf_counter()
                 epoch = state.epochs_done
                 done_batches = state.step - epoch * per_epoch
-                for batch in self.data.train.epoch(epoch, done_batches) if done_batches < per_epoch else ():
+                # Where none is left the run was stopped in the evaluation of this epoch, and only that is repeated.
+                batches = self.data.train.epoch(epoch, done_batches) if done_batches < per_epoch else ()
+                for batch in batches:
                     # The paper sets keep_prob before step t from t / T, so the first step drops nothing.
                     self.step(batch, state.step / self.total_steps)
                     self.bar.advance(epoch, epochs)
@@ -145,11 +147,11 @@ class Fit:
 
         # Accumulate the gradients of the micro-batches.
         micro_batches = [batch] if recipe.accumulate == 1 else batch.split(recipe.accumulate)
-        weight, images, divided_by = torch.zeros((), dtype=torch.float64, device=self.device), 0, None
+        weight, images, previous = torch.zeros((), dtype=torch.float64, device=self.device), 0, None
         for i, micro in enumerate(micro_batches):
             # Draws are a function of where in the run they are used: a resumed run draws the same ones.
-            for number, transform in enumerate(self.batch_transforms):
-                micro = transform(micro, partial(mix, self.seed, MIXES, rank, step, i, number))
+            for number, regularizer in enumerate(self.batch_regularizers):
+                micro = regularizer(micro, partial(mix, self.seed, MIXES, rank, step, i, number))
             self.layers.set_seeds(partial(mix, self.seed, MASKS, rank, step, i))
             seed_device(mix(self.seed, OTHERS, rank, step, i), self.device)
 
@@ -159,19 +161,20 @@ class Fit:
                 loss, own_weight, sums = self.task.loss(network, micro)
             self.guard.loss(loss, micro, i)
 
-            # The step's loss is one mean over all micro-batches and ranks: each counts by its weight (images, labelled
-            # pixels, positive anchors). The weight of all is estimated from what has been seen until the last one ends
-            # it, and the gradients so far follow. DDP takes the mean over the ranks, hence their number.
+            # The loss of a step is one mean over its micro-batches and ranks, each counted by its weight (images,
+            # labelled pixels, positive anchors). The total weight is known only with the last micro-batch; until then
+            # it is extrapolated, and the gradients so far are rescaled to each new value. DDP averages over the ranks:
+            # so the total is divided by their number.
             if len(micro_batches) > 1 or self.ranks.world_size > 1:
                 weight, images = weight + own_weight, images + micro.size
                 if i + 1 < len(micro_batches):
                     divisor = self.task.normalizer(weight * batch.size / images)
                 else:
                     divisor = self.task.normalizer(self.ranks.sum(weight)) / self.ranks.world_size
-                if divided_by is not None:
+                if previous is not None:
                     gradients = [p.grad for p in self.guard.parameters if p.grad is not None]
-                    torch._foreach_mul_(gradients, (divided_by / divisor).to(gradients[0].dtype))
-                loss, divided_by = loss * (self.task.normalizer(own_weight) / divisor), divisor
+                    torch._foreach_mul_(gradients, (previous / divisor).to(gradients[0].dtype))
+                loss, previous = loss * (self.task.normalizer(own_weight) / divisor), divisor
             scaler.scale(loss).backward()
             state.window.add(sums, micro.size)
 
@@ -314,7 +317,8 @@ class Fit:
             if loader is not None:
                 done = evaluate(self.task, network, loader, ranks, device, precision, self._stop_if_asked)
                 values |= {f"{split}/{name}": value for name, value in done.metrics.items()}
-        self.state.tables = [asdict(table) for table in done.tables]
+                if split == "test":
+                    self.state.tables = [asdict(table) for table in done.tables]
         refuse_metrics(values)
         if self.task.num_pictures and self.ranks.is_main:
             self._draw(network)

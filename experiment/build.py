@@ -145,10 +145,10 @@ def build_fit(
 
     # Hooks are set on the network that is trained, not on the averaged copy of it that the state holds.
     state = TrainState(model, recipe)
-    changes = [BATCH_REGULARIZERS[name](**options) for name, options in plan.options_of("batch").items()]
-    for change in changes:
-        if hasattr(change, "install"):
-            change.install(model)
+    batch_regularizers = [BATCH_REGULARIZERS[name](**options) for name, options in plan.options_of("batch").items()]
+    for regularizer in batch_regularizers:
+        if hasattr(regularizer, "install"):
+            regularizer.install(model)
 
     # What a checkpoint says of its origin is compared when it is loaded again.
     fit = Fit(
@@ -165,6 +165,6 @@ def build_fit(
         ranks=ranks,
         device=device,
         stop=stop,
-        batch_transforms=changes,
+        batch_regularizers=batch_regularizers,
     )
     return fit, layers

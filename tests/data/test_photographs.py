@@ -20,12 +20,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
-from configs.schema import AugmentConfig
-from data import ClassificationBatch, Data, decode, draws, photographs
+from configs.schema import AugmentConfig, DataConfig
+from data import ClassificationBatch, Data, Loading, decode, draws, photographs
+from data import build_data as build_from_configuration
 from data.draws import Draws
 from data.loader import MAX_BAD_ALWAYS, tolerated
 from data.photographs import random_box, resized
-from data.pipelines import photograph
+from data.pipelines import RegularizerError, photograph
 from tests.named import refused
 from tests.opening import build_data
 
@@ -378,3 +379,15 @@ def test_a_killed_worker_ends_the_run_with_its_cause(tree: Path) -> None:
     threading.Timer(0.3, worker.kill).start()
     with refused("worker", as_a=RuntimeError):
         list(epoch)
+
+
+def test_a_mistake_in_a_regularizer_is_no_unusable_image(tree: Path) -> None:
+    class Broken:
+        def on_image(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
+            raise IndexError("no such place")
+
+    data = DataConfig("imagenet", str(tree), image_size=32, on_bad_image="skip", val_fraction=0.0)
+    opened = build_from_configuration(data, AugmentConfig(), Loading(4, regularizers=[Broken()]))
+    with pytest.raises(RegularizerError, match="Broken"):
+        next(opened.train.epoch(0))
+    assert not opened.train.bad_images

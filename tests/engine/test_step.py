@@ -44,7 +44,7 @@ def test_every_micro_batch_has_seeds_of_its_own(tmp_path: Path, monkeypatch: pyt
     assert len(set(masks)) == len(set(device)) == 6 * 2
 
 
-def test_batch_transforms_act_in_order_on_every_micro_batch_with_seeds_of_their_own(tmp_path: Path) -> None:
+def test_batch_regularizers_act_in_order_on_every_micro_batch_with_seeds_of_their_own(tmp_path: Path) -> None:
     def run_twice_as_bright(place: Path) -> tuple[Fit, list[tuple[int, int]]]:
         seeds: list[tuple[int, int]] = []
 
@@ -56,7 +56,7 @@ def test_batch_transforms_act_in_order_on_every_micro_batch_with_seeds_of_their_
             seeds.append((draws(0), draws(1)))
             return replace(batch, images=batch.images * 2)
 
-        run = replace(fit(CASES["classification"](), place, accumulate=2), batch_transforms=[first, second])
+        run = replace(fit(CASES["classification"](), place, accumulate=2), batch_regularizers=[first, second])
         run.run()
         return run, seeds
 
@@ -74,7 +74,7 @@ def test_batch_transforms_act_in_order_on_every_micro_batch_with_seeds_of_their_
         return batch
 
     for rank in (0, 1):
-        one = replace(fit(CASES["classification"](), tmp_path / f"rank{rank}"), batch_transforms=[drawing])
+        one = replace(fit(CASES["classification"](), tmp_path / f"rank{rank}"), batch_regularizers=[drawing])
         replace(one, ranks=Ranks(rank)).step(next(one.data.train.epoch(0)), 0.0)
     assert drawn[0] == seeds[0][0]
     assert drawn[0] != drawn[1]
