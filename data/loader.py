@@ -6,7 +6,9 @@ this process moves them to the device and normalizes there.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -310,3 +312,16 @@ def _leave_signals_to_the_parent(_: int) -> None:
     """Ctrl-C and a scheduler's signal go to the whole process group; the parent finishes its step and ends us."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Kill the workers of an epoch that something still refers to when Python ends, an exception's traceback, say.
+
+    multiprocessing would send them SIGTERM, which they ignore, and wait for ever.
+    """
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # at which torch raises
+    for worker in workers:
+        worker.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import resource
+import signal
 import struct
 import threading
 import time
@@ -24,7 +25,7 @@ from configs.schema import AugmentConfig, DataConfig
 from data import ClassificationBatch, Data, Loading, decode, draws, photographs
 from data import build_data as build_from_configuration
 from data.draws import Draws
-from data.loader import MAX_BAD_ALWAYS, tolerated
+from data.loader import MAX_BAD_ALWAYS, _end_workers, tolerated
 from data.photographs import random_box, resized
 from data.pipelines import RegularizerError, photograph
 from tests.named import refused
@@ -376,9 +377,24 @@ def test_a_killed_worker_ends_the_run_with_its_cause(tree: Path) -> None:
     next(epoch)
     (worker,) = set(psutil.Process().children()) - before
     worker.suspend()
-    threading.Timer(0.3, worker.kill).start()
+    waiting = threading.Event()
+    threading.Thread(target=lambda: waiting.wait() and (time.sleep(0.1), worker.kill())).start()
     with refused("worker", as_a=RuntimeError):
+        waiting.set()
         list(epoch)
+
+
+def test_workers_that_are_left_do_not_hold_up_the_end_of_python(tree: Path) -> None:
+    before, handler = set(psutil.Process().children()), signal.getsignal(signal.SIGCHLD)
+    epoch = photos(tree, workers=1).train.epoch(0)
+    next(epoch)
+    workers = set(psutil.Process().children()) - before
+    _end_workers()
+    alive = psutil.wait_procs(workers, timeout=10)[1]
+    epoch.close()
+    signal.signal(signal.SIGCHLD, handler)
+    assert len(workers) == 1
+    assert not alive
 
 
 def test_a_mistake_in_a_regularizer_is_no_unusable_image(tree: Path) -> None:
