@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-hydra-next gpu check setup pins clean
+.PHONY: train test test-long test-hydra-next gpu check setup pins clean
 
 # The main job. Overrides: make train ARGS="regularizer=none seed=2"
 train: setup
@@ -10,6 +10,10 @@ train: setup
 
 test: setup
 	$(RUN) -m pytest -n auto --dist worksteal $(ARGS)
+
+# The long forms of tests that `make test` has a short form of: more kills, more seeds, larger networks.
+test-long: setup
+	$(RUN) -m pytest -n auto --dist worksteal -m slow --timeout 3600 $(ARGS)
 
 # What only a GPU can show, in at most nine minutes; exits with 0 only where it ran and passed.
 gpu: setup
