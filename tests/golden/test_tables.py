@@ -40,6 +40,7 @@ SETTING: dict[str, tuple[str, ...]] = {
     "fig5": ("data=imagenet", ROOT, "recipe=imagenet_270"),
     "findings_small": OWN,
     "fractalnet": ("data=cifar10", "recipe=fractalnet"),
+    "imagenette_table": ("data=imagenette", ROOT, "data.prepared=true"),
     "rivals": ("data=digits",),
     "schedules_overfit": OWN,
     "schedules_underfit": OWN,
@@ -56,7 +57,7 @@ NEEDS = {
         for name in ("fractal20", "fractal20_regularized", "fractal40")
     },
 }
-OWN_ROOT = ("bccd", "camvid", "findings", "keep_prob", "photographs", "schedules", "table1_small", "voc")
+OWN_ROOT = ("bccd", "camvid", "findings", "imagenette", "keep_prob", "photographs", "schedules", "table1_small", "voc")
 
 
 def row(name: str) -> dict[str, Any]:
