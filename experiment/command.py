@@ -16,10 +16,10 @@ What happens between Ctrl-C and the next start:
     2. `RunDirectory.session` writes STOPPED into status.json and unlocks the run directory.
     3. `run_job` returns code 130 or 143 with `ends_all`: no other job starts. With jobs=N the pool passes the signal
        on to its workers (`Pool._signals`) and waits until each has done 1 to 3.
-    4. `note_run` leaves one file for each job in the directory of the sweep; the command ends with 130 or 143.
+    4. In a grid `note_run` leaves one file for each job in the directory of the sweep. It ends with 130 or 143.
     5. The same command comes to the same list of jobs. Those that are DONE, evaluations included, are skipped at once
-       (`skip_done`), one with a checkpoint resumes after its last step, one that another process has locked is left for
-       the end.
+       (`skip_done`; a single run says so in `run_plan`), one with a checkpoint resumes after its last step, one of a
+       grid that another process has locked is left for the end.
 
 A killed process can do none of this. Its lock is gone with it, so its run counts as KILLED and resumes like the others.
 
