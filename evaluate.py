@@ -13,7 +13,7 @@
                         brightness, contrast, jpeg, of this project (not those of CIFAR-10-C)
     cifar10c=FOLDER     the same on the files of CIFAR-10-C, for a network of CIFAR-10
     ood=FOLDER          images of none of the classes, in class folders or not: how well max softmax, entropy and (with
-                        samples=) mutual information tell them from those of the split (classification)
+                        samples=) mutual information distinguish them from the split's (classification)
     column=[1,2,3]      columns of a FractalNet alone, beside the whole network; 1 is the shallowest
     temperature=val     fit one temperature on val, and add the metrics of the split after it: label smoothing, mixup
                         and the like change how sure a network is, and with it loss and calibration (classification)

@@ -28,7 +28,7 @@ class EvaluationConfig:
         severity: 1 to 5, of these; 1, 3 and 5 unless given.
         cifar10c: a directory with the files of CIFAR-10-C: the same on its images, for a network of CIFAR-10.
         ood: images that are of none of the classes, in a directory or in class folders below it: how well the network's
-            uncertainty tells them from those of the split; by one prediction, and by the mean over `samples`.
+            uncertainty distinguishes them from the split's; by one prediction, and by the mean over `samples`.
         seed: decides masks and noise.
     """
 

@@ -72,7 +72,7 @@ def cannot_write(path: Path, error: OSError, needed: int | None = None) -> OSErr
     except OSError:
         space = ""
     wanted = "" if needed is None else f"; {needed / 1e6:.1f} MB needed"
-    more = "; make room, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    more = "; free some space, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     return OSError(error.errno, f"cannot write {path} ({error.strerror or error}{wanted}{space}){more}")
 
 

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: does a network's uncertainty tell other images from those of its classes?"""
+"""Out-of-distribution detection: does a network's uncertainty distinguish images of no class of its own?"""
 
 from __future__ import annotations
 

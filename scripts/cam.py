@@ -69,7 +69,7 @@ def draw(paths: list[Path], root: str | None, number: int, out: Path) -> None:
     data = runs[0][2]
     images, labels = one_of_each_class(data, number)
 
-    # A grid of small pictures, with room for the names of the runs at the left.
+    # A grid of small pictures, with space for the names of the runs at the left.
     width, height = 1.35 * len(labels) + 2.0, 1.4 * (len(runs) + 1) + 0.2
     margins = {"wspace": 0.06, "hspace": 0.06, "left": 2.0 / width, "right": 0.99}
     figure, grid = plt.subplots(len(runs) + 1, len(labels), figsize=(width, height), squeeze=False, gridspec_kw=margins)

@@ -48,7 +48,7 @@ from experiment.trained import opened, trained
 from scripts.entry import guarded
 
 ERRORS = {"right": (255, 255, 255), "wrong": (214, 39, 40), "not counted (white in the truth)": (170, 170, 170)}
-MANY = 24  # classes that a legend has room for
+MANY = 24  # classes that a legend shows
 
 
 @dataclass

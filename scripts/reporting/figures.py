@@ -203,7 +203,7 @@ def tuning(sweep: Sweep, out: Path) -> None:
     rows = chosen_rows(sweep)
     with drawing(out, len(rows), 1.2 + 1.9 * len(rows), 2.9) as (_, panels):
         values = [of["val"] for row in rows for of in row["tuned"]["candidates"]]
-        room = 0.08 * (max(values) - min(values)) or 0.5
+        padding = 0.08 * (max(values) - min(values)) or 0.5
         for row, axes in zip(rows, panels, strict=True):
             entry = row["tuned"]
             keys = [*entry["chosen"]]
@@ -232,7 +232,7 @@ def tuning(sweep: Sweep, out: Path) -> None:
             axes.plot(*at, "o", ms=11, mfc="none", mec=row["colour"], mew=1.4)
             axes.set_xticks(range(len(names)), [f"{of:g}" if isinstance(of, int | float) else str(of) for of in names])
             axes.set_xlim(-0.4, len(names) - 0.6)
-            axes.set_ylim(min(values) - room, max(values) + room)
+            axes.set_ylim(min(values) - padding, max(values) + padding)
             axes.set_xlabel(keys[0].rpartition(".")[2])
             name = label_of(row["regularizer"], row["runs"][0]["styles"])
             axes.set_title(name.replace(" + ", " +\n"), loc="left", fontsize=8)

@@ -108,8 +108,8 @@ def scale_of(differences: Sequence[Difference], margin: float) -> tuple[float, f
     widest = 1.6 * max(margin, *(abs(value) for value in values))
     ends = [min(max(end, -widest), widest) for of in differences for end in of.interval or ()]
     reach = [-margin, margin, *values, *ends]
-    room = 0.06 * (max(reach) - min(reach))
-    return min(reach) - room, max(reach) + room
+    padding = 0.06 * (max(reach) - min(reach))
+    return min(reach) - padding, max(reach) + padding
 
 
 def prose(text: str) -> Markup:

@@ -28,7 +28,7 @@ from scripts.reporting.names import metric_label
 from scripts.reporting.runs import Row, Sweep, by_seed, label, spread
 from scripts.reporting.statistics import Difference, Spread, detected, paired, seeds_for
 
-MOST_CLASSES = 30  # that a table has room for
+MOST_CLASSES = 30  # that a table shows
 Table = dict[str, Any]
 
 
@@ -215,7 +215,6 @@ def claims(sweep: Sweep) -> Table:
 
 def tuning(sweep: Sweep) -> Table:
     """Every candidate of every row with its result on val, and which one was chosen."""
-    kept = sweep.tuning or {"rows": []}
     digits, rows = sweep.digits, list[list[object]]()
     for row in sweep.rows if sweep.tuning else ():
         entry = row["tuned"]
@@ -229,7 +228,8 @@ def tuning(sweep: Sweep) -> Table:
             [name_cell(row), chosen, cell(", ".join(found), lines=found), pilots, time_text(seconds), entry["source"]]
         )
     heads = ["", "chosen", f"{sweep.metric} on val of each candidate", "pilots", "their time", "list from"]
-    return table_of("How each row was chosen", heads, rows, left=3, note=tuning_text(kept) if rows else "")
+    note = tuning_text(sweep.tuning) if sweep.tuning else ""
+    return table_of("How each row was chosen", heads, rows, left=3, note=note)
 
 
 def tuning_text(kept: Mapping[str, Any]) -> str:
@@ -244,7 +244,7 @@ def tuning_text(kept: Mapping[str, Any]) -> str:
         "The choice reads nothing of test.",
         *(f"{entry['name']}: {entry['end']}." for entry in tuned if entry["end"]),
     ]
-    return " ".join(filter(None, parts))
+    return " ".join(parts)
 
 
 def pilots_of(entry: Mapping[str, Any]) -> tuple[int, float]:

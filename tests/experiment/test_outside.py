@@ -1,4 +1,4 @@
-"""Images of the classes told from others by a score: each measure by its definition, pair by pair."""
+"""Images of the classes distinguished from others by a score: each measure by its definition, pair by pair."""
 
 from __future__ import annotations
 
