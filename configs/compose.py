@@ -73,24 +73,6 @@ def compose_jobs(arguments: Arguments) -> list[tuple[list[str], DictConfig]]:
         return [(job, _composed(hydra, for_hydra(job))) for job in jobs]
 
 
-def plan_with(config: DictConfig, overrides: Sequence[str], values: Mapping[str, Any]) -> Plan:
-    """The plan of a job of a grid with some keys set after its composition.
-
-    Args:
-        config: composed.
-        overrides: those that composed it.
-        values: by the key of the command line; such as no group is chosen by.
-
-    Raises:
-        UserError: for a value that is refused, in one line.
-    """
-    config = config.copy()
-    for key, value in values.items():
-        (word,) = for_hydra([f"{key}=null"])
-        OmegaConf.update(config, word.partition("=")[0].lstrip("+"), value, force_add=True)
-    return resolve_composed(config, [*overrides, *overrides_of(values)], grid=True)
-
-
 def overrides_of(values: Mapping[str, Any]) -> list[str]:
     """Values as overrides of the command line: numbers in their shortest spelling."""
     spelled = {key: str(value).lower() if isinstance(value, bool) else value for key, value in values.items()}

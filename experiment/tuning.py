@@ -15,18 +15,16 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from itertools import count, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from omegaconf import DictConfig
-
 from configs.checking import UserError, nearest
-from configs.compose import config_of, overrides_of, plan_with
+from configs.compose import config_of, overrides_of
 from configs.groups import declared
 from configs.plan import Plan
+from configs.resolve import resolve_composed
 from configs.schema import LAYER_KNOBS, LayerConfig, TuneConfig
 from engine.console import counted, table
 from engine.files import write_json
@@ -86,11 +84,6 @@ class TunedRow:
     def overrides(self) -> list[str]:
         """Those of the row without a seed."""
         return [override for override in self.jobs[0].overrides if key_of(override) != "seed"]
-
-    @cached_property
-    def config(self) -> DictConfig:
-        """The composed configuration of the row."""
-        return config_of(*self.overrides)
 
     def values(self) -> dict[str, Any]:
         """Everything that was chosen for it, by the keys of the overrides."""
@@ -201,14 +194,12 @@ class Tuning:
         """
         epochs: dict[str, Any] = {} if self.tune.epochs is None else {"epochs": self.tune.epochs}
         common = {**row.given, **epochs, "pilot": True}
-        plans = [plan_with(row.config, row.overrides, {**common, **candidate}) for candidate in row.candidates]
-        row.pilots = [[] for _ in plans]
+        row.pilots = [[] for _ in row.candidates]
         for i in range(self.budget):
-            place, seed = i % len(plans), self.seeds[i // len(plans)]
-            plan = plans[place]
+            place, seed = i % len(row.candidates), self.seeds[i // len(row.candidates)]
             asked = {**common, **row.candidates[place], "seed": seed}
             overrides = [*(word for word in row.overrides if key_of(word) not in asked), *overrides_of(asked)]
-            plan = replace(plan, seed=seed).made_by(overrides, plan.notes)
+            plan = composed(overrides)
             if row.parts and not row.given:  # shown before its parts have a choice
                 plan = placed(plan, f"{row.name} {values_text(row.candidates[place])}, the rest as chosen")
             row.pilots[place].append(Job(next(self.numbers), overrides, plan))
@@ -247,7 +238,7 @@ class Tuning:
         jobs = list(self.refused)
         for row in self.rows:
             if row.chosen is not None:
-                row.tuned = plan_with(row.config, row.overrides, row.values())
+                row.tuned = composed([*row.overrides, *overrides_of(row.values())])
             for job in row.jobs:
                 assert job.plan is not None
                 number, plan = next(self.numbers), job.plan
@@ -314,6 +305,11 @@ class Tuning:
         tune = {"seeds": self.tune.seeds, "epochs": self.tune.epochs, "allow_untuned": self.tune.allow_untuned}
         kept = {"rule": RULE, "pilots_a_row": self.budget, **tune, "rows": self.entries()}
         write_json(sweep / FILE, kept)
+
+
+def composed(overrides: Sequence[str]) -> Plan:
+    """The plan of a job of a grid."""
+    return resolve_composed(config_of(*overrides), overrides, grid=True)
 
 
 # The choice.

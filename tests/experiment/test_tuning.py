@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,6 @@ import pytest
 
 from configs.checking import UserError
 from configs.command_line import check_arguments, tune_of
-from configs.compose import config_of
 from configs.groups import choices, declared
 from configs.plan import plan_from
 from engine.run_directory import RunDirectory
@@ -29,14 +28,6 @@ from tests.last_of_each import last_of_each
 from train import main
 
 BASE = ("-m", *SMALL_RUN, "epochs=1", "block_size=3")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _composed_once() -> Iterator[None]:
-    """Rows with the same overrides share their configuration, as composing takes most of the time of a test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiment.tuning.config_of", cache(config_of))
-        yield
 
 
 @cache
