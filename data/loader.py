@@ -10,6 +10,7 @@ import atexit
 import logging
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -162,6 +163,9 @@ class FileLoader:
             try:
                 fields, asked, taken, met = next(made)
             except (OSError, EOFError) as error:
+                # The signal of the worker's end may follow the broken connection. Torch raises at it: here, with the
+                # cause, and not in the middle of what the caller does to clean up.
+                time.sleep(1)
                 reason = " ".join(str(error).split()) or type(error).__name__
                 what = f"a loader worker exited in the middle of a batch ({reason})"
                 raise RuntimeError(f"{what}; was it killed?") from error

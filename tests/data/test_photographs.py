@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import signal
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -382,6 +383,26 @@ def test_a_killed_worker_ends_the_run_with_its_cause(tree: Path) -> None:
     with refused("worker", as_a=RuntimeError):
         waiting.set()
         list(epoch)
+
+
+def test_the_signal_of_a_worker_s_end_is_not_left_to_what_cleans_up(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    def connection_breaks_before_the_signal() -> Iterator[object]:
+        threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGCHLD)).start()
+        raise ConnectionResetError
+        yield
+
+    handler = signal.signal(signal.SIGCHLD, killed)
+    monkeypatch.setattr("data.loader.DataLoader", lambda *_, **__: connection_breaks_before_the_signal())
+    try:
+        with refused("pid 7", as_a=RuntimeError):
+            list(photos(tree).train.epoch(0))
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def test_workers_that_are_left_do_not_hold_up_the_end_of_python(tree: Path) -> None:
