@@ -172,6 +172,15 @@ def test_a_switch_between_mixup_and_cutmix() -> None:
     assert cut / 200 == pytest.approx(0.25, abs=5 * np.sqrt(0.25 * 0.75 / 200))
 
 
+def test_the_choice_of_cutmix_says_nothing_about_the_share_that_is_drawn() -> None:
+    batch, shares = batch_of(4), []
+    for seed in range(600):
+        mixed = MixupCutMix(mixup_alpha=1.0, cutmix_alpha=1.0, switch=0.5)(batch, partial(mix, seed))
+        if torch.equal(mixed.images, Mixup(1.0)(batch, partial(mix, seed)).images):
+            shares.append(float(np.mean(mixed.share)))
+    assert np.mean(shares) == pytest.approx(0.5, abs=3 * np.sqrt(1 / 12 / len(shares)))
+
+
 @pytest.mark.parametrize("change", [CutMix(1.0, 0.7), MixupCutMix(0.8, 1.0, 0.5), MixupCutMix(0.8, 1.0, 0.5, "image")])
 def test_draws_are_those_of_the_seeds_alone(change: Callable[..., ClassificationBatch]) -> None:
     batch, seen = batch_of(16), []
