@@ -118,12 +118,11 @@ def command(name: str) -> str:
     """A command line with a path that the configuration decides."""
     if name == "evaluate":
         return f"`python evaluate.py run={plan_of().run_dir()}`"
-    grids = {
-        "grid": "data=folder data.root=my_images data.image_size=160 recipe=imagenette "
-        "regularizer=none,dropout,dropblock seed=1,2,3 tune=default"
-    }
-    report = f"python scripts/report.py outputs/sweeps/{sweep_name(values_given(grids[name].split()))}"
-    return f"```\npython train.py -m {grids[name]}\n{report}\n```"
+    if name != "grid":
+        raise ValueError(f"no command is called {name}")
+    grid = "model=resnet18 model.width=8 regularizer=none,dropout,dropblock seed=1,2,3 tune=default"
+    report = f"python scripts/report.py outputs/sweeps/{sweep_name(values_given(grid.split()))}"
+    return f"```\npython train.py -m {grid}\n{report}\n```"
 
 
 if __name__ == "__main__":

@@ -160,6 +160,17 @@ def benchmark_values(results: Path) -> dict[str, Any]:
         "step": f"{loop['step_ms']['barest loop']['median']:.0f} ms",
         "cost": f"{100 * loop['cost']['median']:+.1f} %",
     }
+    # What a library drops of a 7x7 map when 10 % is asked for, by the rule that it follows.
+    values["drop_rates"] = {}
+    for name, rule in (
+        ("paper", "the paper's"),
+        ("pypi", "p / b²"),
+        ("holocron", "p / b⁴"),
+        ("timm", "corrected gamma"),
+    ):
+        (found,) = (row for row in read("drop_rates") if row["name"].startswith(rule))
+        share = found["closed_form"][0]
+        values["drop_rates"][name] = f"{share:.{1 if share >= 0.95 else 2}f} %"
     (table,) = (row for row in read("jobs") if (row["what"], row["jobs"]) == ("a table", "jobs=2"))
     values["jobs"] = {"table_with_2": f"{table['times_as_fast']['median']:.2f}"}
     return values

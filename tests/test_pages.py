@@ -108,14 +108,23 @@ def test_the_table_of_a_section_is_its_own() -> None:
     assert len(claims.splitlines()) == 2 + 4
 
 
+def test_readme_fits_a_screen_or_two() -> None:
+    readme = text("README.md")
+    assert len(readme.splitlines()) <= 110
+    assert len(readme.split()) <= 900
+    for block in re.findall(r"^```(?!text)[^\n]*\n(.*?)^```", readme, re.DOTALL | re.MULTILINE):
+        assert len([line for line in block.splitlines() if line]) <= 8, block
+
+
 def test_the_example_runs_and_prints_what_it_says() -> None:
-    (code, shown) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text("README.md"), re.DOTALL)[0]
+    example = r"```python\n(.*?)```\n\n`(print\(.*?\)\)\))`[^\n]*\n\n```text\n(.*?)```"
+    (code, look, shown) = re.findall(example, text("README.md"), re.DOTALL)[0]
     printed, names = StringIO(), dict[str, object]()
     with redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), names)
+        exec(compile(code + look, "README.md", "exec"), names)
     import torchvision
 
-    keys = torchvision.models.resnet18(num_classes=10).state_dict().keys()
+    keys = torchvision.models.resnet18().state_dict().keys()
     assert names["model"].state_dict().keys() == keys  # type: ignore[attr-defined]
     # Masks differ between machines of another number of threads or kind; the closed form and the counts do not.
     assert [line.split()[:3] for line in printed.getvalue().splitlines()] == [
