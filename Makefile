@@ -17,7 +17,7 @@ test-long: setup
 
 # What only a GPU can show, in at most nine minutes; exits with 0 only where it ran and passed.
 gpu: setup
-	PYTHON=$(RUN) scripts/gpu_check.sh
+	$(RUN) -m scripts.gpu_check
 
 # The command line on the next Hydra, which pyproject.toml does not admit yet; it lies beside .venv's, not in its place.
 HYDRA_NEXT ?= 1.4.0rc3

@@ -7,6 +7,7 @@ scales and zeroes. The result is linear in x and equal to its own adjoint, so th
 from __future__ import annotations
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,10 +28,11 @@ class Backend(NamedTuple):
 
     draw: Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, Tensor]]
     apply: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    name: str = ""  # in the tables of benchmarks
 
 
-SPARSE_CPU = Backend(sparse_cpu.draw, sparse_cpu.apply)
-DENSE = Backend(dense_draw, dense_apply)
+SPARSE_CPU = Backend(sparse_cpu.draw, sparse_cpu.apply, "sparse")
+DENSE = Backend(dense_draw, dense_apply, "dense")
 
 
 def backend_for(x: Tensor) -> Backend:
@@ -44,17 +46,20 @@ def backend_for(x: Tensor) -> Backend:
 def gpu_backend(device: torch.device) -> Backend:
     """The Triton kernels; the dense backend where Triton is not installed (silently) or cannot compile (a warning).
 
-    Triton is imported on first use only, and tried on one unit: it may lack a C compiler, or the GPU may be too old.
+    Triton is imported on first use only, and each kernel tried on a few units: it may lack a C compiler, or the GPU may
+    be too old.
     """
+    if importlib.util.find_spec("triton") is None:
+        return DENSE
     try:
         from dropblock import triton_kernel
-    except ImportError:
-        return DENSE
-    backend = Backend(triton_kernel.draw, triton_kernel.apply)
-    try:
-        one = torch.ones(1, 1, 1, 1, device=device)
-        kept, mask = backend.draw(one, one.view(()), 1, torch.zeros((), dtype=torch.int64, device=device))
-        backend.apply(one, kept, mask, 1)
+
+        backend = Backend(triton_kernel.draw, triton_kernel.apply, "triton")
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        for dtype, layout in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
+            x = torch.ones(1, 2, 2, 2, dtype=dtype, device=device).contiguous(memory_format=layout)
+            kept, mask = backend.draw(x, torch.ones((), device=device), 1, zero)
+            backend.apply(x, kept, mask, 1)
     except Exception as error:  # each of Triton's stages and backends has error types of its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"DropBlock runs without its Triton kernels on {device} ({reason})", stacklevel=2)

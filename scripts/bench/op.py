@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dropblock import drop_block2d, expected_drop
+from dropblock.operator import backend_for
 from scripts.bench import harness
 from scripts.bench.harness import Row, quartiles, table, table_of_cells
 
@@ -112,8 +113,14 @@ def cell(
             "measured_drop": None if name == FLOOR else measured_drop(layers[name], shape, device),
         }
         if name == OURS:
+            row["backend"] = backend_for(x).name
             row["torchvision_to_this"] = harness.spread(harness.ratios(times, "torchvision", name))
     return rows
+
+
+def named(row: Row) -> str:
+    """The contestant, with the backend that ran where it is ours; older results do not say."""
+    return f"{row['name']}, {row['backend']}" if "backend" in row else row["name"]
 
 
 def short(result: dict[str, Any]) -> str:
@@ -139,7 +146,7 @@ def markdown(result: dict[str, Any]) -> str:
     columns: dict[str, Callable[[Row], object]] = {
         "shape, keep_prob": lambda row: f"{row['shape']}, {row['keep_prob']}",
         "type, layout": lambda row: f"{row['dtype']}, {row['layout']}",
-        "operator": lambda row: row["name"],
+        "operator": named,
         "ms, median [quartiles]": lambda row: quartiles(row["milliseconds"], ".2f"),
         "x the bound": lambda row: f"{row['to_floor']['median']:.2f}",
         "expected drop": lambda row: f"{100 * row['expected_drop']:.2f} %",

@@ -22,6 +22,7 @@ from data.draws import Draws
 from data.image_regularizers import IMAGE_REGULARIZERS, TorchvisionPolicy
 from data.interface import DetectionBatch
 from dropblock import DropBlock2d, DropLayer, Site, declared_sites, install
+from dropblock.operator import backend_for
 from dropblock.schedule import keep_prob_in_group
 from engine.distributed import Ranks
 from engine.loop import Fit
@@ -33,7 +34,7 @@ from experiment.build import build_fit, open_data
 from models import build_model
 from scripts.bench import harness
 from scripts.bench.harness import Row, interval, quartiles, ratios, table
-from scripts.bench.op import OURS, contestants, forward_and_backward
+from scripts.bench.op import OURS, contestants, forward_and_backward, named
 
 BLOCK, KEEP_PROB, GROUPS = 7, 0.9, (3, 4)
 PLAIN, SIDE = "plain", 224
@@ -128,6 +129,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, times, shares = harness.compare(runs, arguments, {})
     rows = rows[: len(names)]
     for row in rows[1:]:
+        if row["name"] == OURS:
+            row["backend"] = backend_for(images).name
         row["overhead"] = harness.with_interval([ratio - 1 for ratio in ratios(times, row["name"], PLAIN)])
         row["calls_alone"] = harness.spread(ratios(times, f"36 calls of {row['name']}", PLAIN))
     facts = {"batch": arguments.batch, "side": SIDE, "dtype": dtype, "share_of_others": shares}
@@ -191,7 +194,7 @@ def markdown(result: dict[str, Any]) -> str:
     if result["kind"] == "regularizers":
         return regularizers_markdown(result)
     columns: dict[str, Callable[[Row], object]] = {
-        "operator": lambda row: row["name"],
+        "operator": named,
         "step, ms, median [quartiles]": lambda row: quartiles(row["milliseconds"], ".0f"),
         "overhead on the plain step": lambda row: (
             interval(row["overhead"], "+.1f", 100, " %") if "overhead" in row else ""
@@ -227,6 +230,8 @@ def measure_detector(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, _, shares = harness.compare(steps, arguments, to)
     for row in rows:
         row["bytes"] = harness.peak_of(steps[row["name"]], torch.device(device))
+        if row["name"] == WITH_DROPBLOCK:
+            row["backend"] = backend_for(batch.images).name
     facts = {"batch": arguments.batch, "side": side, "dtype": arguments.dtype, "share_of_others": shares}
     return {"kind": "detector", **facts, "rows": rows}
 
@@ -277,7 +282,7 @@ def detector_markdown(result: dict[str, Any]) -> str:
     """The measured table, one row per contestant."""
     theirs, without = f"to {THEIR_DETECTOR}", f"to {OUR_DETECTOR}"
     columns: dict[str, Callable[[Row], object]] = {
-        "training step": lambda row: row["name"],
+        "training step": named,
         "ms, median [quartiles]": lambda row: quartiles(row["milliseconds"], ".0f"),
         "/ torchvision's": lambda row: "" if row["name"] == THEIR_DETECTOR else interval(row[theirs], ".3f"),
         "/ without DropBlock": lambda row: interval(row[without], ".3f") if row["name"] == WITH_DROPBLOCK else "",

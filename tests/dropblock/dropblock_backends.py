@@ -34,9 +34,19 @@ BACKENDS = {
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED or torch.cuda.is_available():
     BACKENDS["triton"] = gpu_backend(torch.device("cpu" if INTERPRETED else "cuda"))
-EACH_BACKEND = [
-    pytest.param(name, marks=pytest.mark.gpu if name == "triton" and not INTERPRETED else ()) for name in BACKENDS
-]
+
+
+def case_of(backend: str, *case: object) -> object:
+    """The parameters of a test on a backend, marked where it needs a GPU."""
+    return pytest.param(backend, *case, marks=pytest.mark.gpu if backend == "triton" and not INTERPRETED else ())
+
+
+def knows(backend: str, size: tuple[int, ...]) -> bool:
+    """False for maps of three axes on a GPU, which the dense backend has."""
+    return backend != "triton" or len(size) < 3
+
+
+EACH_BACKEND = [case_of(name) for name in BACKENDS]
 
 
 def device_of(backend: str) -> torch.device:

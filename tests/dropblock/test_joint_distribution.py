@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from dropblock.reference import MAX_POOL, keep_mask
 from tests.dropblock.dropblock_backends import (
     BACKENDS,
-    EACH_BACKEND,
     INTERPRETED,
+    case_of,
     covered_by,
     deviations,
     joint_distribution,
     kept_units,
+    knows,
 )
 
 LIMIT = 6.0
@@ -44,34 +45,21 @@ CASES = [case for case in CASES[::2] if len(case[0]) < 3] if INTERPRETED else CA
 MAPS = (32, 128) if INTERPRETED else (128, 256)
 
 
-@pytest.fixture(params=EACH_BACKEND)
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-def skip_three_axes(backend: str, size: tuple[int, ...]) -> None:
-    if backend == "triton" and len(size) == 3:
-        pytest.skip("the dense backend has maps of three axes on a GPU")
-
-
 # The CPU's backend meets every case, each of the others every second one, and all of them the paper's.
 PAIRS = [
     (backend, case)
     for number, case in enumerate(CASES)
     for backend in BACKENDS
     if backend in ("sparse", "triton") or number % 2 == (backend == "dense") or case == ((14, 14), 7, 0.9)
+    if knows(backend, case[0])
 ]
+SIZES = [(backend, size) for size in ((6, 6), (36,), (3, 3, 4)) for backend in BACKENDS if knows(backend, size)]
 
 
-@pytest.mark.parametrize(
-    ("backend", "case"),
-    [pytest.param(*pair, marks=pytest.mark.gpu if pair[0] == "triton" and not INTERPRETED else ()) for pair in PAIRS],
-    ids=str,
-)
+@pytest.mark.parametrize(("backend", "case"), [case_of(*pair) for pair in PAIRS], ids=str)
 def test_every_pair_of_positions_and_whole_blocks(backend: str, case: tuple[tuple[int, ...], int, float]) -> None:
     # at most 196 * 197 / 2 pairs per case, 71 000 in all, times four backends
     size, block, keep_prob = case
-    skip_three_axes(backend, size)
     kept = kept_units(backend, (*MAPS, *size), keep_prob, block, seed=1)
     flat = kept.flatten(0, 1).flatten(1)
     z = deviations(flat, flat, joint_distribution(size, block, keep_prob))
@@ -84,10 +72,9 @@ def test_every_pair_of_positions_and_whole_blocks(backend: str, case: tuple[tupl
 
 
 @pytest.mark.parametrize("neighbours", ["channels", "samples", "seeds"])
-@pytest.mark.parametrize("size", [(6, 6), (36,), (3, 3, 4)], ids=str)
+@pytest.mark.parametrize(("backend", "size"), [case_of(*pair) for pair in SIZES], ids=str)
 def test_maps_are_independent(backend: str, size: tuple[int, ...], neighbours: str) -> None:
     # 36 * 36 pairs of positions, 3 sizes, 3 kinds of neighbours, four backends
-    skip_three_axes(backend, size)
     kept = kept_units(backend, (*MAPS, *size), 0.8, 3, seed=2).flatten(2)
     if neighbours == "channels":
         first, second = kept[:, 0::2], kept[:, 1::2]
@@ -100,9 +87,8 @@ def test_maps_are_independent(backend: str, size: tuple[int, ...], neighbours: s
     assert z.abs().max() < LIMIT
 
 
+@pytest.mark.parametrize("backend", [case_of(name) for name in BACKENDS if name != "reference"])  # it has 24 bits
 def test_rates_that_vanish_beside_one(backend: str) -> None:
-    if backend == "reference":
-        pytest.skip("its draws have 24 bits")
     # gamma = 1e-6, as early in a linear schedule, over 3.2 million seeds a round. 4 rounds expect 12.8 blocks, and a
     # Poisson(12.8) lies outside 1 ... 40 with probability below 3e-6; the interpreter's one round expects 3.2, and
     # lies above 20 with probability below 1e-9.
