@@ -168,7 +168,7 @@ def test_the_detectors_benchmark_from_measurement_to_table(monkeypatch: pytest.M
     result = benchmark.measured("step", argparse.Namespace(**options, detector=True, peers=False, regularizers=None))
     assert result["clock"] == "processor"
     assert [row["bytes"] > 0 for row in result["rows"]] == [True] * 3
-    assert f"| {step.WITH_DROPBLOCK} |" in step.markdown(result)
+    assert f"| {step.WITH_DROPBLOCK}, sparse |" in step.markdown(result)
 
 
 def test_steps_with_other_regularizers_become_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
