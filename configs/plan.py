@@ -164,6 +164,14 @@ REVISIONS: list[tuple[int, str, Callable[[Plan], bool]]] = [
             and (plan.data.image_size - 1) % COARSEST_STRIDE[plan.model.stem or "imagenet"] != 0
         ),
     ),
+    (
+        4,
+        "layers in a head: every level of the pyramid has a mask of its own, also where two levels have one size",
+        lambda plan: (
+            plan.model.name.startswith(("segmentation_fpn", "retinanet"))
+            and any("head" in (layer.groups or []) for layer in plan.layers)
+        ),
+    ),
 ]
 OF_THE_NETWORK = (3,)  # those that move what given weights compute
 

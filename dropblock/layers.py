@@ -39,6 +39,7 @@ class DropLayer(nn.Module):
 
     `group` is the group of the site that `install` puts the layer at, and "own" for a layer that a network has as a
     child of its own; such a layer gets the keep_prob of the schedule itself, unless it is given a number: `group = 3`.
+    One that is called on several maps in a pass is given their numbers: `layer(x, level)`.
 
     Args:
         keep_prob: share of units to keep, in [0, 1]; 0.9 if no rate is given. By name only: the layers of other
@@ -91,15 +92,16 @@ class DropLayer(nn.Module):
         self.set_mask_seed(seed)
         self.image_seeds = mixed(images.to(self.mask_seed.device) * STEP + self.mask_seed)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
         if isinstance(x, fx.Proxy):  # a leaf for every tracer: the graph keeps this module, its schedule and counters
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+            inputs = (x, level) if level else (x,)
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), inputs, {})
         if not self.training:
             return x
         if self.image_seeds is None or self.batchwise:
-            y, kept = self.drop(x, self.seed_of(x))
+            y, kept = self.drop(x, self.seed_of(x, level))
         else:
-            y, kept = self.drop_each(x, self.seed_of(x) - self.mask_seed + self.image_seeds)
+            y, kept = self.drop_each(x, self.seed_of(x, level) - self.mask_seed + self.image_seeds)
             kept = kept.sum()
 
         # Counted on the device, for the measured drop of the record; nothing waits for the host.
@@ -111,16 +113,17 @@ class DropLayer(nn.Module):
             self.seen_units.add_(x.numel())
         return y
 
-    def seed_of(self, x: Tensor) -> Tensor:
+    def seed_of(self, x: Tensor, level: int = 0) -> Tensor:
         """The seed of the next mask.
 
-        A layer outside the numbered groups may meet several maps in one pass, as in a head: each size of map has a mask
-        of its own. Two maps of one size have the same, so give each a layer of its own.
+        A layer outside the numbered groups may meet several maps in one pass, as in a head. The caller numbers them,
+        and each has a mask of its own; where they have no numbers, each size has. The layer does not count its calls:
+        a checkpointed pass is run twice.
         """
         if not self.seeded:
             return fresh_seed(x.device)
-        if isinstance(self.group, str):  # from the size, not from a count of calls: a checkpointed pass is run twice
-            return self.mask_seed + (x.shape[-2] * 65_537 + x.shape[-1])
+        if isinstance(self.group, str):
+            return self.mask_seed + (x.shape[-2] * 65_537 + x.shape[-1] + (level << 33))
         return self.mask_seed
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:

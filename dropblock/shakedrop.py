@@ -63,9 +63,9 @@ class ShakeDrop(DropLayer):
             raise ValueError(f"unknown together '{together}', choose one of {', '.join(TOGETHER)}")
         self.alpha, self.beta, self.together = tuple(alpha), tuple(beta), together
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
         if self.training or isinstance(x, fx.Proxy):
-            return super().forward(x)
+            return super().forward(x, level)
         return times(x, self.expected_factor())
 
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:

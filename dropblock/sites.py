@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from os.path import commonprefix
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ class Site(nn.Module):
         path_only: a place where whole branches may be dropped, and nothing smaller (the operations of AmoebaNet).
         reachable: False for a place of a foreign network that no layer can get at; it is only listed.
         note: how the place departs from the paper's, for the sites table and the reports; "" where it does not.
+
+    A site that meets several maps in one pass, as in the head of a detector, is given their numbers, so that each has a
+    mask of its own: `site(x, level)`.
     """
 
     def __init__(
@@ -47,8 +51,10 @@ class Site(nn.Module):
         self.missed = False  # a layer was wanted here, and the place is out of reach
         self.layer: DropLayer | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x if self.layer is None else self.layer(x)
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
+        if self.layer is None:
+            return x
+        return self.layer(x, level) if level else self.layer(x)
 
     def extra_repr(self) -> str:
         return f"group={self.group}, branch={self.branch}, after={self.after}"
@@ -158,8 +164,8 @@ def depths(model: nn.Module) -> dict[str, float]:
 
 def map_sizes(
     model: nn.Module, example: Tensor | tuple[Tensor, ...], sites: Mapping[str, Site | DropLayer]
-) -> dict[str, list[tuple[int, ...]]]:
-    """(channels, height, width) of every feature map that each site sees in one forward pass in evaluation mode.
+) -> dict[str, list[tuple[tuple[int, ...], int]]]:
+    """((channels, height, width), level) of every feature map that each site sees in one pass in evaluation mode.
 
     A site of a head, whose group is no number, may see several: one for each level of a detector. So may a layer that
     is a child of a network's own.
@@ -173,13 +179,17 @@ def map_sizes(
         ValueError: if a site of the body is not reached exactly once (a shared activation, say), one of a head never,
             or one sees something else than (N, C, H, W) maps (or those of one or three axes).
     """
-    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in sites}
+    calls: dict[str, list[tuple[tuple[int, ...], int]]] = {name: [] for name in sites}
 
-    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: shapes[name].append(tuple(inputs[0].shape))
+    def remember(name: str) -> Callable[[nn.Module, Any, dict[str, Any]], None]:
+        def hook(_: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+            x, level = (*inputs, *named.values(), 0)[:2]
+            calls[name].append((tuple(x.shape), level))
+
+        return hook
 
     # One forward pass with hooks on the sites; modes are put back whatever happens.
-    handles = [site.register_forward_pre_hook(remember(name)) for name, site in sites.items()]
+    handles = [site.register_forward_pre_hook(remember(name), with_kwargs=True) for name, site in sites.items()]
     was_training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
@@ -191,7 +201,7 @@ def map_sizes(
             part.training = training
 
     # A site of the body is met once. Twice would be one mask for two places; never, a layer that drops nothing.
-    for name, seen in shapes.items():
+    for name, seen in calls.items():
         if not seen and isinstance(sites[name], DropLayer):
             raise ValueError(
                 f"the layer {name} is not called in a pass in evaluation mode: call it in both, it is the "
@@ -199,7 +209,7 @@ def map_sizes(
             )
         if not seen or (len(seen) > 1 and isinstance(sites[name].group, int)):
             raise ValueError(f"the site {name} is called {len(seen)} times in one pass: choose a neighbour instead")
-        for shape in seen:
+        for shape, _ in seen:
             if not 3 <= len(shape) <= 5:
                 raise ValueError(f"the site {name} sees a tensor of shape {shape}, not (N, C, H, W) maps")
-    return {name: [shape[1:] for shape in seen] for name, seen in shapes.items()}
+    return {name: [(shape[1:], level) for shape, level in seen] for name, seen in calls.items()}

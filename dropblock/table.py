@@ -80,7 +80,7 @@ def site_table(model: nn.Module, example: Tensor | tuple[Tensor, ...], *schedule
     # One forward pass finds the maps of every place that holds a layer.
     scheduled = {layer: schedule for schedule in schedules for layer in schedule.layers}
     rows, places = [], places_of(model)
-    sizes = map_sizes(model, example, {path: place for path, place in places.items() if layer_at(place) is not None})
+    calls = map_sizes(model, example, {path: place for path, place in places.items() if layer_at(place) is not None})
     for path, place in places.items():
         if (layer := layer_at(place)) is not None:
             if layer not in scheduled:
@@ -88,21 +88,27 @@ def site_table(model: nn.Module, example: Tensor | tuple[Tensor, ...], *schedule
                     f"the layer at {path} has no keep_prob schedule: make the schedule after the last installation"
                 )
             schedule = scheduled[layer]
-            rows.append(row_of(path, place, layer, schedule.kept_by(layer, schedule.keep_prob), sizes[path]))
+            rows.append(row_of(path, place, layer, schedule.kept_by(layer, schedule.keep_prob), calls[path]))
         elif isinstance(place, Site) and place.missed:
             rows.append(SiteRow(path, place.group, place.branch, place.after, OUT_OF_REACH, note=place.note))
     return rows
 
 
-def row_of(path: str, place: Site | DropLayer, layer: DropLayer, kept: float, sizes: list[tuple[int, ...]]) -> SiteRow:
-    """The row of one place whose layer keeps `kept` of its units."""
+def row_of(
+    path: str, place: Site | DropLayer, layer: DropLayer, kept: float, calls: list[tuple[tuple[int, ...], int]]
+) -> SiteRow:
+    """The row of one place whose layer keeps `kept` of its units, from its calls (size of the map, level)."""
+    sizes = [size for size, _ in calls]
     _, *sides = largest(sizes)
     if isinstance(place, Site):
         branch, after, note = place.branch, place.after, place.note
     else:  # a layer that the network has as a child of its own
         branch, after, note = "-", path, ""
-        if len({*sizes}) < len(sizes):
-            note = f"{path} is called more than once on maps of one size, with one mask: use a layer for each place"
+    if len({*calls}) < len(calls):
+        note = (
+            f"{path} is called more than once on maps of one size, with one mask: number the calls, "
+            f"{path.rpartition('.')[2]}(x, level), or use a layer for each place"
+        )
     return SiteRow(
         site=path,
         group=place.group,

@@ -175,7 +175,10 @@ class SharedTower(nn.Module):
         outputs = list(maps)
         norms: Sequence[Callable[[Tensor], Tensor]]
         for conv, norms, site in zip(self.convs, self.norms, self.sites, strict=True):  # type: ignore[assignment]
-            outputs = [site(F.relu(norm(conv(x)), inplace=True)) for norm, x in zip(norms, outputs, strict=True)]
+            outputs = [
+                site(F.relu(norm(conv(x)), inplace=True), level)
+                for level, (norm, x) in enumerate(zip(norms, outputs, strict=True))
+            ]
         return outputs
 
 

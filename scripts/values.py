@@ -187,8 +187,8 @@ def resnet50_values() -> dict[str, str]:
     with torch.device("meta"):
         model = build_model("resnet50", num_classes=1000)
         sites = {name: site for name, site in declared_sites(model).items() if site.group in (3, 4)}
-        sizes = map_sizes(model, torch.empty(1, 3, 224, 224), sites)
-    units = {g: sum(math.prod(sizes[name][0]) for name, site in sites.items() if site.group == g) for g in (3, 4)}
+        calls = map_sizes(model, torch.empty(1, 3, 224, 224), sites)
+    units = {g: sum(math.prod(calls[name][0][0]) for name, site in sites.items() if site.group == g) for g in (3, 4)}
     values = {"sites": str(len(sites)), "units": f"{sum(units.values()) / 1e6:.2f}"}
     values |= {f"units_{group}": f"{count / 1e6:.2f}" for group, count in units.items()}
     for block in (7, 1):  # expected at keep_prob 0.9, to two or three digits

@@ -144,7 +144,7 @@ class Foreign(DropLayer):
         super().__init__(keep_prob=1.0)
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
         return self.layer(x)
 
 

@@ -165,10 +165,19 @@ def test_a_child_that_is_called_twice_on_maps_of_one_size_is_noted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.late(self.drop(self.drop(self.conv(x))))
 
-    note = "drop is called more than once on maps of one size, with one mask"
-    for model, noted in ((Twice(), True), (Own(), False)):
+    class Numbered(Own):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.late(self.drop(self.drop(self.conv(x)), level=1))
+
+    note = "drop is called more than once on maps of one size, with one mask: number the calls, drop(x, level)"
+    for model, noted in ((Twice(), True), (Own(), False), (Numbered(), False)):
         layers = LayerControl(model, EXAMPLE, {"dropblock": KeepProbSchedule(model, 0.9)})
         assert (note in table_text(layers.table)) == noted
+    model.drop.set_mask_seed(1)
+    model.drop.keep_prob.fill_(0.5)
+    ones = torch.ones(1, 8, 4, 4)
+    assert torch.equal(model.drop(ones), model.drop(ones, 0))
+    assert not torch.equal(model.drop(ones), model.drop(ones, 1))
 
 
 def test_a_network_of_two_inputs_is_measured_with_a_tuple() -> None:

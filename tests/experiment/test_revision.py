@@ -39,6 +39,10 @@ def test_the_pyramid_moved_at_some_sizes_of_segmentation_alone(
     assert plan_of("data=camvid", "data.root=/data", "data.image_size=241", "model.stem=imagenet").revision == 3
     assert plan_of("data=voc_segmentation", "data.root=/data").revision == 1
     assert plan_of("data=digit_boxes").revision == 1
+    for data in ("data=digit_boxes", "data=digit_masks"):
+        assert [plan_of(data, f"groups={groups}").revision for groups in ("[3,4]", "[head]")] == [
+            plan_of(data).revision, 4,
+        ]  # fmt: skip
 
     # Weights of the older network are not evaluated in today's.
     small = ("data=digit_masks", "data.image_size=40", "data.train_subset=8", "model=segmentation_fpn_tiny")
