@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-long test-hydra-next gpu check setup pins clean
+.PHONY: train test test-long test-hydra-next test-integrations gpu check setup pins clean
 
 # The main job. Overrides: make train ARGS="regularizer=none seed=2"
 train: setup
@@ -25,6 +25,15 @@ test-hydra-next: setup
 	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade --pre --target build/hydra-next hydra-core==$(HYDRA_NEXT)
 	PYTHONPATH=build/hydra-next $(RUN) -c "import hydra; assert hydra.__version__ == '$(HYDRA_NEXT)'"
 	PYTHONPATH=$(CURDIR)/build/hydra-next $(RUN) -m pytest tests/configs tests/cli $(ARGS)
+
+# The callbacks in Lightning's and Hugging Face's trainers, which lie in an environment of their own that sees .venv's packages.
+TRAINERS := build/integrations
+test-integrations: setup
+	test -x $(TRAINERS)/bin/python || $(RUN) -m venv $(TRAINERS)
+	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		"$$($(TRAINERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/of_venv.pth"
+	$(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check lightning pytorch-lightning transformers accelerate
+	$(TRAINERS)/bin/python -m pytest -n 0 tests/integrations $(ARGS)
 
 # Lint, format and types.
 check: setup

@@ -157,7 +157,7 @@ class LayerControl:
 
     def _start_counting(self) -> None:
         for schedule in self.schedules.values():
-            schedule.in_force = Counter()
+            schedule.in_force, schedule.counted = Counter(), False
         if self.layers:
             torch._foreach_zero_(self._counters())
 

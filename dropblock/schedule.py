@@ -170,8 +170,9 @@ class KeepProbSchedule:
         self._depths = self._depths_of_layers(model, depth_rule)
 
         # Values in force since `LayerControl` last asked, each with its number of steps; None without a LayerControl.
+        # The value that is set now may not be among them yet: `step` counts it once its step was made.
         self.in_force: Counter[float] | None = None
-        self._counted = False
+        self.counted = False
         self.set(0)
 
     def set(self, progress: float) -> float:
@@ -201,10 +202,10 @@ class KeepProbSchedule:
         """
         if isinstance(self.schedule, str) and not self.counts_steps:
             raise ValueError("step() needs the length of the run: KeepProbSchedule(..., total_steps=...)")
-        if not self._counted:  # the value of the step that was just made
+        if not self.counted:  # the value of the step that was just made
             self._count(self.now)
         now = self._fill(self.progress + 1)
-        self._counted = False
+        self.counted = False
         return now
 
     def _fill(self, progress: float) -> float:
@@ -221,7 +222,7 @@ class KeepProbSchedule:
         return now
 
     def _count(self, keep_prob: float) -> None:
-        self._counted = True
+        self.counted = True
         if self.in_force is not None:
             self.in_force[keep_prob] += 1
 

@@ -74,6 +74,9 @@ def test_drops_without_an_argument_knows_what_was_set() -> None:
     schedule = KeepProbSchedule(model, 0.6, total_steps=8, group_divisor=4.0)
     layers = LayerControl(model, EXAMPLE, {"dropblock": schedule})
     assert layers.drops()[1].asked == 0.0, "nothing was set: what is in force"
+    for _ in range(4):  # without `set`, as a loop has it that counts no steps
+        schedule.step()
+    assert asked(layers) == asked(layers, [0, 1, 2, 3])
     for step in range(4):
         schedule.set(step)
     assert asked(layers) == asked(layers, [0, 1, 2, 3])

@@ -67,6 +67,25 @@ def test_the_layer_in_a_loop_of_ones_own(capsys: pytest.CaptureFixture[str]) -> 
     assert [row.split()[:3] for row in drops.splitlines()[1:3]] == DROPS_OF_OWN_LOOP
 
 
+def test_the_layer_in_a_unet_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 <= example("own_unet.py")["main"](steps=4, batch=4) <= 100
+    shown = capsys.readouterr().out
+    assert 'Place("encoder.3", "after", group=2)' in shown
+    # Groups 1 and 2 at the mean of four steps, 0 to 7.5 %.
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("group") and "%" in line] == ["3.75%"] * 2
+
+
+@pytest.mark.parametrize("name", ["own_unet.py", "lightning_module.py"])
+def test_at_most_ten_lines_are_added(name: str) -> None:
+    """`make test-integrations` runs the second."""
+    lines = (ROOT / "examples" / name).read_text().splitlines()
+    added = [line for line in lines if line.endswith("  # +")]
+    assert 0 < len(added) <= 10
+    for line in lines:
+        if "dropblock" in line.lower() and line.startswith(("import", "from", " ")) and "=" in line:
+            assert line in added
+
+
 def test_own_parts_in_a_sweep_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from scripts.report import main as report
 
