@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-long test-hydra-next test-integrations gpu check setup pins clean
+.PHONY: train test test-long test-hydra-next test-integrations gpu check docs setup pins clean
 
 # The main job. Overrides: make train ARGS="regularizer=none seed=2"
 train: setup
@@ -40,6 +40,15 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The documentation site, into build/site. Its packages (the extra `docs`) lie beside .venv's, not among them.
+docs: setup build/docs-packages/installed
+	PYTHONPATH=build/docs-packages $(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+
+build/docs-packages/installed: pyproject.toml
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade --target build/docs-packages $$($(RUN) -c \
+		"import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	@touch $@
 
 setup: $(VENV)/installed
 

@@ -68,7 +68,7 @@ def keys_of(section: str) -> list[Key]:
         return [_key(schema.Config, f.name) for f in fields(schema.Config) if f.metadata and f.name not in inherited]
     if section == "options":
         return [
-            _key_of(f"{name}.{option}", _text(of["default"]), of)
+            _key_of(f"{name}.{option}", key_text(of["default"]), of)
             for name in choices("regularizer")
             for option, of in declared(name).options.items()
         ]
@@ -81,7 +81,7 @@ def keys_of(section: str) -> list[Key]:
 
 def _key(part: type, name: str, default: str | None = None) -> Key:
     declaration = dict(next(f for f in fields(part) if f.name == name).metadata)
-    return _key_of(name, _text(getattr(part(), name)) if default is None else default, declaration)
+    return _key_of(name, key_text(getattr(part(), name)) if default is None else default, declaration)
 
 
 def _key_of(name: str, default: str, declaration: dict[str, Any]) -> Key:
@@ -91,12 +91,12 @@ def _key_of(name: str, default: str, declaration: dict[str, Any]) -> Key:
     return Key(name, default, tuple(declaration.get("choices") or ()), limits, str(declaration.get("meaning", "")))
 
 
-def _text(value: Any) -> str:
+def key_text(value: Any) -> str:
     """A default as it would be written on the command line."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(key_text, value))}]"
     return "(by name)" if value == "???" else f"{value:g}" if isinstance(value, float) else str(value)
 
 

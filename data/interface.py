@@ -47,11 +47,12 @@ class Batch:
 class ClassificationBatch(Batch):
     """Images ready for the network, and their classes.
 
-    images: (B, C, H, W) float32, normalized, on the device.
-    labels: (B,) int64 on the device.
-    indices: (B,) int64 on the CPU, the positions of these samples in the split.
-    other_labels, share: of a mixed batch (`data.batch_regularizers`) the labels of the images mixed in, and the share
-        of the images themselves, in [0, 1]: one for all, or (B,) float32 on the device.
+    Args:
+        images: (B, C, H, W) float32, normalized, on the device.
+        labels: (B,) int64 on the device.
+        indices: (B,) int64 on the CPU, the positions of these samples in the split.
+        other_labels: (B,) int64 on the device, the labels of the images mixed in (`data.batch_regularizers`).
+        share: share of the images themselves in a mixture, in [0, 1]: one for all, or (B,) float32 on the device.
     """
 
     images: Tensor
@@ -65,9 +66,10 @@ class ClassificationBatch(Batch):
 class SegmentationBatch(Batch):
     """Images ready for the network, and the class of each pixel.
 
-    images: (B, C, H, W) float32, normalized, on the device; padding is 0, the mean colour.
-    masks: (B, H, W) int64 on the device, `IGNORE` where a pixel has no class, padding included.
-    indices: (B,) int64 on the CPU, the positions of these samples in the split.
+    Args:
+        images: (B, C, H, W) float32, normalized, on the device; padding is 0, the mean colour.
+        masks: (B, H, W) int64 on the device, `IGNORE` where a pixel has no class, padding included.
+        indices: (B,) int64 on the CPU, the positions of these samples in the split.
     """
 
     images: Tensor
@@ -79,12 +81,13 @@ class SegmentationBatch(Batch):
 class DetectionBatch(Batch):
     """Images ready for the network, and the objects in them.
 
-    images: (B, 3, S, S) float32, normalized, on the device; padding is 0, the mean colour.
-    boxes: (B, 100, 4) float32 on the device, x1 y1 x2 y2 in pixels of the batch's image, padded with -1.
-    labels: (B, 100) int64 on the device, padded with -1.
-    scales: (B,) float64 on the CPU, pixels of the batch's image per pixel of the original image.
-    image_ids: (B,) int64 on the CPU, the ids that `loader.truth` knows the images by.
-    indices: (B,) int64 on the CPU, the positions of these samples in the split.
+    Args:
+        images: (B, 3, S, S) float32, normalized, on the device; padding is 0, the mean colour.
+        boxes: (B, 100, 4) float32 on the device, x1 y1 x2 y2 in pixels of the batch's image, padded with -1.
+        labels: (B, 100) int64 on the device, padded with -1.
+        scales: (B,) float64 on the CPU, pixels of the batch's image per pixel of the original image.
+        image_ids: (B,) int64 on the CPU, the ids that `loader.truth` knows the images by.
+        indices: (B,) int64 on the CPU, the positions of these samples in the split.
     """
 
     images: Tensor

@@ -26,7 +26,7 @@ def drop_block_reference(
     """Algorithm 1 of the paper on a whole batch, one independent mask per sample and channel.
 
     Args:
-        x: (N, C, *size) floating point, with one to three axes in size.
+        x: (N, C, ...) floating point, with one to three further axes.
         keep_prob: share of units to keep, in [0, 1].
         block_size: side of a block, >= 1, clamped to the map per axis before gamma is computed.
         generator: source of the draws; None means torch's default one.
@@ -62,7 +62,7 @@ def apply_mask(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """`select_scaled` with the number of kept units: the two results of a layer with a mask of its own.
 
     Args:
-        x: (N, C, *size) floating point.
+        x: (N, C, ...) floating point.
         mask: bool, shape of `x`, True where a unit is kept.
 
     Returns:
@@ -79,7 +79,7 @@ def select_scaled(x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
     selected away, not multiplied, so a NaN inside a block comes out as 0. If nothing is kept the output is zeros.
 
     Args:
-        x: (N, C, *size) floating point.
+        x: (N, C, ...) floating point.
         mask: bool, shape of `x`.
         kept: number of True in the mask, a 0-dimensional tensor.
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.command_line import check_arguments
+from configs.groups import choices
 from evaluate import read_request
 from scripts import pages
 
@@ -130,6 +131,17 @@ def test_the_example_runs_and_prints_what_it_says() -> None:
     assert [line.split()[:3] for line in printed.getvalue().splitlines()] == [
         line.split()[:3] for line in shown.splitlines()
     ]
+
+
+def test_every_regularizer_has_a_page_and_can_be_called_alone() -> None:
+    names = set(choices("regularizer")) - {"none"}
+    listed = text("docs/regularizers/README.md")
+    for name in names:
+        assert f"({name}.md)" in listed, name
+        page = text(f"docs/regularizers/{name}.md")
+        assert f"<!-- regularizer:{name} -->" in page, name
+        for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(compile(code, f"{name}.md", "exec"), {})
 
 
 def test_every_promise_names_a_test_that_exists() -> None:

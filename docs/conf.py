@@ -1,0 +1,86 @@
+"""The documentation site: `make docs` builds it from docs/, README and the docstrings into build/site.
+
+The pages are written for GitHub, which shows them as they are. Here README becomes the first page, and links to files
+that are no pages lead to the repository.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT))  # for autodoc
+
+from dropblock import __version__  # noqa: E402
+
+project, author, copyright, release = "DropBlock for PyTorch", "its contributors", "its contributors", __version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+]
+highlight_language = "text"  # of a fence that names none
+html_theme, html_title = "furo", "DropBlock"
+html_static_path, html_css_files = ["_static"], ["site.css"]
+exclude_patterns = ["results/*/README.md"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header", "misc.highlighting_failure"]
+
+default_role = "py:obj"  # `name` in a docstring: a link where it names an object, else code
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_use_ivar = True
+copybutton_exclude = ".linenos, .gp, .go"
+
+# Where files of the repository are shown; known where GitHub builds the site.
+REPOSITORY = os.environ.get("GITHUB_REPOSITORY")
+COMMIT = os.environ.get("GITHUB_SHA", "main")
+LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)((?:#[^)]*)?)(?=\))")
+
+
+def relinked(text: str, at: Path, to: Path) -> str:
+    """The text of a page with the links of a page in folder `at` made right for one in folder `to`.
+
+    Pages and pictures under docs/ keep their links; other files of the repository are linked to on GitHub.
+    """
+
+    def link(found: re.Match[str]) -> str:
+        file = (at / found[1]).resolve()
+        if file.is_relative_to(DOCS) and file.suffix in (".md", ".rst", ".png", ".jpg"):
+            return os.path.relpath(file, to) + found[2]
+        kind = "tree" if file.is_dir() else "blob"
+        path = file.relative_to(ROOT)
+        return f"https://github.com/{REPOSITORY or 'OWNER/REPOSITORY'}/{kind}/{COMMIT}/{path}{found[2]}"
+
+    return LINK.sub(link, text)
+
+
+# Pages that hang below another one, whose folder lists them on GitHub.
+BELOW = {"RESULTS": ["results/*", "results/*/report"], "regularizers/README": ["[!R]*"]}
+
+
+def read(app: object, page: str, source: list[str]) -> None:
+    """Prepare a page for the site as it is read: README for the first one, links for all."""
+    folder = (DOCS / page).parent
+    if page == "index":
+        source[0] = relinked((ROOT / "README.md").read_text(), ROOT, DOCS) + source[0]
+    elif (DOCS / f"{page}.md").exists():
+        # `diff NAME`, which tests read, is a diff; a fence without a language is shell.
+        text = re.sub(r"^```diff .*$", "```diff", source[0], flags=re.MULTILINE)
+        source[0] = relinked(text, folder, folder)
+    if page in BELOW:
+        source[0] += "\n\n```{toctree}\n:hidden:\n:glob:\n\n" + "\n".join(BELOW[page]) + "\n```\n"
+
+
+def setup(app: object) -> None:
+    app.connect("source-read", read)  # type: ignore[attr-defined]
