@@ -9,7 +9,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -23,11 +28,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
 highlight_language = "text"  # of a fence that names none
-html_theme, html_title = "furo", "DropBlock"
+html_theme, html_title, html_math_renderer = "furo", "DropBlock", "mathml"
 html_static_path, html_css_files = ["_static"], ["site.css"]
 exclude_patterns = ["results/*/README.md"]
 
@@ -42,7 +46,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_use_ivar = True
 copybutton_exclude = ".linenos, .gp, .go"
 
-# Where files of the repository are shown; known where GitHub builds the site.
+# Where files of the repository are shown: on GitHub if it builds the site, else in this checkout.
 REPOSITORY = os.environ.get("GITHUB_REPOSITORY")
 COMMIT = os.environ.get("GITHUB_SHA", "main")
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)((?:#[^)]*)?)(?=\))")
@@ -51,16 +55,17 @@ LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)((?:#[^)]*)?)(?=\))")
 def relinked(text: str, at: Path, to: Path) -> str:
     """The text of a page with the links of a page in folder `at` made right for one in folder `to`.
 
-    Pages and pictures under docs/ keep their links; other files of the repository are linked to on GitHub.
+    Pages and pictures under docs/ keep their links; other files of the repository are linked to where they are shown.
     """
 
     def link(found: re.Match[str]) -> str:
         file = (at / found[1]).resolve()
         if file.is_relative_to(DOCS) and file.suffix in (".md", ".rst", ".png", ".jpg"):
             return os.path.relpath(file, to) + found[2]
+        if REPOSITORY is None:
+            return file.as_uri()
         kind = "tree" if file.is_dir() else "blob"
-        path = file.relative_to(ROOT)
-        return f"https://github.com/{REPOSITORY or 'OWNER/REPOSITORY'}/{kind}/{COMMIT}/{path}{found[2]}"
+        return f"https://github.com/{REPOSITORY}/{kind}/{COMMIT}/{file.relative_to(ROOT)}{found[2]}"
 
     return LINK.sub(link, text)
 
@@ -69,7 +74,7 @@ def relinked(text: str, at: Path, to: Path) -> str:
 BELOW = {"RESULTS": ["results/*", "results/*/report"], "regularizers/README": ["[!R]*"]}
 
 
-def read(app: object, page: str, source: list[str]) -> None:
+def read(app: Any, page: str, source: list[str]) -> None:
     """Prepare a page for the site as it is read: README for the first one, links for all."""
     folder = (DOCS / page).parent
     if page == "index":
@@ -82,5 +87,16 @@ def read(app: object, page: str, source: list[str]) -> None:
         source[0] += "\n\n```{toctree}\n:hidden:\n:glob:\n\n" + "\n".join(BELOW[page]) + "\n```\n"
 
 
-def setup(app: object) -> None:
-    app.connect("source-read", read)  # type: ignore[attr-defined]
+def formula(display: str) -> Callable[[Any, Any], None]:
+    """Write a formula as MathML, which browsers show by themselves: no script, no other server."""
+
+    def visit(translator: Any, node: Any) -> None:
+        translator.body.append(convert(node.astext(), display=display))
+        raise nodes.SkipNode
+
+    return visit
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", read)
+    app.add_html_math_renderer("mathml", (formula("inline"), None), (formula("block"), None))
