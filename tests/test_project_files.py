@@ -34,13 +34,25 @@ def test_what_services_read_is_yaml(path: Path) -> None:
 
 
 def test_the_workflow_runs_every_python_that_the_package_supports() -> None:
-    tested = set(re.findall(r'"(3\.\d+)"', (ROOT / ".github/workflows/ci.yml").read_text()))
-    assert {"3.11", "3.12", "3.13"} <= tested
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    supported = {version for line in classifiers if (version := line.rpartition(" :: ")[2]).startswith("3.")}
+    assert set(re.findall(r'"(3\.\d+)"', text)) == supported == {"3.11", "3.12", "3.13", "3.14"}
+
+
+def test_a_release_has_its_entry_and_goes_to_pypi_from_the_files_that_were_tested() -> None:
+    first = re.search(r"^## (\S+) ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == dropblock.__version__
+    jobs = OmegaConf.create((ROOT / ".github/workflows/ci.yml").read_text().replace("${{", "$ {{")).jobs
+    assert set(jobs.release.needs) == {"test", "package"}
+    assert jobs.release.permissions == {"id-token": "write"}
+    assert not any("secrets" in str(step) for step in jobs.release.steps)
 
 
 def test_what_the_workflow_asks_of_the_library_alone_holds() -> None:
     text = (ROOT / ".github/workflows/ci.yml").read_text()
-    (code,) = re.findall(r'-c "\n(.*)"', text, re.DOTALL)
+    (code,) = re.findall(r'-c "\n(.*?)"\n', text, re.DOTALL)
     exec(compile("\n".join(line.strip() for line in code.splitlines()), "ci.yml", "exec"), {})
 
 

@@ -10,7 +10,7 @@ import pytest
 from configs.checking import UserError
 from configs.command_line import check_arguments, quoted, read_arguments, unquoted, values_given
 from configs.command_line import sweep_name as name_of_values
-from configs.compose import plan_of
+from configs.compose import compose_jobs, plan_of
 from configs.groups import NODES, declared
 from configs.ranges import TASK_OF, check_values
 from evaluate import read_request
@@ -282,3 +282,14 @@ def test_names_of_folders_are_as_long_as_file_systems_take() -> None:
 
 def test_a_flag_is_no_part_of_a_sweeps_name() -> None:
     assert sweep_name(["+sweep=table1", "--cfg=job"]) == sweep_name(["+sweep=table1"])
+
+
+def test_composing_needs_no_argument_parser_of_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14 refuses the parser of Hydra 1.3; only shell completion makes one."""
+
+    def refused() -> None:
+        raise ValueError("badly formed help string")
+
+    monkeypatch.setattr("hydra._internal.utils.get_args_parser", refused)
+    assert plan_of("data=fake").data.name == "fake"
+    assert len(compose_jobs(check_arguments(["-m", "data=fake", "seed=1,2"]))) == 2

@@ -1,8 +1,11 @@
-"""What a run records of the code that it came from."""
+"""What a run records of the code that it came from, and the systems that it runs on."""
 
 from __future__ import annotations
 
+import ast
+import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,29 @@ import torch
 from engine import environment
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_without_posix_the_framework_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Windows has no fcntl. `engine/__init__.py` runs before any other file of engine, in every program."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "engine" / "__init__.py"))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "Linux or macOS" in said
+
+
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py", "scripts/entry.py"])
+def test_a_program_imports_engine_before_what_needs_posix(program: str) -> None:
+    lines = [node for node in ast.parse((ROOT / program).read_text()).body if isinstance(node, ast.ImportFrom)]
+    packages = [str(node.module).partition(".")[0] for node in lines]
+    assert next(name for name in packages if name in ("data", "engine", "experiment", "scripts")) == "engine"
+    library = (path.read_text() for path in (ROOT / "dropblock").rglob("*.py"))
+    assert not any("import fcntl" in text or "import resource" in text for text in library)
 
 
 @pytest.fixture
