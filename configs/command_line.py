@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.checking import UserError, all_keys, check, load_yaml, nearest
 from configs.groups import CONFIGS, choices, option_of
 from configs.help import GROUPS
-from configs.plan import LONGEST_FOLDER, OWN_DATA, own_title, shortened
+from configs.plan import LONGEST_FOLDER, MADE_DATA, OWN_DATA, own_title, shortened
 from configs.schema import LAYER_KNOBS, Config, RunOptions, TuneConfig
 from configs.tables import table_of
 
@@ -175,6 +175,13 @@ def check_arguments(words: Sequence[str]) -> Arguments:
     if not arguments.is_grid and any(key.startswith(LAUNCHER) for key in counts):
         raise UserError("hydra/launcher: a launcher starts the runs of a grid; it needs -m or +sweep=NAME")
     _check_sweep(arguments)
+    # Images of one's own beside a data set that reads none: the run would be of that one.
+    data, root = arguments.given.get("data") or _data_of(arguments.given.get("sweep")), arguments.given.get("data.root")
+    if root not in (None, "null") and {*re.findall(r"\w+", data)} <= {*MADE_DATA}:
+        raise UserError(
+            f"data.root={root}: data={data} reads no files; class folders are data=folder, images with masks "
+            f"data=segmentation_folder, with boxes data=voc_detection or data=coco; --help lists the others"
+        )
     tune_of(arguments)
     return arguments
 

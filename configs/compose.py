@@ -25,6 +25,7 @@ from configs.resolve import resolve_composed
 from configs.schema import Config
 
 BRACKETED = re.compile(r"""\[[^\]]*\]|'[^']*'|"[^"]*\"""")  # commas in lists and quotes make no grid
+PLAIN = re.compile(r"""[\w./+-]+|'[^']*'|"[^"]*\"""")  # what Hydra's grammar reads as one element of a list
 CHOICE = re.compile(r"[+~]*(hydra|data|model|recipe|regularizer|experiment|table)\b(?!\.)")  # of a group
 _bases: dict[tuple[Any, ...], DictConfig] = {}  # what was composed for a choice of groups
 
@@ -178,7 +179,7 @@ def _hydra(overrides: Sequence[str]) -> Iterator[Any]:
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(one_line(str(error), overrides)) from error
+        raise UserError(one_line(error, overrides)) from error
 
 
 def _composed(hydra: Any, overrides: Sequence[str]) -> DictConfig:
@@ -213,9 +214,23 @@ def _before_1_4(**arguments: Any) -> dict[str, Any]:
     return arguments if hydra.__version__.startswith("1.3") else {}
 
 
-def one_line(message: str, overrides: Sequence[str]) -> str:
-    """Hydra's message as one line; where it blames commas, what to do about them."""
+def one_line(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's message as one line; where its grammar or commas are the reason, the spelling that works."""
+    message, unread = str(error), getattr(error, "override", None)
     if message.startswith("Ambiguous value"):
         several = [override for override in overrides if "," in BRACKETED.sub("", override)]
         return f"{' '.join(several)}: several values make a grid, which needs -m; a list is written [a,b]"
-    return " ".join(message.split())
+    if not isinstance(unread, str):
+        return " ".join(message.split())
+
+    # What the grammar takes for more than a text: spaces, =, brackets within it.
+    key, _, value = unread.partition("=")
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", value)
+    if any(bare.count(left) != bare.count(right) for left, right in ("[]", "{}", "()")) or "'" in bare or '"' in bare:
+        return f"{unread}: a bracket or quote of {key} has no counterpart"
+    if value.startswith("[") and value.endswith("]"):
+        parts = [part.strip() for part in value[1:-1].split(",")]
+        value = f"[{','.join(p if re.fullmatch(PLAIN, p) else quoted(p) for p in parts)}]"
+    else:
+        value = quoted(value)
+    return f'{unread}: a text with spaces, = or brackets stands in quotes: "{key}={value}"'

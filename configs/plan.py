@@ -126,6 +126,8 @@ class Plan:
 LONGEST_NAME, LONGEST_FOLDER = 100, 200
 # A layout of folders rather than one data set: VOC's serves many.
 OWN_DATA = ("folder", "segmentation_folder", "voc_detection")
+# Data sets that need no files of the user's, so that data.root has nothing to say.
+MADE_DATA = ("digits", "fake", "digit_masks", "digit_boxes")
 
 
 def own_title(name: str, root: str) -> str:

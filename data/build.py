@@ -98,5 +98,6 @@ def _check_augmentation(data: DataConfig, augment: AugmentConfig) -> None:
         value = getattr(augment, key)
         if value != defaults[key]:
             raise ValueError(
-                f"recipe.augment.{key}={value} is for {tasks}, not for {data.name}: set it to {defaults[key]}"
+                f"recipe.augment.{key}={value} is for {tasks}, not for {data.name}: leave out recipe=, as it names one "
+                f"of another task, or set this to {defaults[key]}"
             )

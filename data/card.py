@@ -347,6 +347,8 @@ def card_text(card: Card) -> list[str]:
     else:
         least, most = (choose(counts, key=counts.__getitem__) for choose in (min, max))
         each = f"{amount(counts[least])} ({least}) to {amount(counts[most])} ({most}) each"
+        if counts[least] == counts[most]:
+            each = f"{amount(counts[least])} each"
     ignored = ""
     if train["ignored"]:
         share = 100 * train["ignored"] / (total + train["ignored"])

@@ -66,11 +66,18 @@ def _is_number(text: str) -> bool:
     return True
 
 
+LONGEST_CELL = 48  # characters; of a longer name both ends are shown
+
+
 def table_rows(rows: Sequence[Sequence[Any]]) -> list[list[object]]:
-    """Cells of a table: fractions with two places, "-" for a missing value."""
-    return [
-        ["-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in rows
-    ]
+    """Cells of a table: fractions with two places, "-" for a missing value, long names without their middle."""
+
+    def cell_text(cell: Any) -> object:
+        if isinstance(cell, str) and len(cell) > LONGEST_CELL:
+            return f"{cell[: LONGEST_CELL // 2]}...{cell[-LONGEST_CELL // 2 + 3 :]}"
+        return "-" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else cell
+
+    return [[cell_text(cell) for cell in row] for row in rows]
 
 
 def duration(seconds: float) -> str:

@@ -41,12 +41,10 @@ def run_plan(plan: Plan, model: Callable[..., Any] | None = None) -> dict[str, A
     """
     from experiment.run import run_plan as run
 
-    for note in plan.notes:
-        print(f"note: {note}")
     if model is not None:
         from experiment.registration import with_model
 
-        plan = with_model(plan, model)
+        plan = with_model(plan, model).made_by((), plan.notes)
     return run(plan, plan.overrides)
 
 

@@ -31,7 +31,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +45,7 @@ from engine.run_directory import DONE
 from engine.signals import Stopped
 from experiment.job import run_job
 from experiment.launchers import check_launcher, launch
-from experiment.outcome import CODE_OF, Job, Outcome, exit_code, names_of, report_error
+from experiment.outcome import CODE_OF, Job, Outcome, exit_code, names_of, notes_of, report_error
 from experiment.pool import run_pool
 from experiment.shares import at_a_time, threads_of, workers_of
 
@@ -220,13 +219,14 @@ def preview_jobs(jobs: Sequence[Job]) -> int:
     """Print what every job would run, without training it; returns the exit code. Writes nothing."""
     code = report_refused(jobs)
     ready = {job.number: job.plan for job in jobs if job.plan is not None}
-    print_notes(jobs)
     try:
         from experiment.preview import preview, preview_grid
 
         if len(ready) > 1:
             names = names_of([job for job in jobs if job.plan is not None])
-            print(preview_grid({names[number]: plan for number, plan in ready.items()}))
+            shown = preview_grid({names[number]: plan for number, plan in ready.items()})
+            print_notes(jobs)  # about runs that can be run
+            print(shown)
         else:
             print(*map(preview, ready.values()))
     except Exception as error:
@@ -247,7 +247,6 @@ def report_refused(jobs: Sequence[Job]) -> int:
 
 
 def print_notes(jobs: Sequence[Job]) -> None:
-    """Print each note on the resolution of the plans once, with the number of runs it is about."""
-    counts = Counter(note for job in jobs if job.plan is not None for note in job.plan.notes)
-    for note, count in counts.items():
-        print(f"note: {note}{'' if count == 1 else f' ({count} runs)'}")
+    """Print each note on the resolution of the plans once."""
+    for note in notes_of(jobs):
+        print(f"note: {note}")

@@ -48,8 +48,6 @@ def run_job(
             print(f"\n=== run {job.number + 1}: {named}", flush=True)
         if plan is None:
             raise UserError(job.refused)
-        for note in plan.notes:
-            print(f"note: {note}")
         from experiment.run import run_plan
 
         summary = run_plan(plan, job.overrides, began, in_use == "wait", log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -85,6 +86,22 @@ def names_of(jobs: Sequence[Job]) -> dict[int, str]:
     """Short names by job number: the overrides that are not common to all jobs."""
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     return {job.number: " ".join(word.lstrip("+") for word in job.overrides if word not in common) for job in jobs}
+
+
+def notes_of(jobs: Sequence[Job]) -> list[str]:
+    """The notes on the resolution of the plans, each once with the number of jobs it is about.
+
+    Those that differ in a value alone are one: "keep_prob=0.8,0.9 does not apply to regularizer=none (2 jobs)".
+    """
+    found: dict[tuple[str, str], list[str]] = {}  # values by what stands before and behind them
+    for note in (note for job in jobs if job.plan is not None for note in job.plan.notes):
+        idle = re.fullmatch(r"([\w.]+=)(\S+)( does not apply to .*)", note)
+        before, value, behind = idle.groups() if idle else (note, "", "")
+        found.setdefault((before, behind), []).append(value)
+    return [
+        f"{before}{','.join(dict.fromkeys(values))}{behind}{'' if len(values) == 1 else f' ({len(values)} jobs)'}"
+        for (before, behind), values in found.items()
+    ]
 
 
 def exit_code(jobs: Sequence[Job]) -> int:

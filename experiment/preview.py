@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from configs.groups import NODES
 from configs.plan import Plan
 from data import Data
-from dropblock import LayerControl, table_text
+from dropblock import LayerControl, SiteRow, table_text
 from engine.console import table
 from engine.distributed import Ranks, find_device, synchronized
 from engine.run_directory import RunDirectory
@@ -45,16 +48,22 @@ def built(plan: Plan, data: Data | None = None) -> tuple[Data, nn.Module, LayerC
     build_task(plan, data)
     # A run that has a checkpoint goes on from it, whether the file of weights is still there or not.
     begun = any(RunDirectory(plan.run_dir()).checkpoints.glob("*.pt")) and not plan.runtime.fresh
-    model, layers = build_network(plan, data, device, pretrained=not begun)
+    reads_weights = plan.model.pretrained is not None and not begun
+    # Only the shapes of its numbers are looked at, so none are drawn, which takes seconds for a large network. A
+    # network of one's own may need them.
+    own = plan.model.name in NODES["model"]
+    place = device if reads_weights or own else torch.device("meta")
+    with place:
+        model, layers = build_network(plan, data, place, pretrained=not begun)
     if plan.recipe.sync_batchnorm:
         model = synchronized(model, device)
     return data, model, layers, device
 
 
 def preview_grid(plans: Mapping[str, Plan]) -> str:
-    """The data of a grid, its runs with their directories, and below them each sites table once.
+    """The data of a grid once, and a line for each run directory: its layers, what they drop at the full rate.
 
-    Data are opened once, whatever trains on them.
+    The sites table stands below where all runs have the same.
 
     Args:
         plans: by what sets each apart from the others.
@@ -62,20 +71,32 @@ def preview_grid(plans: Mapping[str, Plan]) -> str:
     Raises:
         ValueError, FileNotFoundError: if one of them cannot be run, in one line.
     """
-    found: dict[str, list[str]] = {}
     opened: dict[str, Data] = {}
-    # The seed moves no site, and pilots have those of their rows.
-    for plan in {plan.hash(): plan for plan in plans.values() if not plan.pilot}.values():
-        recipe = plan.recipe
-        key = repr((plan.data, plan.runtime.data_root, recipe.augment, recipe.batch_size, recipe.eval_batch_size))
-        opened[key], _, layers, _ = built(plan, opened.get(key))
-        found.setdefault(table_text(layers.table) if layers.table else "no layers", []).append(plan.variant)
-    # One line for each run directory, by the first of the names that lead there.
-    names: dict[str, str] = {}
+    tables: dict[str, list[SiteRow]] = {}  # by what of a plan moves a site: not its seed, and pilots have their row's
+    rows: dict[str, tuple[str, ...]] = {}  # by run directory, each by the first of the names that lead there
     for name, plan in plans.items():
-        names.setdefault(str(plan.run_dir()), name)
-    runs = table(("run", "directory"), [(name, place) for place, name in names.items()])
+        recipe, row_of = plan.recipe, repr((plan.model, plan.data, plan.layers, plan.methods))
+        if row_of not in tables:
+            key = repr((plan.data, plan.runtime.data_root, recipe.augment, recipe.batch_size, recipe.eval_batch_size))
+            opened[key], _, layers, _ = built(plan, opened.get(key))
+            tables[row_of] = layers.table
+        sites = tables[row_of]
+        place = str(plan.run_dir())
+        rows.setdefault(place, (name, str(len(sites)), drop_of_groups(sites), place))
     cards = {data.fingerprint: data_text(data) for data in opened.values()}
-    return "\n\n".join(
-        [*cards.values(), runs, *(f"{', '.join(variants)}:\n{text}" for text, variants in found.items())]
-    )
+    parts = [*cards.values(), table(("run", "sites", "expected drop", "directory"), [*rows.values()])]
+    texts = {table_text(sites) if sites else "" for sites in tables.values()}
+    parts.append(texts.pop() if len(texts) == 1 else "plan=true of one of these runs alone shows its sites")
+    return "\n\n".join(filter(None, parts))
+
+
+def drop_of_groups(sites: Sequence[SiteRow]) -> str:
+    """The share of its units that each group drops: "3: 2.47%, 4: 9.34%"."""
+    units: dict[object, int] = defaultdict(int)
+    dropped: dict[object, float] = defaultdict(float)
+    for row in sites:
+        count = sum(map(math.prod, row.map_sizes))
+        units[row.group] += count
+        dropped[row.group] += count * row.expected_drop
+    shares = ((group, 100 * dropped[group] / count) for group, count in units.items() if count)
+    return ", ".join(f"{group}: {share:.2f}%" for group, share in shares) or "-"

@@ -31,7 +31,7 @@ from engine.precision import autocast
 from engine.run_directory import DONE, RunDirectory
 from engine.signals import StopRequest
 from experiment.build import build_fit, open_data, refuse_unusable
-from experiment.outcome import Job
+from experiment.outcome import Job, notes_of
 from experiment.shares import gpus
 
 TIME_FOR_ALL = 60.0  # seconds of steps, shared by the kinds of runs
@@ -152,10 +152,9 @@ def price_jobs(jobs: Sequence[Job], workers: int = 1) -> int:
                 problems.setdefault(f"{' '.join(str(error).split())[:300]}{hint}", []).append(plan.variant)
 
         # The tables, and below them what a user should know before the start.
-        notes = Counter(note for job in jobs if job.plan is not None for note in job.plan.notes)
         meetings = Counter(str(job.run) for job in jobs if job.plan is not None)
         lines = [f"{count} jobs meet in {place} and run once" for place, count in meetings.items() if count > 1]
-        lines += [note if count == 1 else f"{note} ({count} jobs)" for note, count in notes.items()]
+        lines += notes_of(jobs)
         lines += [f"cannot be run: {', '.join(variants)}: {reason}" for reason, variants in problems.items()]
         answer = answer_text(plans, {kind: (kinds[kind], cost) for kind, cost in costs.items()}, workers)
     complete = not (reasons or problems)

@@ -264,7 +264,7 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
 
     # Layers that the last group has none of: it alone reaches keep_prob itself.
     last: Any = model.last_group
-    notes = [*data.notes, *card_of(data)["notes"]]
+    notes = [*plan.notes, *data.notes, *card_of(data)["notes"]]
     for layer in plan.layers:
         if layer.group_divisor > 1 and layer.groups and last not in layer.groups:
             notes.append(

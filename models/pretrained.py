@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def read_weights(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch, about what is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ValueError(f"reading {path} needs the package safetensors: pip install safetensors") from error
     except pickle.UnpicklingError as error:

@@ -166,11 +166,15 @@ def test_the_plans_of_a_grid_are_shown_and_nothing_is_written(
 ) -> None:
     assert train("-m", "seed=1,2", "plan=true", "jobs=2") == 0
     shown = capsys.readouterr().out
-    assert (shown.count("/seed-"), shown.count("expected drop")) == (2, 1)  # two seeds have one sites table
+    assert (shown.count("/seed-"), shown.count("gamma")) == (2, 1)  # two seeds have one sites table
     assert train("-m", "regularizer=none,dropblock", "keep_prob=0.8,0.9", "plan=true") == 0
     shown = capsys.readouterr().out
-    assert shown.count("expected drop") == 2  # two runs without a layer, and each keep_prob
-    assert "group_divisor" not in shown
+    lines = [line.split("  ") for line in shown.splitlines() if "/seed-1" in line]
+    drops = ["".join(cell for cell in line if "%" in cell).strip() for line in lines]
+    assert drops == ["", "3: 5.00%, 4: 20.00%", "3: 2.50%, 4: 10.00%"]  # runs without a layer are one
+    assert "gamma" not in shown
+    assert "note: keep_prob=0.8,0.9 does not apply to regularizer=none (2 jobs)" in shown
+    assert shown.count("train + ") == 1  # the data once
     assert train("-m", "seed=1,2", f"run_dir={tmp_path / 'one'}", "plan=true") == 2
     assert "would share this directory" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

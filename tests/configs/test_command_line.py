@@ -21,7 +21,7 @@ GOOD = [
     ["data=cifar10", "keep_prob=0.9", "groups=[3,4]", "skip=true", "schedule=linear"],
     ["-m", "regularizer=none,dropblock", "seed=1,2,3"],
     ["regularizer=[dropblock,label_smoothing]"],
-    ["data.root=/some/where", "recipe.augment.crop_padding=4", "model.width=8"],
+    ["data=cifar10", "data.root=/some/where", "recipe.augment.crop_padding=4", "model.width=8"],
     ["--help"],
     ["--cfg", "job"],
     ["hydra/launcher=slurm", "-m", "hydra.launcher.timeout_min=60"],

@@ -6,10 +6,11 @@ import re
 from dataclasses import fields
 
 import pytest
+from omegaconf import OmegaConf
 
 from configs.checking import UserError
 from configs.command_line import check_arguments
-from configs.compose import plan_of
+from configs.compose import config_of, plan_of
 from configs.groups import CONFIGS
 from configs.help import help_text
 from configs.schema import Config, DataConfig, RecipeConfig, RunOptions
@@ -24,6 +25,9 @@ SLIPS = [
     (["-m", "regularizer=choice(none,dropblok)"], "dropblok.*'dropblock'"),
     (["-m", "experiment=glob(tabel1/*)"], r"glob\(tabel1"),
     (["--hydra-help"], "--hydra-help"),
+    (["data.root=my_images"], "data.root=my_images.*data=digits.*data=folder"),
+    (["+sweep=table1", "data.root=my_images"], "data=digits reads no files"),
+    (["-m", "data=digits,digit_masks", "data.root=my_images"], "data=digits,digit_masks reads no files"),
 ]
 
 
@@ -32,6 +36,34 @@ def test_a_slip_is_named(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         check_arguments(arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("unread", "advised"),
+    [
+        (
+            "evaluations=[temperature,corruption=all severity=3]",
+            "evaluations=[temperature,'corruption=all severity=3']",
+        ),
+        ("data.root=my images (1)", "data.root='my images (1)'"),
+        ("data.root=it is [new]", "data.root='it is [new]'"),
+        ("keep_prob=[0.9", None),
+        ("output_root='out", None),
+    ],
+)
+def test_what_hydras_grammar_cannot_read_is_named_with_the_spelling_that_it_can(
+    unread: str, advised: str | None
+) -> None:
+    with pytest.raises(UserError) as caught:
+        plan_of("data=folder", unread)
+    assert str(caught.value).startswith(f"{unread}: ")
+    assert (f': "{advised}"' in str(caught.value)) == (advised is not None)
+    if advised is not None:
+        key, _, value = advised.partition("=")
+        config = config_of("data=folder", advised)
+        assert OmegaConf.select(config, key) == (
+            ["temperature", "corruption=all severity=3"] if "severity" in value else value.strip("'")
+        )
 
 
 def test_functions_of_names_are_understood() -> None:

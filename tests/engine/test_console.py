@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.console import SurvivingStream, epoch_line, metric_text, result_text
+from engine.console import SurvivingStream, epoch_line, metric_text, result_text, table_rows
 from engine.loggers import add_to_hparams_table
 from tests.conftest import ROOT
 
@@ -44,6 +44,15 @@ def test_a_metric_is_shown_in_its_unit() -> None:
         "12.00%",
         "0.2500 nats",
     ]
+
+
+def test_a_long_name_keeps_its_ends_in_a_table() -> None:
+    long = f"begins {200 * 'x'} ends"
+    [[name, share, none, short]] = table_rows([[long, 0.5, None, "cat"]])
+    assert (share, none, short) == ("0.50", "-", "cat")
+    assert len(str(name)) == 48
+    assert str(name).startswith("begins x")
+    assert str(name).endswith("x ends")
 
 
 def test_the_closing_table_says_what_each_number_is() -> None:

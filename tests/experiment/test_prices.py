@@ -76,7 +76,7 @@ def test_a_grid_names_duplicates_ignored_knobs_what_is_done_and_what_is_refused(
     printed = capsys.readouterr().out
     assert printed.count("timing") == 3  # kinds, not runs
     assert printed.count("2 jobs meet in") == 2
-    assert "block_size=3 does not apply to regularizer=none (2 jobs)" in printed
+    assert "block_size=3,7 does not apply to regularizer=none (4 jobs)" in printed
     assert re.search(r" DONE +100% ", printed)
     assert "5 of 6 runs are not done" in printed
     assert sorted(tmp_path.rglob("*")) == files

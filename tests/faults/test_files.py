@@ -140,7 +140,11 @@ def test_a_hostile_checkpoint_runs_nothing(
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_hostile_weights_run_nothing(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], legacy: bool
+    train: Train,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+    legacy: bool,
 ) -> None:
     from models import load_pretrained
 
@@ -154,6 +158,7 @@ def test_hostile_weights_run_nothing(
     assert train(f"model.pretrained={path}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "hostile.pth" in line
+    assert not recwarn.list
     assert not mark.exists()
 
 
