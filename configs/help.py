@@ -23,6 +23,7 @@ PARTS: dict[str, tuple[str, type]] = {
     "augment": ("recipe.augment.", schema.AugmentConfig),
     "layer": ("regularizer.NAME.", schema.LayerConfig),
     "tune": ("tune.", schema.TuneConfig),
+    "declaration": ("", schema.RegularizerConfig),  # a regularizer's YAML file; no keys of the command line
 }
 OPTIONS = "regularizer."  # the prefix of what a regularizer declares itself
 USAGE = """\

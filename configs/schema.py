@@ -208,7 +208,7 @@ class RegularizerConfig:
     kind: str = option("???", "what it acts on", ("none", *KINDS))
     layer: LayerConfig | None = option(None, "knobs that every layer has, of kind layer alone")
     options: dict[str, dict[str, Any]] = option(
-        {}, "by name: default (null: that of the class), meaning, and choices or least, most, above"
+        {}, "by name: default (null: that of the class, no part of the plan), meaning; choices or least, most, above"
     )
     tasks: list[str] = option([], "tasks that it suits; none: all")
     networks: list[str] = option([], "networks that it was made for; none: all")

@@ -24,7 +24,23 @@ SAVED_BYTES = 0.02
 
 
 class Backend(NamedTuple):
-    """draw(x, keep_prob, block_size, seed) -> (kept units, mask); apply(x, kept, mask, block_size) -> output."""
+    """A way to compute the operator on one kind of device.
+
+    `draw(x, keep_prob, block_size, seed)` returns (kept, mask):
+
+    - It uses shape, layout and device of `x`, not the values: backward passes the gradient. `x` has one to three axes
+      after (N, C), contiguous or channels-last. `keep_prob` (float32) and `seed` (int64) are 0-dimensional tensors on
+      its device; reading them on the host synchronizes a GPU.
+    - kept: number of kept units, a 0-dimensional int64 tensor on the device; 0 for an empty batch.
+    - mask: a tensor that only `apply` reads: bits, corners, or the seed. It is kept for backward up to `SAVED_BYTES` a
+      unit, else drawn again, so equal arguments give equal masks.
+    - What is dropped is a function of shape, keep_prob, block size and seed alone. Every valid block seed is drawn with
+      probability `rates.seed_rate`, at a resolution finer than float32 (rates of 1e-6 are tested).
+
+    `apply(x, kept, mask, block_size)` returns where(mask, x * scale, 0), scale = units / kept units, in the type and
+    layout of `x`: computed in float32 (float64 for float64), rounded once, 0 where a dropped unit is NaN, all zero if
+    nothing is kept. It is its own adjoint, so the gradient needs nothing else.
+    """
 
     draw: Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, Tensor]]
     apply: Callable[[Tensor, Tensor, Tensor, int], Tensor]

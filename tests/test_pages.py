@@ -117,6 +117,15 @@ def test_readme_fits_a_screen_or_two() -> None:
         assert len([line for line in block.splitlines() if line]) <= 8, block
 
 
+def test_the_documentation_stays_short() -> None:
+    """Words with a letter or digit on the pages of docs/, without code blocks and generated places."""
+    words = 0
+    for page in (ROOT / "docs").glob("*.md"):
+        own = re.sub(r"^```.*?^```", "", pages.PLACE.sub("", page.read_text()), flags=re.DOTALL | re.MULTILINE)
+        words += len(re.findall(r"\S*\w\S*", own))
+    assert words <= 14_000, f"{words} words: say it once, or shorter"
+
+
 def test_the_example_runs_and_prints_what_it_says() -> None:
     example = r"```python\n(.*?)```\n\n`(print\(.*?\)\)\))`[^\n]*\n\n```text\n(.*?)```"
     (code, look, shown) = re.findall(example, text("README.md"), re.DOTALL)[0]
