@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -156,6 +157,29 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
         for column in wanted.column
     ]
     return result
+
+
+def images_passed(plan: Plan, wanted: EvaluationConfig, test: int, val: int) -> int:
+    """The number of images that an evaluation of a run passes through its network, for what it will cost.
+
+    At most: what lies before the layers is computed once for all `samples`.
+
+    Args:
+        test, val: images of these splits.
+    """
+    points = len(wanted.keep_prob or [0.9]) * len(wanted.block_size or [7])
+    drops = points if wanted.keep_prob or wanted.block_size else 0
+    samples = wanted.samples if wanted.samples and (drops or plan.layers) else 0
+    severities = len(wanted.severity or DEFAULT_SEVERITIES)
+    corruptions = len(CORRUPTIONS) if "all" in wanted.corruption else len(wanted.corruption)
+    masks = max(1, drops) * samples
+    passes = 1 + len(wanted.column) + corruptions * severities + (masks or drops)
+    images = test * passes + (val + test if wanted.temperature else 0)
+    if wanted.ood is not None:
+        images += test + sum(len(files) for *_, files in os.walk(wanted.ood)) * (1 + masks)
+    if wanted.cifar10c is not None:
+        images += test * severities * len(corruptions_in(Path(wanted.cifar10c)))
+    return images
 
 
 def evaluate_run(

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from configs.checking import UserError
+from configs.evaluation import evaluation_of
 from configs.groups import declared
 from configs.plan import Plan
 from data import Data
@@ -31,12 +32,14 @@ from engine.precision import autocast
 from engine.run_directory import DONE, RunDirectory
 from engine.signals import StopRequest
 from experiment.build import build_fit, open_data, refuse_unusable
-from experiment.outcome import Job, notes_of
+from experiment.evaluation import images_passed
+from experiment.outcome import Job, missing_evaluations, notes_of
 from experiment.shares import gpus
 
 TIME_FOR_ALL = 60.0  # seconds of steps, shared by the kinds of runs
 SECONDS = 4.0  # at most, for one kind
 WARM_UP, MOST_STEPS = 3, 20
+PARTS = 16  # of a batch, of which one is tried first
 HALF_WAY = 0.5  # of training: a linear schedule drops half as much then, which is its mean
 # Keys of a plan that change the cost of no step.
 NOT_OF_A_STEP = ("seed", "label_smoothing", "regularizer")
@@ -56,6 +59,7 @@ class Cost:
         overlap: batches are made beside the steps (worker processes, steps on a GPU), not between them.
         evaluation: seconds of a forward pass for each image.
         steps_per_epoch, eval_images, batch: the sizes of the run.
+        test_images: those of `eval_images` that are test's.
         memory: peak in bytes, of the device, or on a CPU of the process.
         last, best: bytes of those checkpoints; best 0 without val.
         start: seconds before the first step: the data set opened, the network built.
@@ -74,11 +78,18 @@ class Cost:
     best: int
     start: float = 0.0
     saving: float = 0.0
+    test_images: int = 0
 
     @property
     def step_and_batch(self) -> float:
         """Seconds between one step and the next."""
         return max(self.step, self.loading) if self.overlap else self.step + self.loading
+
+    @property
+    def image(self) -> float:
+        """Seconds to read and evaluate an image."""
+        loading = self.loading / self.batch
+        return max(self.evaluation, loading) if self.overlap else self.evaluation + loading
 
     @property
     def disk(self) -> int:
@@ -88,10 +99,8 @@ class Cost:
     def seconds(self, epochs: int, eval_every: int, done: float = 0.0) -> float:
         """Seconds to start, train, evaluate and save, when a share of it is done."""
         evaluations = -(-epochs // eval_every)
-        loading = self.loading / self.batch
-        image = max(self.evaluation, loading) if self.overlap else self.evaluation + loading
         epoch = self.steps_per_epoch * self.step_and_batch + self.saving
-        whole = epochs * epoch + evaluations * self.eval_images * image
+        whole = epochs * epoch + evaluations * self.eval_images * self.image
         return whole * (1.0 - done) + (self.start if done < 1.0 else 0.0)
 
 
@@ -212,6 +221,16 @@ def cost_of(plan: Plan, data: Data, opening: float, seconds: float) -> Cost:
         with suppress(OSError):  # Linux alone; elsewhere the peak is that of the whole process
             Path("/proc/self/clear_refs").write_text("5")
     batch, loading = time_loading(fit.data.train, seconds / 2, device)
+    # A part of a batch says how long a step will take, before one is waited for. Of its two steps the first warms up.
+    part = batch.split(max(1, min(PARTS, batch.size // (2 * plan.recipe.accumulate))))[0]
+    for _ in range(2):
+        begun = time.perf_counter()
+        fit.step(part, HALF_WAY)
+        wait(device)
+    ahead = (time.perf_counter() - begun) * batch.size / part.size
+    if ahead > seconds:
+        whole = f"timing this kind about {duration(3 * ahead)}"  # two steps, and passes without a gradient
+        print(f"  a step of {counted(batch.size, 'image')} takes about {duration(ahead)}, {whole}", flush=True)
     step = time_of(lambda: fit.step(batch, HALF_WAY), seconds, device)
     network, evaluator = fit.state.evaluated.eval(), fit.task.evaluator(fit.data.test)
     with torch.no_grad(), autocast(device, plan.recipe.precision):
@@ -242,6 +261,7 @@ def cost_of(plan: Plan, data: Data, opening: float, seconds: float) -> Cost:
         best=sizes[1],
         start=start,
         saving=saving,
+        test_images=fit.data.test.num_samples,
     )
 
 
@@ -326,6 +346,7 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
     numbers = {kind: number for number, kind in enumerate(kinds, start=1)}
     rows, left, disk, count = [], [], 0, 0
     of_pilots: list[float] = []
+    of_evaluations = 0.0
     for place, plan in plans.items():
         kind = cost_class(plan)
         if kind not in kinds:
@@ -336,13 +357,18 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
         if status and status != DONE:
             steps = max((line["step"] for line in folder.metrics()), default=0)
             done = min(1.0, steps / (plan.recipe.epochs * cost.steps_per_epoch))
-        seconds = cost.seconds(plan.recipe.epochs, plan.recipe.eval_every, done)
+        evaluating = cost.image * sum(
+            images_passed(plan, evaluation_of(text), cost.test_images, cost.eval_images - cost.test_images)
+            for text in (plan.runtime.evaluations if plan.runtime.fresh else missing_evaluations(plan))
+        )
+        of_evaluations += evaluating
+        seconds = cost.seconds(plan.recipe.epochs, plan.recipe.eval_every, done) + evaluating
         rows.append((numbers[kind], status or "new", f"{100 * done:.0f}%", duration(seconds), place))
         count += 1
-        if status != DONE:
+        if seconds > 0:
             left.append(seconds)
             of_pilots += [seconds] if plan.pilot else []
-            disk += cost.disk
+            disk += 0 if status == DONE else cost.disk
     parts.append(table(("kind", "status", "done", "time left", "run"), rows))
 
     # The sums; with jobs=N no command ends before its longest run.
@@ -350,6 +376,8 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
     rows = [("all together", duration(sum(left)), counts)]
     if of_pilots:
         rows.append(("of these, pilots", duration(sum(of_pilots)), f"{counted(len(of_pilots), 'run')} that tune= adds"))
+    if of_evaluations:
+        rows.append(("of these, evaluations", duration(of_evaluations), "of the finished runs, as evaluations= asks"))
     if workers > 1:
         devices = len(gpus()) if any(plan.runtime.device != "cpu" for plan, _ in kinds.values()) else 0
         places = min(workers, devices) if devices else workers

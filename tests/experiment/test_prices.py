@@ -31,6 +31,12 @@ COST = Cost(
 )
 
 
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few steps of a kind will do here."""
+    monkeypatch.setattr(prices, "SECONDS", 0.05)
+
+
 def test_seconds_add_up_training_and_evaluation() -> None:
     image = 0.001 + 0.05 / 32
     assert COST.seconds(epochs=5, eval_every=2) == pytest.approx(5 * 100 * 0.25 + 3 * 1_000 * image)
@@ -74,7 +80,7 @@ def test_a_grid_names_duplicates_ignored_knobs_what_is_done_and_what_is_refused(
     words = ("-m", "regularizer=none,dropblock", "block_size=3,7", "seed=1,2", "epochs=1", "estimate=true")
     assert train(*words) == 0
     printed = capsys.readouterr().out
-    assert printed.count("timing") == 3  # kinds, not runs
+    assert len(re.findall("^timing", printed, re.MULTILINE)) == 3  # kinds, not runs
     assert printed.count("2 jobs meet in") == 2
     assert "block_size=3,7 does not apply to regularizer=none (4 jobs)" in printed
     assert re.search(r" DONE +100% ", printed)
@@ -89,6 +95,28 @@ def test_a_grid_names_duplicates_ignored_knobs_what_is_done_and_what_is_refused(
     assert "cannot be run: dropblock-b7-kp0.9" in printed
     assert "1 of 1 runs are not done" in printed
     assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_evaluations_are_priced_until_they_are_made(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    def priced(*more: str) -> bool:
+        capsys.readouterr()
+        assert train("regularizer=none", "epochs=1", *more, "estimate=true") == 0
+        return "of these, evaluations" in capsys.readouterr().out
+
+    assert not priced()
+    assert priced("evaluations=[temperature]")
+    assert train("regularizer=none", "epochs=1", "evaluations=[temperature]") == 0
+    assert not priced("evaluations=[temperature]")
+    assert priced("evaluations=[temperature,'corruption=jpeg']")  # of a run that is done, without the second
+
+
+def test_a_step_that_takes_long_is_announced(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prices, "SECONDS", 0.0)
+    assert train("regularizer=none", "epochs=1", "estimate=true") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  a step of 32 images")]
+    assert "timing this kind about" in line
 
 
 def test_what_stops_every_run_is_said_at_once_and_once(

@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.special import softmax
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from configs.evaluation import EvaluationConfig
 from engine.distributed import Ranks
 from engine.evaluation import evaluate
 from engine.tasks import Classification, Segmentation
 from experiment.build import build_task
-from experiment.evaluation import Finished, own_layers, results_of
+from experiment.evaluation import Finished, images_passed, own_layers, results_of
 from experiment.sampling import Remembered, Sampling, remember
 from experiment.source import NetworkSource
 from experiment.trained import opened
+from models.resnet import ResNet
 from tests.last_of_each import last_of_each
 from train import main as train
 
@@ -129,6 +132,32 @@ def test_masks_do_not_depend_on_the_batch_and_have_the_full_rate(run: Path) -> N
     [same] = plain["sampled"]
     assert same["loss"] == pytest.approx(plain["loss"], rel=1e-6)
     assert same["mutual_information"] < 1e-9
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        EvaluationConfig(samples=2),
+        EvaluationConfig(keep_prob=[0.9, 0.8], block_size=[3]),
+        EvaluationConfig(samples=2, keep_prob=[0.9, 0.8], temperature="val", ood="strangers"),
+        EvaluationConfig(corruption=["jpeg", "contrast"], severity=[2]),
+    ],
+)
+def test_what_an_evaluation_will_cost_is_what_it_passes(run: Path, tmp_path: Path, wanted: EvaluationConfig) -> None:
+    of, passed = finished(run), [0]
+    if wanted.ood is not None:
+        wanted.ood = str(tmp_path)
+        for name in "abc":
+            Image.new("RGB", (32, 32), "blue").save(tmp_path / f"{name}.png")
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, ResNet) and len(inputs[0]) > 1:  # not the one that finds the sizes of the maps
+            passed[0] += len(inputs[0])
+
+    with register_module_forward_pre_hook(count):
+        results_of(of, wanted)
+    assert of.data.val is not None
+    assert passed[0] == images_passed(of.plan, wanted, of.data.test.num_samples, of.data.val.num_samples)
 
 
 def test_what_lies_before_the_layers_is_computed_once_a_batch(run: Path) -> None:
