@@ -190,13 +190,19 @@ def check_maps(name: str, x: object, *axes: int) -> None:
 
     Raises:
         ValueError: for another number of dimensions.
-        TypeError: if `x` is no floating point tensor.
+        TypeError: if `x` is no floating point tensor of 16 bits and more, or one that is distributed or nested.
     """
-    if isinstance(x, Tensor) and x.ndim - 2 in axes and x.is_floating_point():
+    known = isinstance(x, Tensor) and type(x).__name__ != "DTensor" and not x.is_nested
+    if known and x.ndim - 2 in axes and x.is_floating_point() and x.itemsize > 1:
         return
     maps = " or ".join(MAPS[number] for number in axes)
-    if not isinstance(x, Tensor):
+    if not known:
+        # By its name: the module that defines DTensor takes a while to import.
+        if type(x).__name__ == "DTensor":
+            raise TypeError(f"{name} takes no DTensor: give each rank its part, x.to_local()")
         raise TypeError(f"{name} takes a tensor of {maps} maps, not {type(x).__name__}")
     if x.ndim - 2 not in axes:
         raise ValueError(f"{name} takes {maps} maps, not a tensor of shape {tuple(x.shape)}")
+    if x.is_floating_point():
+        raise TypeError(f"{name} takes no {x.dtype}, in which nothing can be scaled: give it bfloat16")
     raise TypeError(f"{name} takes floating point maps, not {x.dtype}")

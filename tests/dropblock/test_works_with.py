@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -169,6 +170,32 @@ def test_an_ensemble_counts_for_each_member() -> None:
 # graphs
 
 
+def test_compile_with_dynamic_shapes() -> None:
+    net, backend = small(), CompileCounterWithBackend("eager")
+    net[1].set_mask_seed(3)
+    compiled = torch.compile(net, backend=backend, dynamic=True, fullgraph=True)
+    for size in ((2, 3, 9, 10), (3, 3, 12, 14), (5, 3, 4, 5)):  # the last smaller than the block
+        x = torch.randn(size)
+        y = compiled(x)
+        assert torch.equal(y, net(x))
+        y.sum().backward()
+    assert backend.frame_count == 1
+
+
+def test_export_for_training_with_dynamic_shapes() -> None:
+    net, free = small(), torch.export.Dim.DYNAMIC
+    net[1].set_mask_seed(3)
+    exported = torch.export.export(net, (X,), dynamic_shapes=({0: free, 2: free, 3: free},)).module()
+    x = torch.randn(5, 3, 12, 14)
+    y = exported(x)
+    assert torch.equal(y, net(x))
+    y.square().sum().backward()
+    assert all(p.grad is not None for p in exported.parameters())
+    exported.get_buffer("1.keep_prob").fill_(1.0)  # what a schedule does
+    assert torch.equal(exported(x), net.eval()(x))
+    assert int(exported.get_buffer("1.seen_units")) == int(net[1].seen_units) == 3 * y.numel()
+
+
 def test_export() -> None:
     for training in (True, False):
         exported = torch.export.export(small().train(training), (X,))
@@ -200,6 +227,33 @@ def test_jit_script_is_refused_in_one_line() -> None:
     with pytest.raises(TypeError, match=r"torch.jit.script cannot compile DropBlock2d: use torch.compile") as caught:
         torch.jit.script(small())
     assert "\n" not in str(caught.value)
+
+
+# types and subclasses
+
+
+def test_autocast_and_float8() -> None:
+    net = small()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(X)
+    y.float().sum().backward()
+    assert (y.dtype, net[0].weight.grad.dtype, net[1].keep_prob.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    for layer in (net[1], dropblock.Dropout()):
+        with pytest.raises(TypeError, match=r"takes no torch.float8_e4m3fn, .*: give it bfloat16"):
+            layer(X.to(torch.float8_e4m3fn))
+
+
+def test_subclasses_of_tensor() -> None:
+    class Marked(Tensor):
+        pass
+
+    x = X.as_subclass(Marked)
+    y = seeded(x)
+    assert type(y) is Marked
+    assert torch.equal(y.as_subclass(Tensor), seeded(X))
+    nested = torch.nested.nested_tensor([X[0], X[0, :, :5]], layout=torch.jagged)
+    with pytest.raises(TypeError, match=r"DropBlock2d takes a tensor of .* maps, not NestedTensor"):
+        small()[1](nested)
 
 
 # copies and conversions
@@ -312,6 +366,31 @@ def test_fully_shard() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trains(fully_shard(net, mesh=init_device_mesh("cpu", (1,))), net[1])
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_fully_shard_with_mixed_precision() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    net, policy = small(), MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trains(fully_shard(net, mesh=init_device_mesh("cpu", (1,)), mp_policy=policy), net[1])
+    assert net[1].keep_prob.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_a_dtensor_is_refused_in_one_line_and_its_local_part_taken() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    for placement in (Shard(1), Replicate()):
+        x = distribute_tensor(X, init_device_mesh("cpu", (1,)), [placement])
+        for layer in (small()[1], dropblock.Dropout()):
+            with pytest.raises(TypeError, match=r"takes no DTensor: .*x\.to_local\(\)"):
+                layer(x)
+            assert layer(x.to_local()).shape == X.shape
 
 
 def test_data_parallel_without_a_gpu() -> None:
