@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from numbers import Real
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -185,21 +185,21 @@ def scalar(keep_prob: float | Tensor, device: torch.device) -> Tensor:
     return torch.tensor(keep_prob, dtype=torch.float32, device=device)
 
 
-def check_maps(name: str, x: object, *axes: int) -> None:
+def check_maps(name: str, x: Any, *axes: int) -> None:
     """Check that `x` is a floating point tensor (N, C, *size) with one of these numbers of axes in size.
 
     Raises:
         ValueError: for another number of dimensions.
         TypeError: if `x` is no floating point tensor of 16 bits and more, or one that is distributed or nested.
     """
-    known = isinstance(x, Tensor) and type(x).__name__ != "DTensor" and not x.is_nested
-    if known and x.ndim - 2 in axes and x.is_floating_point() and x.itemsize > 1:
+    distributed = type(x).__name__ == "DTensor"  # by its name: the module that defines it takes a while to import
+    usual = not distributed and isinstance(x, Tensor) and not x.is_nested
+    if usual and x.ndim - 2 in axes and x.is_floating_point() and x.itemsize > 1:
         return
     maps = " or ".join(MAPS[number] for number in axes)
-    if not known:
-        # By its name: the module that defines DTensor takes a while to import.
-        if type(x).__name__ == "DTensor":
-            raise TypeError(f"{name} takes no DTensor: give each rank its part, x.to_local()")
+    if distributed:
+        raise TypeError(f"{name} takes no DTensor: give each rank its part, x.to_local()")
+    if not isinstance(x, Tensor) or x.is_nested:
         raise TypeError(f"{name} takes a tensor of {maps} maps, not {type(x).__name__}")
     if x.ndim - 2 not in axes:
         raise ValueError(f"{name} takes {maps} maps, not a tensor of shape {tuple(x.shape)}")

@@ -7,8 +7,11 @@ the side of the feature maps changes. No name of a module is looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,16 +45,44 @@ class Node:
         return found
 
 
-class Recorder(TorchFunctionMode):
-    """Records the graph of one forward pass, one node for every tensor that a function returns."""
+class Graph(TorchFunctionMode):
+    """One forward pass, a node for every tensor that a function or a module returns.
 
-    def __init__(self, inputs: Iterable[Tensor]) -> None:
+    Args:
+        image: sides of the image.
+    """
+
+    def __init__(self, image: tuple[int, ...]) -> None:
         super().__init__()
+        self.image = image
         self.nodes: list[Node] = []
+        self.outputs: list[Node] = []
         self.additions: list[tuple[Node, Node]] = []
+        self.calls = Counter[str]()
         self.known: dict[int, tuple[Tensor, Node]] = {}  # the tensor keeps its id from being given to another
+
+    def record(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Run the model once in evaluation mode without gradients; it is left as it was."""
         for x in inputs:
             self.enter(x, [])
+        handles = [m.register_forward_hook(partial(self.left, path)) for path, m in model.named_modules() if path]
+        was_training = {module: module.training for module in model.modules()}
+        try:
+            with torch.no_grad(), self:
+                self.outputs = self.nodes_in(model.eval()(*inputs))
+        finally:
+            for handle in handles:
+                handle.remove()
+            for part, training in was_training.items():
+                part.training = training
+
+    def left(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        """Hook: a module has returned."""
+        self.calls[path] += 1
+        if isinstance(output, Tensor):
+            given = self.nodes_in(args)
+            node = self.node_of(output) or self.enter(output, given)
+            (node.passed_by if node in given else node.modules).append(path)
 
     def enter(self, x: Tensor, parents: list[Node]) -> Node:
         node = Node(len(self.nodes), tuple(x.shape), parents)
@@ -77,6 +108,25 @@ class Recorder(TorchFunctionMode):
                 if self.node_of(x) is None or in_place or name == "__iadd__":
                     self.enter(x, parents)
         return result
+
+    def stride(self, node: Node) -> float | None:
+        """Side of the image by side of the map; None for what is no (N, C, ...) map of the image, as tokens."""
+        if len(node.shape) != len(self.image) + 2 or min(node.shape) < 1:
+            return None
+        ratios = [of / side for of, side in zip(self.image, node.shape[2:], strict=True)]
+        return max(ratios) if max(ratios) < 1.5 * min(ratios) else None
+
+    def module_of(self, node: Node) -> str | None:
+        """The outermost module, called once, whose output is this map; scaling after it is passed."""
+        while True:
+            # A module that only passes its input on, as drop path in evaluation, counts where there is no other.
+            for paths in (node.modules, node.passed_by):
+                if once := [path for path in paths if self.calls[path] == 1]:
+                    return once[-1]
+            maps = [parent for parent in node.parents if parent.shape == node.shape]
+            if len(maps) != 1 or len(node.parents) != 1:
+                return None
+            node = maps[0]
 
 
 def tensors_in(values: object) -> Iterator[Tensor]:
@@ -128,134 +178,124 @@ def suggest(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Suggestio
         raise ValueError(
             f"example: expected a batch of images (1, channels, height, width), not {tuple(inputs[0].shape)}"
         )
-    graph, image = Recorder(inputs), inputs[0].shape[2:]
-    calls: dict[str, int] = {}
+    graph = Graph(tuple(inputs[0].shape[2:]))
+    graph.record(model, inputs)
 
-    def remember(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            calls[path] = calls.get(path, 0) + 1
-            if isinstance(output, Tensor):
-                given = graph.nodes_in(args)
-                node = graph.node_of(output) or graph.enter(output, given)
-                (node.passed_by if node in given else node.modules).append(path)
+    # A Place for each module, with the map that it returns.
+    found, identities = branch_ends(graph)
+    empty = empty_shortcuts(model, inputs, graph, found, identities)
+    residual = {place.group for place in found}
+    found |= empty | stage_ends(graph, residual)
 
-        return hook
+    tokens = any(pair[0].shape == pair[1].shape and not graph.stride(pair[0]) for pair in graph.additions)
+    name = type(model).__name__
+    if tokens and not residual:
+        raise ValueError(f"{name} works on tokens, not on feature maps: it takes DropPath and Dropout, no DropBlock")
+    if not found:
+        raise ValueError(f"no place found in {name}: no residual branch, and no map whose side changes")
 
-    # One forward pass with a hook on every module; modes are put back whatever happens.
-    handles = [m.register_forward_hook(remember(path)) for path, m in model.named_modules() if path]
-    was_training = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad(), graph:
-            outputs = graph.nodes_in(model.eval()(*inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for part, training in was_training.items():
-            part.training = training
+    # Places of one kind and one size of maps are one row of the table, whatever their modules are called.
+    sites = Counter[tuple[str, ...]]()
+    for place, node in sorted(found.items(), key=lambda item: (item[0].group, graph.stride(item[1]) or 0)):
+        kind = "shortcut" if place.branch == "skip" else "residual branch" if place.ends_branch else "stage"
+        size = "x".join(map(str, node.shape[1:]))
+        sites[str(place.group), f"{graph.stride(node):.3g}", place.branch, size, f"end of a {kind}"] += 1
+    rows = [[*row[:3], str(count), *row[3:]] for row, count in sites.items()]
+    unreached = len(identities) - len(empty)
+    notes = [f"identity shortcuts that are no module, and get no site: {unreached}"] if unreached > 0 else []
+    return Suggestion(patterns(model, found), rows, notes)
 
-    def stride(node: Node) -> float | None:
-        """Side of the image by side of the map; None for what is no (N, C, ...) map of the image, as tokens."""
-        if len(node.shape) != len(image) + 2 or min(node.shape) < 1:
-            return None
-        ratios = [of / side for of, side in zip(image, node.shape[2:], strict=True)]
-        return max(ratios) if max(ratios) < 1.5 * min(ratios) else None
 
-    def end(node: Node) -> str | None:
-        """The outermost module, called once, whose output is this map; scaling after it is passed."""
-        while True:
-            # A module that only passes its input on, as drop path in evaluation, counts where there is no other.
-            for paths in (node.modules, node.passed_by):
-                if once := [path for path in paths if calls[path] == 1]:
-                    return once[-1]
-            maps = [parent for parent in node.parents if parent.shape == node.shape]
-            if len(maps) != 1 or len(node.parents) != 1:
-                return None
-            node = maps[0]
+def branch_ends(graph: Graph) -> tuple[dict[Place, Node], dict[Place, int]]:
+    """Ends of residual branches and of shortcuts with a module.
 
-    found: dict[Place, Node] = {}  # a Place for each module
-    unreached = 0
-
-    # Residual branches: one term of an addition was computed from the other, or both from something not far back.
-    for pair in graph.additions:
-        if pair[0].shape != pair[1].shape or not stride(pair[0]):
+    Returns:
+        place -> the map there; and the branches beside a shortcut without a module: place -> index of the addition.
+    """
+    found: dict[Place, Node] = {}
+    unreached: dict[Place, int] = {}
+    for index, pair in enumerate(graph.additions):
+        if pair[0].shape != pair[1].shape or not graph.stride(pair[0]):
             continue
+        # One term was computed from the other, or both from something not far back.
         sets = [node.ancestors() for node in pair]
         common = max(sets[0] & sets[1], key=lambda node: node.number, default=None)
         if common is None or len(common.shape) != len(pair[0].shape):
             continue
         before = common.ancestors()
         inside = [nodes - before for nodes in sets]
+
         # The top-down path of an FPN or the decoder of a U-Net computes larger maps from smaller ones: no branch.
-        sides = {
-            math.prod(node.shape[2:]) for nodes in inside for node in nodes if stride(node) and node.shape[2:] > (1,)
-        }
-        if min(sides - {1}, default=0) < math.prod(pair[0].shape[2:]) or len(inside[0]) == len(inside[1]) == 0:
+        areas = {math.prod(node.shape[2:]) for nodes in inside for node in nodes if graph.stride(node)} - {1}
+        if min(areas, default=0) < math.prod(pair[0].shape[2:]):
             continue
         branch, skip = (0, 1) if len(inside[0]) >= len(inside[1]) else (1, 0)
-        group = group_of(stride(pair[0]))
-        if path := end(pair[branch]):
-            found[Place(path, "after", group, "conv", ends_branch=True)] = pair[branch]
-            # A projection is a module; so may the identity be, inside the unit.
-            unit = path.rpartition(".")[0]
-            shortcut = end(pair[skip]) if inside[skip] else None
-            within = [p for p in pair[skip].passed_by if p.startswith(f"{unit}.") and calls[p] == 1]
-            if inside[skip] or within:
-                if shortcut := (within[-1] if within else shortcut):
-                    found[Place(shortcut, "after", group, "skip", ends_branch=True)] = pair[skip]
-            else:
-                unreached += 1
+        path, group = graph.module_of(pair[branch]), group_of(graph.stride(pair[0]))
+        if path is None:
+            continue
+        end = Place(path, "after", group, "conv", ends_branch=True)
+        found[end] = pair[branch]
 
-    # An identity shortcut that is None where other units of the class have a projection.
-    for place in [place for place in found if place.branch == "skip"]:
+        # A projection is a module; so may the identity be, inside the unit.
+        unit = path.rpartition(".")[0]
+        identities = [p for p in pair[skip].passed_by if p.startswith(f"{unit}.") and graph.calls[p] == 1]
+        shortcut = graph.module_of(pair[skip]) if inside[skip] else None
+        if shortcut or identities:
+            found[Place(shortcut or identities[-1], "after", group, "skip", ends_branch=True)] = pair[skip]
+        if not inside[skip] and not identities:
+            unreached[end] = index
+    return found, unreached
+
+
+def empty_shortcuts(
+    model: nn.Module, inputs: tuple[Tensor, ...], graph: Graph, found: dict[Place, Node], identities: dict[Place, int]
+) -> dict[Place, Node]:
+    """Identity shortcuts that are None where other units of the class have a projection."""
+    filled: dict[Place, tuple[int, nn.Module, str, bool]] = {}
+    for place in found:
         owner, _, slot = place.modules.rpartition(".")
-        for path, module in model.named_modules():
-            inner = f"{path}.{slot}"
-            if type(module) is type(model.get_submodule(owner)) and getattr(module, slot, 0) is None:
-                for other, node in list(found.items()):
-                    if other.branch == "conv" and other.modules.startswith(f"{path}."):
-                        filled = Place(inner, "in", other.group, "skip", ends_branch=True)
-                        unreached -= filled not in found
-                        found[filled] = node
+        for path, unit in model.named_modules() if place.branch == "skip" else ():
+            if type(unit) is type(model.get_submodule(owner)) and getattr(unit, slot, 0) is None:
+                for end, index in identities.items():
+                    if end.modules.startswith(f"{path}."):
+                        new = Place(f"{path}.{slot}", "in", end.group, "skip", ends_branch=True)
+                        filled[new] = index, unit, slot, slot in vars(unit)
 
-    # Where no branch ends: the last map of a stage, before the side changes, and before a classifier.
-    residual = {place.group for place in found}
-    for node in graph.nodes:
-        of = [p for p in node.parents if stride(p) and stride(node) and p.shape[2:] != node.shape[2:]]
-        for last in of if math.prod(node.shape[2:]) > 1 else ():
-            if last.parents and group_of(stride(last)) not in residual and (path := end(last)):
-                found[Place(path, "after", group_of(stride(last)))] = last
-    maps = [node for node in graph.nodes if stride(node) and math.prod(node.shape[2:]) > 1 and node.parents]
-    if (
-        maps
-        and not any(map(stride, outputs))
-        and group_of(stride(maps[-1])) not in residual
-        and (path := end(maps[-1]))
-    ):
-        found[Place(path, "after", group_of(stride(maps[-1])))] = maps[-1]
+    # A slot may see another map than the one that is added without it, as the activated one in ResNetV2 and NFNet: then
+    # an identity there makes another network. The pass is repeated with identities to see which additions stay.
+    again = Graph(graph.image)
+    try:
+        for _, unit, slot, _ in filled.values():
+            setattr(unit, slot, nn.Identity())
+        if filled:
+            again.record(model, inputs)
+    except RuntimeError:  # maps of other sizes
+        return {}
+    finally:
+        for _, unit, slot, plain in filled.values():
+            if plain:  # an attribute, not a child that is None
+                delattr(unit, slot)
+            setattr(unit, slot, None)
+    before, after = ([(a.number, b.number) for a, b in of.additions] for of in (graph, again))
+    same = {index for index, pair in enumerate(after) if index < len(before) and pair == before[index]}
+    return {place: graph.additions[index][0] for place, (index, *_) in filled.items() if index in same}
 
-    tokens = any(pair[0].shape == pair[1].shape and not stride(pair[0]) for pair in graph.additions)
-    if not found or (tokens and not residual):
-        name = type(model).__name__
-        if tokens:
-            raise ValueError(
-                f"{name} works on tokens, not on feature maps: it takes DropPath and Dropout, no DropBlock"
-            )
-        raise ValueError(f"no place found in {name}: no residual branch, and no map whose side changes")
-    # Places of one kind and one size of maps are one row of the table, whatever their modules are called.
-    sites: dict[tuple[str, ...], int] = {}
-    for place, node in sorted(found.items(), key=lambda item: (item[0].group, stride(item[1]) or 0)):
-        kind = "shortcut" if place.branch == "skip" else "residual branch" if place.ends_branch else "stage"
-        row = (
-            str(place.group),
-            f"{stride(node):.3g}",
-            place.branch,
-            "x".join(map(str, node.shape[1:])),
-            f"end of a {kind}",
-        )
-        sites[row] = sites.get(row, 0) + 1
-    rows = [[*row[:3], str(count), *row[3:]] for row, count in sites.items()]
-    notes = [f"{unreached} identity shortcuts are no module and get no site"] if unreached > 0 else []
-    return Suggestion(patterns(model, found), rows, notes)
+
+def stage_ends(graph: Graph, residual: set[int | str]) -> dict[Place, Node]:
+    """Last maps of stages, before the side changes and before a classifier, in groups where no branch ends."""
+    maps = [node for node in graph.nodes if graph.stride(node) and math.prod(node.shape[2:]) > 1]
+    last = [
+        of for node in maps for of in node.parents if graph.stride(of) and of.shape[2:] != node.shape[2:] and of.parents
+    ]
+    computed = [node for node in maps if node.parents]
+    if computed and not any(map(graph.stride, graph.outputs)):
+        last.append(computed[-1])
+    found = {}
+    for node in last:
+        group = group_of(graph.stride(node))
+        if group not in residual and (path := graph.module_of(node)):
+            found[Place(path, "after", group)] = node
+    return found
 
 
 def group_of(stride: float | None) -> int:
@@ -276,16 +316,15 @@ def patterns(model: nn.Module, found: Iterable[Place]) -> list[Place]:
     made: list[Place] = []
     while left:
         place = left[0]
-        alike = {of.modules for of in left if replace(of, modules="") == replace(place, modules="")}
-        parts = place.modules.split(".")
-        digits = [i for i, part in enumerate(parts) if part.isdigit()]
-        for first in range(len(digits) + 1):  # the most numbers first, those to the right longest
-            starred = ".".join("*" if i in digits[first:] else part for i, part in enumerate(parts))
-            pattern = replace(place, modules=starred)
-            matched = {path for path in (slots if place.where == "in" else every) if pattern.names(path)}
-            if matched <= alike or first == len(digits):
-                break
-        made.append(pattern)
-        matched.add(place.modules)
-        left = [of for of in left if of.modules not in matched or replace(of, modules="") != replace(place, modules="")]
+        alike = {of.modules for of in found if replace(of, modules="") == replace(place, modules="")}
+        parts, named = place.modules.split("."), {place.modules}
+        # Names that are a number first, then those that end in one, each from the right.
+        numbered = sorted((i for i, part in enumerate(parts) if part[-1:].isdigit()), reverse=True)
+        for i in sorted(numbered, key=lambda i: not parts[i].isdigit()):
+            wider = replace(place, modules=".".join([*parts[:i], re.sub(r"\d+$", "*", parts[i]), *parts[i + 1 :]]))
+            matched = {path for path in (slots if place.where == "in" else every) if wider.names(path)}
+            if named < matched <= alike:
+                parts, named = wider.modules.split("."), matched
+        made.append(replace(place, modules=".".join(parts)))
+        left = [of for of in left if of.modules not in named or replace(of, modules="") != replace(place, modules="")]
     return made
