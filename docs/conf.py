@@ -46,10 +46,10 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_use_ivar = True
 copybutton_exclude = ".linenos, .gp, .go"
 
-# Where files of the repository are shown: on GitHub if it builds the site, else in this checkout.
+# Where files of the repository are shown; a site that is not built on GitHub names them without a link.
 REPOSITORY = os.environ.get("GITHUB_REPOSITORY")
 COMMIT = os.environ.get("GITHUB_SHA", "main")
-LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)((?:#[^)]*)?)(?=\))")
+LINK = re.compile(r"(?P<text>\[[^\]]*\])\((?!https?:|#)(?P<file>[^)#\s]+)(?P<place>#[^)]*)?\)")
 
 
 def relinked(text: str, at: Path, to: Path) -> str:
@@ -59,13 +59,13 @@ def relinked(text: str, at: Path, to: Path) -> str:
     """
 
     def link(found: re.Match[str]) -> str:
-        file = (at / found[1]).resolve()
+        file, place = (at / found["file"]).resolve(), found["place"] or ""
         if file.is_relative_to(DOCS) and file.suffix in (".md", ".rst", ".png", ".jpg"):
-            return os.path.relpath(file, to) + found[2]
+            return f"{found['text']}({os.path.relpath(file, to)}{place})"
         if REPOSITORY is None:
-            return file.as_uri()
-        kind = "tree" if file.is_dir() else "blob"
-        return f"https://github.com/{REPOSITORY}/{kind}/{COMMIT}/{file.relative_to(ROOT)}{found[2]}"
+            return found["text"].strip("[]")
+        kind, path = "tree" if file.is_dir() else "blob", file.relative_to(ROOT)
+        return f"{found['text']}(https://github.com/{REPOSITORY}/{kind}/{COMMIT}/{path}{place})"
 
     return LINK.sub(link, text)
 
