@@ -78,7 +78,9 @@ def read(app: Any, page: str, source: list[str]) -> None:
     """Prepare a page for the site as it is read: README for the first one, links for all."""
     folder = (DOCS / page).parent
     if page == "index":
-        source[0] = relinked((ROOT / "README.md").read_text(), ROOT, DOCS) + source[0]
+        readme = ROOT / "README.md"
+        app.env.note_dependency(readme)
+        source[0] = relinked(readme.read_text(), ROOT, DOCS) + source[0]
     elif (DOCS / f"{page}.md").exists():
         # `diff NAME`, which tests read, is a diff; a fence without a language is shell.
         text = re.sub(r"^```diff .*$", "```diff", source[0], flags=re.MULTILINE)

@@ -170,7 +170,7 @@ def command(name: str) -> str:
         return f"`python evaluate.py run={plan_of().run_dir()}`"
     if name != "grid":
         raise ValueError(f"no command is called {name}")
-    grid = "model=resnet18 model.width=8 regularizer=none,dropout,dropblock seed=1,2,3 tune=default"
+    grid = "model=resnet18 model.width=8 epochs=3 regularizer=none,dropout,dropblock seed=1,2,3 tune=default"
     report = f"python scripts/report.py outputs/sweeps/{sweep_name(values_given(grid.split()))}"
     return f"```\npython train.py -m {grid}\n{report}\n```"
 
