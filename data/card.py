@@ -50,6 +50,7 @@ class Header(NamedTuple):
     height: int = 0
     mode: str = ""
     orientation: int = 1
+    frames: int = 1
     key: tuple[int, int] = (0, 0)
     wrong: str = ""
 
@@ -97,6 +98,7 @@ def _counted(data: Data) -> Card:
                 "counted": counts[split].of,
                 "counts": dict(zip(data.classes, counts[split].each, strict=False)),  # none without labels
                 "ignored": counts[split].ignored,
+                "black_and_white": counts[split].black_and_white,
                 "counted_in": counts[split].read,
                 "left_out": dict(samples.left_out),
             }
@@ -137,17 +139,20 @@ def header_of(path: str) -> Header:
             key = (os.fstat(file.fileno()).st_size, zlib.crc32(head))
             plain = jpeg_header(head)
             if plain is not None:  # a third of the time that Pillow takes
-                width, height, mode, tag = *plain, 1
+                (width, height, mode), tag, frames = plain, 1, 1
             else:
                 file.seek(0)
                 with Image.open(file, formats=FORMATS) as image:
                     (width, height), mode, tag = image.size, image.mode, orientation_of(image)
+                    frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG", "WEBP") else 1
+                    if image.format == "TIFF" and frames > 1:
+                        raise ValueError("a TIFF of several images")
     except Exception as error:  # decoders raise nearly anything on damaged files
         return Header(wrong=why(error))
     wrong = "" if mode in EIGHT_BITS else f"pixels of mode {mode}, not 8 bits a channel"
     if width * height > MAX_PIXELS:
         wrong = f"its header says {width}x{height} pixels, more than {MAX_PIXELS:,}"
-    return Header(width, height, mode, tag, key, wrong)
+    return Header(width, height, mode, tag, frames, key, wrong)
 
 
 def jpeg_header(head: bytes) -> tuple[int, int, str] | None:
@@ -280,6 +285,13 @@ def _notes(data: Data, card: Card, found: dict[tuple[str, int], Header]) -> list
             f"{name}: {total:,} files of other formats are not used ({endings}), one is {card['unused_example']}"
         )
 
+    # Files of which only a part is seen.
+    moving = [(split, i) for (split, i), header in found.items() if header.frames > 1]
+    if moving:
+        split, i = moving[0]
+        path = data.splits[split].name(i)
+        notes.append(f"{name}: {len(moving):,} images are animations, of which the first frame is used, one is {path}")
+
     # Pictures that viewers turn.
     turned = [(split, i) for (split, i), header in found.items() if header.orientation != 1]
     if turned:
@@ -296,6 +308,11 @@ def _notes(data: Data, card: Card, found: dict[tuple[str, int], Header]) -> list
 
     # Classes.
     counts = train["counts"]
+    if name == "segmentation_folder" and data.config.mask_values is None and train["black_and_white"]:
+        notes.append(
+            f"{name}: {train['black_and_white']:,} of {train['counted_in']:,} training masks hold 0 and 255 alone, and "
+            "255 is ignored; if it means a class there, give those pixels its index"
+        )
     if data.task == "classification":
         total, most = sum(counts.values()), max(counts, key=counts.__getitem__)
         # Of two classes one always has half.

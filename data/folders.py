@@ -188,9 +188,11 @@ def files_in(
     except OSError as error:
         raise ValueError(f"{name}: cannot read {folder} ({error.strerror})") from error
     folders = [entry.name for entry in entries if entry.is_dir()]
-    files = [e.name for e in entries if not e.name.startswith(".") and (e.is_file() or e.is_symlink())]
-    files = [file for file in files if file not in folders and file.lower() not in SYSTEM_FILES]
-    images = [file for file in files if file.lower().endswith(tuple(endings))]
+    seen = [e for e in entries if not e.name.startswith(".") and not e.is_dir() and e.name.lower() not in SYSTEM_FILES]
+    files = [entry.name for entry in seen]
+    # A pipe or a device is none, whatever its name: reading one would wait for ever.
+    readable = [entry.name for entry in seen if entry.is_file() or not os.path.exists(entry)]
+    images = [file for file in readable if file.lower().endswith(tuple(endings))]
     return images, sorted(set(files) - set(images)), folders
 
 

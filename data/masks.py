@@ -20,7 +20,7 @@ from data.interface import Data, Loading, SegmentationBatch, assemble
 from data.loader import IMAGENET_STATISTICS, FileLoader, Statistics, channel_statistics
 from data.pipelines import placed
 from data.placement import Mask
-from data.samples import IGNORE, Counts, Row, Sample, Samples, cut, cut_notes, decoded, fingerprint
+from data.samples import IGNORE, Counts, Row, Sample, Samples, cut, cut_notes, decoded, fingerprint, only_ends
 from data.splits import Batches
 
 SOME_MASKS = 200  # that are looked at for their classes, where they are too many to be kept in memory
@@ -85,16 +85,18 @@ class Pairs(Samples):
         """Pixels of each class in a fixed choice of the masks: in more of them, up to `most`, where it lacks one."""
         if self.in_memory:
             return super().class_counts(num_classes, most)
-        counts, read = np.zeros(256, np.int64), 0
+        counts, read, black_and_white = np.zeros(256, np.int64), 0, 0
         for index in np.random.default_rng(0).permutation(len(self)).tolist():
             if read >= most or (read >= SOME_MASKS and counts[:num_classes].all()):
                 break
             read += 1
             try:
-                counts += np.bincount(self.labels.read(os.fsdecode(self["mask"][index])).ravel(), minlength=256)
+                mask = self.labels.read(os.fsdecode(self["mask"][index]))
             except Exception:  # decoders raise nearly anything on damaged files; training reports them
                 continue
-        return Counts("pixels", counts[:num_classes].tolist(), read, int(counts[IGNORE]))
+            of_mask = np.bincount(mask.ravel(), minlength=256)
+            counts, black_and_white = counts + of_mask, black_and_white + only_ends(of_mask)
+        return Counts("pixels", counts[:num_classes].tolist(), read, int(counts[IGNORE]), black_and_white)
 
 
 def pair_up(

@@ -37,12 +37,14 @@ class Counts(NamedTuple):
     each: of each class, in the order of the labels.
     read: samples that were looked at for it.
     ignored: pixels without a class; crowds and difficult objects.
+    black_and_white: masks that hold 0 and 255 alone.
     """
 
     of: str
     each: list[int]
     read: int
     ignored: int = 0
+    black_and_white: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,20 @@ class Samples:
             return Counts("images", [], len(self))
         if "masks" not in self.columns:
             return Counts("images", np.bincount(self["labels"], minlength=num_classes).tolist(), len(self))
-        levels = np.zeros(256, np.int64)
+        levels, black_and_white = np.zeros(256, np.int64), 0
         for mask in self["masks"]:
-            levels += np.bincount(mask.ravel(), minlength=256)
-        return Counts("pixels", levels[:num_classes].tolist(), len(self), int(levels[IGNORE]))
+            of_mask = np.bincount(mask.ravel(), minlength=256)
+            levels, black_and_white = levels + of_mask, black_and_white + only_ends(of_mask)
+        return Counts("pixels", levels[:num_classes].tolist(), len(self), int(levels[IGNORE]), black_and_white)
 
     def truth(self) -> dict[str, Any]:
         """A split with boxes in COCO's format."""
         raise NotImplementedError
+
+
+def only_ends(levels: NDArray[np.int64]) -> bool:
+    """True for a mask with these numbers of pixels of each level that has 0 and 255 and no other."""
+    return bool(levels[0] and levels[IGNORE] and levels[0] + levels[IGNORE] == levels.sum())
 
 
 def read_file(folder: Path, row: Row) -> Sample:

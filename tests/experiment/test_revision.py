@@ -35,7 +35,7 @@ def test_the_pyramid_moved_at_some_sizes_of_segmentation_alone(
     sizes = {"data=digit_masks": {65: 1, 33: 1, 64: 3, 60: 3}, "data=camvid": {480: 3, 481: 1, 241: 1, 240: 3}}
     for data, revisions in sizes.items():
         for size, revision in revisions.items():
-            assert plan_of(data, "data.root=/data", f"data.image_size={size}").revision == revision
+            assert plan_of(data, f"data.image_size={size}").revision == revision
     assert plan_of("data=camvid", "data.root=/data", "data.image_size=241", "model.stem=imagenet").revision == 3
     assert plan_of("data=voc_segmentation", "data.root=/data").revision == 1
     assert plan_of("data=digit_boxes").revision == 1

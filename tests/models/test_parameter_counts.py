@@ -53,7 +53,7 @@ def test_no_model_is_left_out() -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_configuration_builds_the_published_size(name: str) -> None:
     data, classes, more, parameters, source = EXPECTED[name]
-    asked = plan_of((f"model={name}", f"data={data}", "data.root=/data", *more)).model
+    asked = plan_of((f"model={name}", f"data={data}", *more)).model
     if asked.library == "timm":
         pytest.importorskip("timm")
     shape = {} if asked.library else {"width": asked.width, "stem": asked.stem, "zero_gamma": asked.zero_gamma}
