@@ -32,7 +32,7 @@ SCHEDULE_LIMITS = {"early": "schedule_end", "late": "schedule_start", "ramp": "s
 DEPTH_RULES = ("group", "linear")
 LR_SCHEDULES = ("cosine", "step", "exponential", "halving", "constant")
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 DECODERS = ("auto", "simplejpeg", "pillow", "pil")
 EXIF = ("ignore", "apply")
 ON_BAD_IMAGE = ("error", "skip")
@@ -149,7 +149,9 @@ class RecipeConfig:
     weight_decay: float = option(1e-4, "on all parameters but those of normalization layers", least=0)
     grad_clip: float | None = option(None, "largest norm of all gradients together", above=0)
     ema_decay: float | None = option(None, "evaluate an exponential moving average", least=0, most=0.999999)
-    precision: str = option("float32", "of the forward pass (autocast)", PRECISIONS)
+    precision: str = option(
+        "float32", "of the forward pass (autocast; tf32: float32, products on a GPU in TF32)", PRECISIONS
+    )
     sync_batchnorm: bool = option(False, "BatchNorm over the batches of all ranks together; GPUs only")
     eval_every: int = option(1, "epochs between evaluations; the last epoch always is one", least=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -241,6 +243,7 @@ class RunOptions:
         None, "loader processes per rank, for image folders; null: one for each of the run's cores", least=0
     )
     compile: bool = option(False, "torch.compile")
+    cudnn_benchmark: bool = option(False, "cuDNN keeps the fastest of its algorithms; resumes may differ in rounding")
     log_every: int = option(10, "steps between log entries", least=1)
     checkpoint_every: int = option(
         0, "steps between checkpoints, beside the one at the end of every epoch; 0: none", least=0

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from data.draws import on_device
 from data.interface import ClassificationBatch
 
 Weights = NDArray[np.float64]  # w, (B or 1, 1, H or 1, W or 1), in [0, 1]
@@ -54,7 +55,7 @@ class Mixing:
         # The streams of RandomState are frozen: another release of numpy draws the same.
         draws = np.random.RandomState(seed_of(0) % 2**32)
         weights = self.weights(batch.size if self.together == "image" else 1, size[0], size[1], draws)
-        return weights, torch.from_numpy(draws.permutation(batch.size)).to(batch.images.device)
+        return weights, on_device(draws.permutation(batch.size), batch.images.device)
 
     def __call__(self, batch: ClassificationBatch, seed_of: Callable[..., int]) -> ClassificationBatch:
         weights, others = self.draw(batch, batch.images.shape[2:], seed_of)
@@ -72,7 +73,7 @@ def mixed(x: Tensor, others: Tensor, weights: Tensor) -> Tensor:
 
 
 def on_device_of(batch: ClassificationBatch, values: Weights) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(batch.images.device)
+    return on_device(values.astype(np.float32), batch.images.device)
 
 
 def with_targets(batch: ClassificationBatch, weights: Weights, others: Tensor) -> ClassificationBatch:

@@ -7,9 +7,12 @@ arithmetic: the same numbers on every platform, in every worker process, in any 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 # The purpose of a draw: the first part of its key, so that no two uses share their numbers.
 ORDER, AUGMENT, POLICY, SPLIT, FAKE, SCENE, TRIVIAL, RANDOM, AUGMIX, ERASED, NOISE = range(11)
@@ -64,6 +67,12 @@ def pick(draws: NDArray[np.float64], choices: int | NDArray[np.int64]) -> NDArra
 def fixed_uniforms(*key: int | NDArray[np.integer]) -> NDArray[np.float64]:
     """Draws in [0, 1) that belong to a data set, not to a run: one for each entry of the broadcast key parts."""
     return (hashed(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def on_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Numbers drawn here, on the device; a copy to a GPU is from pinned memory, and nothing waits for it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ from data.draws import (
     TRIVIAL,
     Draws,
     hashed,
+    on_device,
     pick,
     uniforms,
 )
@@ -141,7 +142,7 @@ class Cutout:
         """
         drawn = uniforms(seed, epoch, indices, CUTOUT_ROW, CUTOUT_COLUMN - CUTOUT_ROW + 1)
         centers = np.stack([pick(drawn[:, axis], images.shape[1 + axis]) for axis in range(2)], 1)
-        return self.at(images, torch.from_numpy(centers).to(images.device))
+        return self.at(images, on_device(centers, images.device))
 
     def at(self, images: Tensor, centers: Tensor) -> Tensor:
         """Zero the squares with these centres, (B, 2) int64 rows and columns; what lies outside the image is lost."""
@@ -186,10 +187,10 @@ class RandomErasing:
             keys = (hashed(ERASED, seed, epoch, np.asarray(indices)) >> np.uint64(32)).tolist()
             for image, key, (top, left, high, wide) in zip(images, keys, boxes.tolist(), strict=True):
                 numbers = np.random.RandomState(key).standard_normal((high, wide, channels)).astype(np.float32)
-                image[top : top + high, left : left + wide] = torch.from_numpy(numbers)
+                image[top : top + high, left : left + wide] = on_device(numbers, image.device)
             return images
 
-        top, left, high, wide = torch.from_numpy(boxes).to(images.device)[:, :, None].unbind(1)
+        top, left, high, wide = on_device(boxes, images.device)[:, :, None].unbind(1)
         rows = torch.arange(height, device=images.device)
         columns = torch.arange(width * channels, device=images.device) // channels
         inside_rows = (rows >= top) & (rows < top + high)

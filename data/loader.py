@@ -130,6 +130,7 @@ class FileLoader:
         self.workers, self.device = 0 if samples.in_memory else loading.workers, loading.device
         self.num_samples = len(samples)
         self.bad_images: dict[str, str] = {}  # path -> reason, over all epochs
+        self._kept: tuple[DataLoader[Made], list[Any]] | None = None  # the workers of earlier epochs, and their keys
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -146,20 +147,33 @@ class FileLoader:
             ValueError: at a sample that cannot be used; with `skip` when they are more than a few.
             RuntimeError: if a worker dies; in the middle of a message that shows as a broken connection.
         """
+        # The workers of an epoch that was read to its end stay for the next: their draws depend on the key alone.
         keys = [(epoch, share) for share in self.batches.epoch(epoch, start)]
+        (loader, wanted), self._kept = self._kept or self._started(), None
+        wanted[:] = keys
+        yield from self._batches(iter(loader), keys)
+        self._kept = loader, wanted
+
+    def _started(self) -> tuple[DataLoader[Made], list[Any]]:
+        """Workers, and the list that the keys of an epoch go into."""
+        keys: list[Any] = []
         loader = DataLoader(
             self.reader,
             sampler=keys,
             batch_size=None,  # an item is a batch
             collate_fn=_as_it_is,
             num_workers=self.workers,
+            persistent_workers=self.workers > 0,
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else it would draw from the global one, for seeds that nothing here uses
         )
-        bad: set[str] = set()  # of this epoch
-        made = iter(loader)
-        for _, share in keys:
+        return loader, keys
+
+    def _batches(self, made: Iterator[Made], keys: Sequence[tuple[int, Indices]]) -> Iterator[Any]:
+        """The batches of one epoch, on the device."""
+        bad: set[str] = set()
+        for epoch, share in keys:
             try:
                 fields, asked, taken, met = next(made)
             except (OSError, EOFError) as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.schema import AugmentConfig
-from data.draws import FLIP, LEFT, MOST, TOP, Draws, pick, uniforms
+from data.draws import FLIP, LEFT, MOST, TOP, Draws, on_device, pick, uniforms
 from data.interface import ClassificationBatch, Loading
 from data.loader import Statistics, ToNetwork
 from data.splits import Batches
@@ -28,7 +28,7 @@ class TensorLoader:
         batches: which samples make up which batch; a shuffled split is augmented.
         statistics: mean and standard deviation of each channel, of values in [0, 1].
         augment: zeros around an image before the random crop back to its size, and flip, of a shuffled split.
-        loading: the device where the images are kept and the batches are made; their memory format; regularizers.
+        loading: the device where the batches are made, and the images kept; their memory format; regularizers.
     """
 
     def __init__(
@@ -46,10 +46,11 @@ class TensorLoader:
         self.padding, self.flip, regularizers = augment.crop_padding, augment.flip, loading.regularizers
         if not batches.shuffled:
             self.padding, self.flip, regularizers = 0, False, ()
-        device = loading.device
-        self.labels = torch.from_numpy(labels).to(device)
-        self.windows = windows(torch.from_numpy(images).to(device).permute(0, 2, 3, 1), self.padding)
         self.on_image = [change.on_image for change in regularizers if hasattr(change, "on_image")]
+        # Images that are changed one by one, on the CPU, are kept there.
+        self.labels = torch.from_numpy(labels).to(loading.device)
+        kept = torch.from_numpy(images).to("cpu" if self.on_image else loading.device)
+        self.windows = windows(kept.permute(0, 2, 3, 1), self.padding)
         self.to_network = ToNetwork(statistics, images.shape[3], loading, training=batches.shuffled)
 
     def with_images(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> TensorLoader:
@@ -70,8 +71,9 @@ class TensorLoader:
         if not shares:
             return
         order = np.concatenate(shares)
-        indices, device = torch.from_numpy(order), self.labels.device
-        where, picked = indices.to(device), self._picked(epoch, order).to(device)
+        indices, device, place = torch.from_numpy(order), self.labels.device, self.windows.device
+        labels = self.labels[on_device(order, device)]
+        where, picked = on_device(order, place), on_device(self._picked(epoch, order), place)
         begin = 0
         for share in shares:
             part = slice(begin, begin + len(share))
@@ -81,27 +83,27 @@ class TensorLoader:
             if self.flip:
                 images = mirror(images, picked[part, 2] == 0)
             if self.on_image:
-                images = self._each(images, epoch, share)
+                images = on_device(self._each(images, epoch, share), device)
             images = self.to_network(images, epoch, share)
-            yield ClassificationBatch(images, self.labels[where[part]], indices[part])
+            yield ClassificationBatch(images, labels[part], indices[part])
 
-    def _picked(self, epoch: int, order: NDArray[np.int64]) -> Tensor:
+    def _picked(self, epoch: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row and column of each image's window, 0 = flip: (N, 3)."""
         if not self.padding and not self.flip:
-            return torch.zeros(len(order), 3, dtype=torch.int64)
+            return np.zeros((len(order), 3), np.int64)
         draws, crops = uniforms(self.batches.seed, epoch, order, 0, FLIP + 1), 2 * self.padding + 1
         choices = {TOP: crops, LEFT: crops, FLIP: 2}
-        return torch.from_numpy(np.stack([pick(draws[:, place], choices[place]) for place in choices], 1))
+        return np.stack([pick(draws[:, place], choices[place]) for place in choices], 1)
 
-    def _each(self, images: Tensor, epoch: int, share: NDArray[np.int64]) -> Tensor:
+    def _each(self, images: Tensor, epoch: int, share: NDArray[np.int64]) -> NDArray[np.uint8]:
         """AutoAugment and its like, image by image on the CPU: the slow path, for experiments that ask for it."""
         seed, changed = self.batches.seed, []
         drawn = uniforms(seed, epoch, share, 0, MOST)
-        for pixels, numbers, index in zip(images.cpu().numpy(), drawn, share.tolist(), strict=True):
+        for pixels, numbers, index in zip(images.numpy(), drawn, share.tolist(), strict=True):
             for change in self.on_image:
                 pixels = change(pixels, Draws(numbers, seed, epoch, index))
             changed.append(pixels)
-        return torch.from_numpy(np.stack(changed)).to(images.device)
+        return np.stack(changed)
 
 
 def windows(images: Tensor, padding: int) -> Tensor:

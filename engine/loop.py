@@ -198,8 +198,7 @@ class Fit:
 
         # All ranks hold the same running statistics at any moment; the averaged model follows weights and statistics.
         share_statistics(self.statistics, self.ranks)
-        if state.ema is not None:
-            state.ema.update_parameters(state.model)
+        state.update_average()
         state.step += 1
 
     def _settle(self) -> None:

@@ -13,20 +13,40 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRODUCTS = {
     *(functional.conv1d, functional.conv2d, functional.conv3d, functional.linear),
     *(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
 }
 
 
+def set_numerics(device: torch.device, precision: str, cudnn_benchmark: bool) -> None:
+    """Set the numerics of the whole process: products in float32 unless TF32 is asked for; cuDNN's algorithms.
+
+    Raises:
+        ValueError: for TF32 on a CPU.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = cudnn_benchmark
+    elif precision == "tf32":
+        raise ValueError("recipe.precision=tf32: GPUs alone have it; on a CPU choose float32")
+
+
+def numerics(device: torch.device) -> dict[str, Any]:
+    """Settings of `set_numerics`, for the record of a run on a GPU."""
+    if device.type != "cuda":
+        return {}
+    return {"tf32": torch.backends.cudnn.allow_tf32, "cudnn_benchmark": torch.backends.cudnn.benchmark}
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision with float32 weights; `float32` switches it off.
+    """Mixed precision with float32 weights; `float32` and `tf32` switch it off.
 
     On a CPU without AVX-512, where torch's bfloat16 kernels are far slower than float32 (docs/results/precision.md),
     `RoundedProducts` takes their place.
     """
-    mixed = torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")
+    mixed = torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=PRECISIONS[precision] != torch.float32)
     if precision == "bfloat16" and device.type == "cpu" and slow_in_bfloat16():
         return _both(mixed, RoundedProducts())
     return mixed

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from configs.schema import RecipeConfig
 from engine.distributed import Ranks
@@ -60,8 +59,11 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.ema: AveragedModel | None = None
         if recipe.ema_decay is not None:
-            average = self._average(recipe.ema_decay, recipe.ema_warmup)
-            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+            self.ema = AveragedModel(model, use_buffers=True)
+            moving = list(zip(moving_tensors(self.ema.module), moving_tensors(model), strict=True))
+            self._averaged = [pair for pair in moving if pair[0].is_floating_point()]
+            self._copied = [pair for pair in moving if not pair[0].is_floating_point()]  # counters: a mean is of no use
+        self.ema_decay, self.ema_warmup = recipe.ema_decay, recipe.ema_warmup
         self.step = 0  # optimizer steps done
         self.epochs_done = 0  # epochs whose end (evaluation, best) is behind us
         self.skipped = 0  # steps whose gradients overflowed in float16 and were not taken
@@ -79,21 +81,27 @@ class TrainState:
         self.environments: list[dict[str, Any]] = []  # every environment that this run was started in
         self.bad_images: dict[str, str] = {}  # path and reason of the images that were left out
 
-    def _average(self, decay: float, warmup: bool) -> Callable[..., None]:
-        """A step of the exponential moving average, for tensors of one type.
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averaged model, where there is one, a step towards weights and statistics; the first step copies.
 
-        With warm-up the decay after t steps is min(decay, (1 + t) / (10 + t)), as TensorFlow's `num_updates`.
+        With warm-up the decay after t steps is min(decay, (1 + t) / (10 + t)), as TensorFlow's `num_updates`. torch's
+        `update_parameters` would send its counter to the device, and wait, at every step.
         """
-
-        def move(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
-            if not averages[0].is_floating_point():  # counters and seeds: a mean of them is of no use
-                torch._foreach_copy_(averages, values)
-                return
-            steps = self.step + 1  # not `count`: reading it would wait for the device
-            now = min(decay, (1 + steps) / (10 + steps)) if warmup else decay
-            get_ema_multi_avg_fn(now)(averages, values, count)
-
-        return move
+        if self.ema is None or self.ema_decay is None:
+            return
+        steps = self.step + 1
+        decay = min(self.ema_decay, (1 + steps) / (10 + steps)) if self.ema_warmup else self.ema_decay
+        copied = self._copied
+        if self.ema.n_averaged == 0:
+            copied = self._averaged + self._copied
+        else:
+            averages, values = zip(*self._averaged, strict=True)
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        if copied:
+            averages, values = zip(*copied, strict=True)
+            torch._foreach_copy_(averages, values)
+        self.ema.n_averaged += 1  # on the CPU
 
     @property
     def evaluated(self) -> nn.Module:
@@ -176,6 +184,12 @@ class TrainState:
             raise ValueError(
                 f"it does not fit this network and optimizer ({type(error).__name__}: {reason})"
             ) from error
+
+
+def moving_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters, and the buffers of a state dict: all that training moves."""
+    persistent = model.state_dict(keep_vars=True)
+    return [*model.parameters(), *(buffer for name, buffer in model.named_buffers() if name in persistent)]
 
 
 def share_of(parts: list[dict[str, Any]], ranks: Ranks) -> tuple[Tensor | None, int]:

@@ -19,6 +19,7 @@ from dropblock import LayerControl, LayerSpec
 from engine import cpu
 from engine.distributed import Ranks, synchronized, wrap
 from engine.loop import Fit
+from engine.precision import set_numerics
 from engine.run_directory import RunDirectory
 from engine.seeding import seed_everything
 from engine.signals import StopRequest
@@ -66,6 +67,8 @@ def build_network(
 
     pretrained=False: do not read `model.pretrained`; used when a checkpoint supplies the weights.
     """
+    set_numerics(device, plan.recipe.precision, plan.runtime.cudnn_benchmark)
+
     # Networks of torchvision and timm are one family each, whose `architecture` is the name in the plan.
     channels, height, width = data.image_shape
     asked = plan.model

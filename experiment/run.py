@@ -30,6 +30,7 @@ from engine.environment import code_diff, environment
 from engine.files import write_aside
 from engine.loggers import add_to_hparams_table
 from engine.loop import Fit
+from engine.precision import numerics
 from engine.run_directory import RunDirectory, differences, refuse_another, same_data
 from engine.signals import Stopped, StopRequest
 from experiment.build import build_fit, open_data, refuse_unusable
@@ -146,6 +147,7 @@ def train(
                 write_aside(directory.path / "code.diff", [code_diff().encode()])
 
         fit = prepare(plan, directory, device, ranks, stop)
+        started |= numerics(device)
         fit.state.started_in(started)
         fit.run()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from configs.command_line import LAUNCHER, Arguments
 from engine import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
+VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+KFD = Path("/sys/class/kfd/kfd/topology/nodes")  # of AMD's driver: processors and GPUs, those with SIMD units
 
 
 def count_of(value: str, on_gpu: bool = True) -> int:
@@ -63,14 +66,38 @@ def threads_of(workers: int) -> str:
 
 def gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; asked without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # AMD's runtime looks at its own variable first.
+    visible = next((os.environ[name] for name in VISIBLE if name in os.environ), None)
     if visible is not None:
-        return [name for name in visible.split(",") if name and name != "-1"]
+        return visible_in(visible)
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(i) for i, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+        listed = ""
+    count = sum(line.startswith("GPU ") for line in listed.splitlines())
+    return [str(i) for i in range(count or len(amd_gpus()))]
+
+
+def visible_in(value: str) -> list[str]:
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES leaves: those before the first that is none; no two equal.
+
+    A GPU is a number, with or without spaces, or a name such as GPU-8932f937 or MIG-3eb2.
+    """
+    found: list[str] = []
+    for name in map(str.strip, value.split(",")):
+        if not name.isdecimal() and not name.startswith(("GPU-", "MIG-")):
+            break
+        found.append(name)
+    return found if len(set(found)) == len(found) else []
+
+
+def amd_gpus() -> list[str]:
+    """The GPUs that the kernel's driver for AMD lists, without those that ROCR_VISIBLE_DEVICES hides."""
+    nodes = [
+        path for path in KFD.glob("*/properties") if re.search(r"^simd_count [1-9]", path.read_text(), re.MULTILINE)
+    ]
+    hidden = os.environ.get("ROCR_VISIBLE_DEVICES")
+    return [path.parent.name for path in nodes] if hidden is None else visible_in(hidden)
 
 
 def environment_of(place: int, workers: int, devices: Sequence[str]) -> dict[str, str]:
@@ -82,5 +109,7 @@ def environment_of(place: int, workers: int, devices: Sequence[str]) -> dict[str
     if workers > 1:
         values.setdefault(cpu.WAITING, "PASSIVE")  # a thread that spins would take the core of another worker
     if devices:
-        values["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+        for name in VISIBLE:
+            if name in os.environ or name == "CUDA_VISIBLE_DEVICES":
+                values[name] = devices[place % len(devices)]
     return values

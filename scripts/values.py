@@ -138,13 +138,18 @@ def benchmark_values(results: Path) -> dict[str, Any]:
     for key, name in (("this", "bfloat16, this project"), ("torch", "bfloat16, torch alone")):
         ratio = rows("precision")[name]["to_float32"]
         values["precision"][key] = "{:.2f} [{:.2f}, {:.2f}]".format(ratio["median"], *ratio["interval"])
-    # Processor time for one photograph, and the cores that one GPU and eight need of it.
+    # Processor time for one photograph, and the cores that one GPU, 8 and 64 need of it.
     values["loader_photographs"] = {}
     for name, row in rows("loader_photographs").items():
         own = row["processor_ms"]["median"]
-        cores = {f"cores_for_{gpus}": str(math.ceil(gpus * own / 1000 * GPU_IMAGES_PER_S)) for gpus in (1, 8)}
+        cores = {f"cores_for_{gpus}": str(math.ceil(gpus * own / 1000 * GPU_IMAGES_PER_S)) for gpus in (1, 8, 64)}
         short = name.removeprefix("this, ").replace(", ", "_").replace(" ", "_").replace("=", "_")
-        values["loader_photographs"][short] = {"ms": f"{own:.2f}", "faster": f"{row['faster']['median']:.2f}", **cores}
+        values["loader_photographs"][short] = {
+            "ms": f"{own:.2f}",
+            "a_core": f"{1000 / own:,.0f}",
+            "faster": f"{row['faster']['median']:.2f}",
+            **cores,
+        }
     # Small images, which stay in memory, beside a DataLoader with PIL.
     small = rows("loader_small")
     per_s = {name: row["images_per_s"]["median"] for name, row in small.items()}

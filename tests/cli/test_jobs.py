@@ -22,6 +22,7 @@ from configs.command_line import read_arguments
 from configs.compose import plan_of
 from engine import cpu
 from engine.run_directory import RunDirectory
+from experiment import shares
 from experiment.job import run_job
 from experiment.outcome import Job
 from experiment.pool import Pool
@@ -190,10 +191,30 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_of("auto") == 2
     assert at_a_time(read_arguments(["-m", "seed=1,2", "jobs=auto"])) == 2
     assert at_a_time(read_arguments(["-m", "jobs=auto", "device=cpu"])) == 8  # a core each, whatever GPUs there are
+    for value, seen in (("0,-1,1", 1), ("-1", 0), ("1, 2", 2), ("0,0", 0), ("GPU-8932f937,GPU-1", 2), ("0,nvidia", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert len(shares.gpus()) == seen
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert count_of("auto") == 8
     with pytest.raises(UserError, match="auto"):
         count_of("1.5")
+
+
+def test_gpus_of_amd_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    monkeypatch.setattr(shares, "KFD", tmp_path)
+    for number, units in enumerate((0, 304, 304)):  # the processor comes first
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "properties").write_text(f"cpu_cores_count 8\nsimd_count {units}\n")
+    assert shares.gpus() == ["0", "1"]
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "1")
+    assert shares.gpus() == ["0"]
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1,2,3")  # AMD's runtime takes it before the other
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert shares.gpus() == ["1", "2", "3"]
+    assert {environment_of(1, 2, shares.gpus())[name] for name in shares.VISIBLE} == {"2"}
 
 
 def test_progress_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

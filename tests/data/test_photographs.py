@@ -405,6 +405,26 @@ def test_the_signal_of_a_worker_s_end_is_not_left_to_what_cleans_up(
         signal.signal(signal.SIGCHLD, handler)
 
 
+def test_workers_stay_over_epochs_with_equal_draws(tree: Path) -> None:
+    train, before = photos(tree, workers=1).train, set(psutil.Process().children())
+    workers = []
+    for epoch in range(2):
+        batches = list(train.epoch(epoch))
+        workers.append(set(psutil.Process().children()) - before)
+        for ours, alone in zip(batches, photos(tree).train.epoch(epoch), strict=True):
+            assert torch.equal(ours.images, alone.images)
+            assert torch.equal(ours.labels, alone.labels)
+    assert len(workers[0]) == 1
+    assert workers[0] == workers[1]
+
+    # An epoch that is left takes its worker along, and so does the loader itself.
+    next(train.epoch(2))
+    assert not set(psutil.Process().children()) - before
+    list(train.epoch(2))
+    del train
+    assert not set(psutil.Process().children()) - before
+
+
 def test_workers_that_are_left_do_not_hold_up_the_end_of_python(tree: Path) -> None:
     before, handler = set(psutil.Process().children()), signal.getsignal(signal.SIGCHLD)
     epoch = photos(tree, workers=1).train.epoch(0)

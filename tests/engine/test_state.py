@@ -61,7 +61,7 @@ def test_averaged_weights_warm_up_as_tensorflow_does() -> None:
         with torch.no_grad():
             weight.fill_(float(step))
         assert warm.ema is not None
-        warm.ema.update_parameters(warm.model)
+        warm.update_average()
         decay = min(0.99, (1 + step + 1) / (10 + step + 1))
         average = float(step) if average is None else decay * average + (1 - decay) * step
         warm.step += 1
@@ -75,7 +75,7 @@ def test_counters_and_seeds_are_copied_and_not_averaged() -> None:
     counter, average = run.model[1].num_batches_tracked, run.evaluated[1].num_batches_tracked
     for seen in (2**62 + 1, 7, 8):
         counter.fill_(seen)
-        run.ema.update_parameters(run.model)
+        run.update_average()
         assert int(average) == seen
 
 

@@ -30,5 +30,5 @@ def test_a_run_has_the_average_and_the_auxiliary_loss_of_its_plan(tmp_path: Path
     weight, average = next(fit.state.model.parameters()), next(fit.state.evaluated.parameters())
     for value in (0.0, 1.0):
         weight.data.fill_(value)
-        fit.state.ema.update_parameters(fit.state.model)
+        fit.state.update_average()
     assert average.mean().item() == pytest.approx(1 - 2 / 11)  # a constant decay would leave 0.01
