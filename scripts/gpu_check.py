@@ -74,12 +74,12 @@ def steps(out: Path) -> list[Step]:
     table += ["recipe.precision=bfloat16", "device=cuda", "progress=false", f"output_root={out / 'runs'}"]
     report = ["scripts/report.py", str(out / "runs" / "sweeps" / "*"), "--out", str(out / "table")]
     return [
-        Step("tests", 150, [*tests, "tests"], check_tests),
+        Step("tests", 170, [*tests, "tests"], check_tests),
         bench("op", 80, check_op, "--rounds", "5", "--least-ms", "5"),
         bench("step", 45, check_step, "--dtype", "bfloat16", "--batch", "64", "--rounds", "9"),
         bench("loop", 45, check_loop, "--precision", "bfloat16", "--rounds", "3"),
         bench("loader", 45, check_loader, "--rounds", "2", "--images", "600"),
-        Step("table", 150, table, check_table),
+        Step("table", 130, table, check_table),
         Step("report", 15, report, check_report),
     ]
 
