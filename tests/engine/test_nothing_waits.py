@@ -131,7 +131,12 @@ def stepped(
     return fit
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, marks=pytest.mark.slow if step == "boxes" else ()) for step in STEPS
+    ],  # its scenes take seconds
+)
 def test_a_batch_and_its_step(step: str, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiment.build.build_model", NETWORKS.get(step, Small))
     monkeypatch.setattr(operator, "gpu_backend", lambda _: operator.DENSE)
