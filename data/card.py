@@ -280,7 +280,7 @@ def _notes(data: Data, card: Card, found: dict[tuple[str, int], Header]) -> list
         notes.append(f"{name}: the headers of {len(found):,} of {card['files']:,} images were looked at")
     if card["unused"]:
         total = sum(card["unused"].values())
-        endings = by_ending(path for samples in data.splits.values() for path in set(samples.unused))
+        endings = by_ending({path for samples in data.splits.values() for path in samples.unused})  # cut splits share
         notes.append(
             f"{name}: {total:,} files of other formats are not used ({endings}), one is {card['unused_example']}"
         )

@@ -7,6 +7,7 @@ One's own: `root/train/<class>/<image>`, and `val/` and `test/` of the same form
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from configs.schema import AugmentConfig, DataConfig
 from data.decode import ENDINGS, FORMATS, GRAY, Decode, pick_decoder, whole
 from data.folders import (
+    VAL_FOLDERS,
     Folders,
     class_names,
     few,
@@ -38,6 +40,9 @@ from data.tensors import TensorLoader
 
 IN_MEMORY = 64  # side of the largest images that are kept in memory
 OWN_LAYOUT = f"needs train/<class>/<image>, and if you have them val/ and test/ of the same form ({', '.join(ENDINGS)})"
+
+# A folder that only the layout of another task has.
+OTHER_LAYOUTS = {"annotations": "coco", "JPEGImages": "voc_detection", "masks": "segmentation_folder"}
 
 
 def open_class_folders(data: DataConfig, augment: AugmentConfig, loading: Loading) -> Data:
@@ -182,12 +187,20 @@ def find_splits(name: str, place: str | None) -> tuple[dict[str, Samples], tuple
     root = Path(place)
     if not root.is_dir():
         raise FileNotFoundError(f"{name}: no folder {root}; data.root {OWN_LAYOUT}")
-    # The most frequent mistake: class folders right below the root.
-    held = 0 if (root / "train").exists() else len(image_folders(root))
+    # The most frequent mistakes: class folders right below the root, a root one level too deep, another layout.
+    held = [] if (root / "train").exists() else image_folders(root)
     if held:
-        of = "1 folder" if held == 1 else f"{held} folders"
-        moved = f"it holds {of} of images: move {'it' if held == 1 else 'them'} into train/"
-        raise FileNotFoundError(f"{name}: no folder {root / 'train'}; data.root {OWN_LAYOUT}; {moved}")
+        layout = next((data for part, data in OTHER_LAYOUTS.items() if (root / part).is_dir()), None)
+        if root.name in ("train", *VAL_FOLDERS, "test"):
+            advice = f"it is itself a split: data.root={root.parent}"
+        elif layout is not None:
+            advice = f"it looks like the layout of data={layout}"
+        elif all(re.match("train|val|test", folder.lower()) for folder in held):
+            advice = f"it holds {few(held)}: name the splits train, val and test"
+        else:
+            of = "1 folder" if len(held) == 1 else f"{len(held)} folders"
+            advice = f"it holds {of} of images: move {'it' if len(held) == 1 else 'them'} into train/"
+        raise FileNotFoundError(f"{name}: no folder {root / 'train'}; data.root {OWN_LAYOUT}; {advice}")
     classes = class_names(name, root / "train", OWN_LAYOUT)
     if len(classes) < 2:
         raise ValueError(f"{name}: {root / 'train'} holds the one class folder {classes[0]}; two or more are needed")

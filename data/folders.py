@@ -110,7 +110,9 @@ def class_names(name: str, folder: Path, layout: str = LAYOUT) -> list[str]:
     if foreign:
         raise ValueError(f"{name}: {folder} holds class folders whose names are no text, {few(foreign)!a}; rename them")
     if hidden:
-        raise ValueError(f"{name}: {folder} holds hidden folders, which are no classes: {few(hidden)}; remove them")
+        raise ValueError(
+            f"{name}: {folder} holds hidden folders, which are no classes: {few(hidden)}; move them out of it"
+        )
     if not classes:
         raise FileNotFoundError(f"{name}: {folder} holds no class folders; data.root {layout}")
     return classes

@@ -69,6 +69,8 @@ def test_what_is_counted(photos: Path) -> None:
     assert card["orientations"] == {"6": 1}
     assert card["unused"] == {".gif": 2, ".txt": 1}
     assert noted(folder(photos), "3 files of other formats", ".gif 2", "train/a/notes.txt")
+    shutil.rmtree(photos / "test")  # test and val are cut from train then, beside the same files
+    assert noted(folder(photos), "3 files of other formats", "(.gif 2, .txt 1)")
 
 
 def test_a_header_is_read_as_pillow_reads_it(tmp_path: Path) -> None:

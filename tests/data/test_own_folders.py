@@ -52,6 +52,24 @@ def test_train_val_and_test_are_the_folders_own(tmp_path: Path) -> None:
     assert next(data.test.epoch(0)).labels.tolist() == [0, 0, 0, 0]
 
 
+def test_a_root_of_another_level_or_layout_is_answered_with_what_it_is(tmp_path: Path) -> None:
+    root = plant(tmp_path / "mine", {"train": 2, "val": 2})
+    with pytest.raises(FileNotFoundError, match=rf"it is itself a split: data.root={root}$"):
+        build(root / "train")
+    (root / "train").rename(root / "train2017")
+    for known in CLASSES:
+        photo = next((root / "train2017" / known).iterdir())
+        photo.rename(root / "train2017" / photo.name)
+    with pytest.raises(FileNotFoundError, match="it holds train2017: name the splits train, val and test"):
+        build(root)
+    (root / "annotations").mkdir()
+    with pytest.raises(FileNotFoundError, match="data=coco"):
+        build(root)
+    (root / "val").rename(root / "classes")
+    with pytest.raises(FileNotFoundError, match="holds 2 folders of images: move them into train/"):
+        build(root / "classes")
+
+
 def test_what_is_missing_is_cut_from_train_once_and_for_all(tmp_path: Path) -> None:
     plant(tmp_path, {"train": 20})
     one, other = build(tmp_path, val_fraction=0.25, seed=1), build(tmp_path, val_fraction=0.25, seed=2)
