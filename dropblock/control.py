@@ -46,6 +46,9 @@ class LayerControl:
         if not isinstance(schedules, Mapping):
             given = type(schedules).__name__
             raise TypeError(f"schedules must be a dict such as {{'dropblock': schedule}}, not a {given}")
+        for kind, schedule in schedules.items():
+            if not isinstance(schedule, KeepProbSchedule):
+                raise TypeError(f"schedules must be of KeepProbSchedule, not a {type(schedule).__name__} for '{kind}'")
         self.schedules = dict(schedules)
         self.table = site_table(model, example, *schedules.values())
         self.layers: list[DropLayer] = [layer for schedule in schedules.values() for layer in schedule.layers]

@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from numbers import Real
+from types import FunctionType
 from typing import Any, Concatenate, ParamSpec
 
 import torch
@@ -73,10 +74,12 @@ def _for_maps_with(
     axes: int, function: Callable[Concatenate[int, P], Tensor], doc: str | None = None
 ) -> Callable[P, Tensor]:
     """The public function for one number of axes, with the signature of `function` but the first argument."""
+    inner: Any = FunctionType(function.__code__, function.__globals__)  # under the public name, which errors then show
+    inner.__kwdefaults__, inner.__qualname__ = function.__kwdefaults__, f"drop_block{axes}d"
 
     @functools.wraps(function)
     def drop_block(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return function(axes, *args, **kwargs)
+        return inner(axes, *args, **kwargs)
 
     signature = inspect.signature(function)
     drop_block.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])  # type: ignore[attr-defined]

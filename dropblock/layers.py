@@ -89,6 +89,8 @@ class DropLayer(nn.Module):
             seed: an int64.
             images: (N,) whole numbers, one for each image of the batches that come.
         """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor of numbers, one for each image, not a {type(images).__name__}")
         self.set_mask_seed(seed)
         self.image_seeds = mixed(images.to(self.mask_seed.device) * STEP + self.mask_seed)
 

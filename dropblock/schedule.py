@@ -147,6 +147,8 @@ class KeepProbSchedule:
         for name, value in {**numbers, **{key: value for key, value in limits.items() if value is not None}}.items():
             if not is_number(value):
                 raise TypeError(f"{name} must be a number, not {value!r}")
+        if group_shares is not None and not isinstance(group_shares, Sequence):
+            raise TypeError(f"group_shares must be a list, one share for each group, not {group_shares!r}")
         if not isinstance(schedule, str) and not callable(schedule):
             raise TypeError(f"schedule must be one of {', '.join(SCHEDULES)} or a function, not {schedule!r}")
         if total_steps is not None and total_steps < 1:

@@ -57,6 +57,8 @@ class ShakeDrop(DropLayer):
         refuse_unknown("ShakeDrop", rate)
         super().__init__(*positional, **rate)
         for name, limits in (("alpha", alpha), ("beta", beta)):
+            if not isinstance(limits, Sequence):
+                raise TypeError(f"{name} must be a range such as [-1, 1], not {limits!r}")
             if len(limits) != 2 or not -math.inf < limits[0] <= limits[1] < math.inf:
                 raise ValueError(f"{name} must be a range such as [-1, 1], not {list(limits)}")
         if together not in TOGETHER:

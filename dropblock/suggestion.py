@@ -172,8 +172,11 @@ def suggest(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Suggestio
 
     Raises:
         ValueError: if no place is found, as in a transformer, whose layers see tokens and no maps; for another example.
+        TypeError: if `example` is no tensor.
     """
     inputs = example if isinstance(example, tuple) else (example,)
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise TypeError(f"example must be a tensor or a tuple of tensors, not a {type(example).__name__}")
     if inputs[0].ndim < 3:
         raise ValueError(
             f"example: expected a batch of images (1, channels, height, width), not {tuple(inputs[0].shape)}"

@@ -106,6 +106,11 @@ def test_drops_without_an_argument_knows_what_was_set() -> None:
         (lambda schedule: KeepProbSchedule(schedule.model, 0.9, total_steps="10"), "total_steps"),
         (lambda schedule: KeepProbSchedule(schedule.model, 0.9, group_divisor="4"), "group_divisor"),
         (lambda schedule: KeepProbSchedule(schedule.model, 0.9, "late", schedule_start="0.5"), "schedule_start"),
+        (lambda schedule: KeepProbSchedule(schedule.model, 0.9, group_shares=0.5), "group_shares"),
+        (lambda schedule: LayerControl(schedule.model, EXAMPLE, {"dropblock": 0.9}), "schedules"),
+        (lambda schedule: dropblock.suggest(schedule.model, [EXAMPLE]), "example"),
+        (lambda schedule: dropblock.ShakeDrop(alpha=0.5), "alpha"),
+        (lambda schedule: DropBlock2d().set_image_seeds(1, [1, 2]), "images"),
         (lambda schedule: install_into(schedule.model, block3, Place("0")), "places"),
         (lambda schedule: install_into(schedule.model, block3, ["0"]), "places"),
         (lambda schedule: install_into(schedule.model, block3, sites=[3, 4]), "sites"),
@@ -131,6 +136,14 @@ def test_steps_where_a_share_is_meant_point_to_total_steps() -> None:
 def test_an_unknown_keyword_names_the_public_class(name: str) -> None:
     with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\) got an unexpected keyword argument 'inplace'"):
         getattr(dropblock, name)(inplace=True)
+
+
+@pytest.mark.parametrize("name", ["drop_block1d", "drop_block2d", "drop_block3d", "drop_together", "FractalDropPath"])
+def test_an_unknown_keyword_names_the_public_function(name: str) -> None:
+    more = {"together": "unit"} if name == "drop_together" else {}
+    of = f"{name}.__init__" if name == "FractalDropPath" else name
+    with pytest.raises(TypeError, match=rf"^{of}\(\) got an unexpected keyword argument 'inplace'"):
+        getattr(dropblock, name)([[1, 2]], **more, inplace=True)
 
 
 def test_dir_shows_what_is_public() -> None:
