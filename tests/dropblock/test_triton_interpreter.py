@@ -28,7 +28,8 @@ def compiled(kernel, types, **constants):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 
 shape = dict(H=14, W=14, BH=7, BW=7, CHANNELS_LAST=True, PITCH=2, MAPS=32, LINES=16, BYTES=2)
-compiled(kernels._draw, ["*u8", "*i64", "*fp32", "*i64", "i32", "i32"], **shape)
+ptx = compiled(kernels._draw, ["*u8", "*i64", "*fp32", "*i64", "i32", "i32"], **shape)
+assert "relaxed" in ptx and "acq_rel" not in ptx, "an atomic without a fence expected"
 flat = dict(W=14, PITCH=3, EXACT=triton.language.float32, GROUPS=256)
 ptx = compiled(kernels._apply_contiguous, ["*bf16", "*bf16", "*u8", "*i64", "i32"], **flat)
 assert "ld.global.v4.b32" in ptx and "st.global.v4.b32" in ptx, "16-byte accesses expected"
