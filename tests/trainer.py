@@ -149,6 +149,28 @@ def entry_script(*words: str, log: Path, script: str = "train.py", **environment
     return Process(popen.pid, log, lambda _: popen.wait())
 
 
+def torchrun(*words: str, log: Path, restarts: int = 0) -> Process:
+    """Two ranks by scripts/launch."""
+    with open(log, "ab") as file:
+        popen = subprocess.Popen(
+            ["scripts/launch", "2", *last_of_each(*words)],
+            cwd=ROOT,
+            env={**ENVIRONMENT, "PYTHON": sys.executable, "RESTARTS": str(restarts)},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    return Process(popen.pid, log, lambda _: popen.wait())
+
+
+def workers_of(launcher: Process) -> list[int]:
+    try:
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        return sorted(c.pid for c in children if any("train.py" in word for word in c.cmdline()[:4]))
+    except psutil.NoSuchProcess:
+        return []
+
+
 def first_port() -> int:
     """Where this process of pytest looks for ports: below those that the system hands to whoever asks for any."""
     try:

@@ -18,7 +18,18 @@ from engine.guard import all_finite
 from engine.run_directory import RunDirectory
 from tests.comparison import assert_identical, assert_same
 from tests.opening import build_data
-from tests.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, free_port, only_run, until, written
+from tests.trainer import (
+    STEPS_PER_EPOCH,
+    WORDS,
+    Process,
+    Starter,
+    free_port,
+    only_run,
+    torchrun,
+    until,
+    workers_of,
+    written,
+)
 
 Reference = Callable[..., RunDirectory]
 
@@ -238,8 +249,6 @@ def test_a_rank_that_leaves_out_a_step_of_all_does_not_go_on(starter: Starter, t
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_given_up_within_its_timeout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from test_kills import torchrun, workers_of
-
     words = (*WORDS, "epochs=200", "checkpoint_every=2", "rank_timeout=8", f"output_root={tmp_path}")
     job = torchrun(*words, log=tmp_path / "log")
     until(lambda: written(tmp_path), 120, job.output)

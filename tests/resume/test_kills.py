@@ -6,21 +6,17 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
 from engine.checkpoint import load
 from engine.run_directory import RunDirectory
 from tests.comparison import assert_identical
 from tests.trainer import (
-    ENVIRONMENT,
     ROOT,
     STEPS_PER_EPOCH,
     WORDS,
@@ -31,7 +27,9 @@ from tests.trainer import (
     entry_script,
     kill_tree,
     only_run,
+    torchrun,
     until,
+    workers_of,
     written,
 )
 
@@ -179,20 +177,6 @@ def test_fifty_kills_of_the_program(
         print(f"\n{met}")
 
 
-def torchrun(*words: str, log: Path, restarts: int = 0) -> Process:
-    """Two ranks by scripts/launch."""
-    with open(log, "ab") as file:
-        popen = subprocess.Popen(
-            ["scripts/launch", "2", *words],
-            cwd=ROOT,
-            env={**ENVIRONMENT, "PYTHON": sys.executable, "RESTARTS": str(restarts)},
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    return Process(popen.pid, log, lambda _: popen.wait())
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_kills_of_a_tree(tmp_path: Path, uninterrupted: Reference, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,14 +188,6 @@ def test_twenty_kills_of_a_tree(tmp_path: Path, uninterrupted: Reference, capsys
     met = kill_many(tmp_path, start, uninterrupted(*words, world_size=2), kills=20, draw=random.Random(3))
     with capsys.disabled():
         print(f"\na launcher and its two ranks: {met}")
-
-
-def workers_of(launcher: Process) -> list[int]:
-    try:
-        children = psutil.Process(launcher.pid).children(recursive=True)
-        return sorted(c.pid for c in children if any("train.py" in word for word in c.cmdline()[:4]))
-    except psutil.NoSuchProcess:
-        return []
 
 
 def kill_one_rank_again_and_again(

@@ -15,7 +15,18 @@ from engine.checkpoint import load
 from engine.run_directory import RunDirectory
 from engine.signals import ASKING, Stopped, StopRequest
 from tests.comparison import assert_identical
-from tests.trainer import STEPS_PER_EPOCH, WORDS, Process, Starter, entry_script, only_run, until, written
+from tests.trainer import (
+    STEPS_PER_EPOCH,
+    WORDS,
+    Process,
+    Starter,
+    entry_script,
+    only_run,
+    torchrun,
+    until,
+    workers_of,
+    written,
+)
 
 Reference = Callable[..., RunDirectory]
 SOON = 10.0  # seconds
@@ -183,8 +194,6 @@ def test_twenty_signals_to_the_program(
 def test_twenty_signals_to_one_of_two_ranks_or_the_launcher(
     tmp_path: Path, uninterrupted: Reference, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_kills import torchrun, workers_of
-
     draw, waits, runs = random.Random(6), list[float](), 0
     words = (*WORDS, "epochs=16", "checkpoint_every=2")
     while len(waits) < 20:
