@@ -138,8 +138,13 @@ def mean_drop(layer: DropLayer, kept: float, sizes: list[tuple[int, ...]]) -> fl
     return dropped / sum(map(math.prod, sizes))
 
 
-def table_text(rows: list[SiteRow]) -> str:
-    """The sites table for people: sites that are alike share a line, with their number; notes stand below it."""
+def table_text(rows: list[SiteRow], width: int | None = None) -> str:
+    """The sites table for people: sites that are alike share a line, with their number; notes stand below it.
+
+    Args:
+        rows: what `site_table` gave.
+        width: columns of the terminal: a table that is wider leaves out the layer's name, then gamma. None: any width.
+    """
 
     def times(sides: tuple[int, ...]) -> str:
         return "x".join(map(str, sides))
@@ -167,6 +172,17 @@ def table_text(rows: list[SiteRow]) -> str:
                 f"{100 * row.expected_drop:.2f}%",
             ]
         lines.append(line)
+
+    # What else a table that is too wide can do without.
+    def too_wide() -> bool:
+        return width is not None and max(map(len, aligned(lines, str.ljust))) > width
+
+    if too_wide():
+        lines[0][-1] = "drop"
+    for name in ("layer", "gamma"):
+        if too_wide():
+            place = lines[0].index(name)
+            lines = [line[:place] + line[place + 1 :] for line in lines]
 
     head, *body = aligned(lines, str.ljust)
     rule = "  ".join("-" * max(len(line[i]) for line in lines) for i in range(len(lines[0])))

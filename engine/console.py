@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +45,20 @@ class SurvivingStream:
 def survive_lost_output() -> None:
     """Keep a program going when its output is no longer read (`train.py | head`, a closed terminal)."""
     sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
+
+
+def columns() -> int | None:
+    """Width of the terminal that standard output goes to; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrapped(text: str) -> str:
+    """Text with lines that are too long for the terminal broken between words."""
+    width = columns()
+    if width is None:
+        return text
+    wrapper = textwrap.TextWrapper(width, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.fill(line) for line in text.split("\n"))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -110,15 +126,42 @@ def metric_text(value: float, unit: str = "%", places: int = 2) -> str:
 SHOWN = 3  # metrics of a split at the terminal; all of them are logged
 
 
-def epoch_line(epoch: int, epochs: int, values: dict[str, float], units: Mapping[str, str]) -> str:
-    """The line of an evaluation: the first metrics of each split, of detection's twelve."""
-    shown, count = [], Counter[str]()
+def epoch_line(
+    epoch: int,
+    epochs: int,
+    values: Mapping[str, float],
+    units: Mapping[str, str],
+    headline: str,
+    best: Mapping[str, float] | None = None,
+    width: int | None = None,
+) -> str:
+    """The line of an evaluation: the headline now, the best on val so far, then further metrics.
+
+    Args:
+        values: metrics of val, where there is one, and test: `test/top1`.
+        units: unit by metric.
+        headline: the metric that chooses.
+        best: the epoch that is best on val, this one included; None without val.
+        width: columns of the terminal; what does not fit is left out. None: no limit.
+    """
+    shown, count, splits = [], Counter[str](), ("val", "test")
+    for split in splits:
+        if f"{split}/{headline}" in values:
+            shown.append(f"{split}/{headline} {metric_text(values[f'{split}/{headline}'], units[headline])}")
+    if best is not None:
+        shown.append(f"best val {metric_text(best[f'val/{headline}'], units[headline])} in epoch {best['epoch']}")
     for name, value in values.items():
         split, metric = name.split("/")
-        count[split] += 1
-        if count[split] <= SHOWN:
+        if metric != headline and count[split] < SHOWN - 1:  # of detection's twelve
+            count[split] += 1
             shown.append(f"{name} {metric_text(value, units[metric])}")
-    return f"epoch {epoch:>3}/{epochs}  {'  '.join(shown)}"
+
+    line = f"epoch {epoch:>3}/{epochs}"
+    for part in shown:
+        if width is not None and len(line) + 2 + len(part) > width:
+            break
+        line += f"  {part}"
+    return line
 
 
 def result_text(summary: dict[str, Any], folder: Path) -> str:
@@ -133,7 +176,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
         ("last", "val", ""),
         ("best", "val", ", the best on val"),
         ("best", "test", ", chosen as the best on val"),
-        ("peak", "test", ", the best on test, as the paper reports; only shown for comparison"),
+        ("peak", "test", ", the best on test: chooses nothing"),
     ):
         name, values = f"{split}/{headline}", summary[which]
         if values and name in values:
@@ -141,7 +184,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
 
     # The drop that was asked for, beside the one that was counted.
     for group, drop in summary["drop_last_epoch"].items():
-        expected = f"expected {100 * drop['expected']:.2f}%: the schedule's mean over the last epoch"
+        expected = f"expected {100 * drop['expected']:.2f}% over the last epoch"
         rows.append((f"dropped in {group}", f"{100 * drop['measured']:.2f}%", expected))
     speed = f"images/s in training, {duration(summary['train_seconds'])}"
     rows.append(("speed", f"{summary['images_per_s']:.0f}", speed))
@@ -149,6 +192,6 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
         [
             table(("result", "value", "of"), rows),
             f"run directory  {folder}",
-            f"TensorBoard    tensorboard --logdir {folder}",
+            f"tensorboard --logdir {folder}",
         ]
     )

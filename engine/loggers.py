@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from engine.files import cannot_write, write_aside
 
 SECONDS_BETWEEN_LINES = 30.0  # of progress, into a file or a pipe
+WIDE = 110  # columns of a terminal with room for a long bar and the steps
 
 
 class MetricsWriter:
@@ -148,9 +150,10 @@ def add_to_hparams_table(folder: Path, hparams: dict[str, Any]) -> None:
 
 
 class Progress:
-    """A progress bar over the steps of the whole run: loss, headline, images per second, time left.
+    """A progress bar over the steps of the whole run: time left, loss, headline, images per second.
 
-    Where there is no terminal, a line every half minute instead.
+    It is one line from 80 columns on, and gone when the run ends. Where there is no terminal, a line every half minute
+    instead.
 
     Args:
         total, step: steps of the run, and steps already done.
@@ -159,11 +162,18 @@ class Progress:
 
     def __init__(self, total: int, step: int, shown: bool) -> None:
         terminal = sys.stderr.isatty()
-        layout = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+        wide = shutil.get_terminal_size().columns >= WIDE
+        layout = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
+        narrow = "{desc} {percentage:3.0f}%|{bar:8}| {remaining} left{postfix}"
         self.bar = tqdm(
-            total=total, initial=step, disable=not (shown and terminal), mininterval=0.2, bar_format=layout,
+            total=total,
+            initial=step,
+            disable=not (shown and terminal),
+            mininterval=0.2,
             dynamic_ncols=True,
-        )  # fmt: skip
+            leave=False,
+            bar_format=layout if wide else narrow,
+        )
         self.lines = shown and not terminal
         self.total, self.step, self.last_line, self.where = total, step, time.monotonic(), ""
 
@@ -179,8 +189,11 @@ class Progress:
         self.bar.set_description_str(self.where, refresh=False)
         self.bar.update()
 
-    def show(self, **values: str) -> None:
-        text = " ".join(f"{name} {value}" for name, value in values.items())
+    def evaluating(self) -> None:
+        self.bar.set_postfix_str("evaluating")
+
+    def show(self, *values: str) -> None:
+        text = "  ".join(values)
         self.bar.set_postfix_str(text, refresh=False)
         if self.lines and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()

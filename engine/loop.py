@@ -14,7 +14,7 @@ from torch import nn
 
 from configs.schema import RecipeConfig, RunOptions
 from engine import checkpoint
-from engine.console import epoch_line, metric_text
+from engine.console import columns, epoch_line, metric_text
 from engine.distributed import Ranks, running_statistics, share_statistics
 from engine.evaluation import evaluate
 from engine.guard import MAX_SKIPS_IN_A_ROW, Guard, NonFinite, all_finite, refuse_metrics
@@ -249,10 +249,10 @@ class Fit:
         # Where training has no headline (average precision), the bar shows that of the latest evaluation.
         headline = metrics.get(task.headline, state.last.get(f"test/{task.headline}"))
         unit = task.metrics[task.headline].unit
-        shown = {"loss": f"{metrics['loss']:.3f}"}
+        shown = [f"loss {metrics['loss']:.3f}"]
         if headline is not None and task.headline != "loss":
-            shown[task.headline] = metric_text(headline, unit, places=1)
-        self.bar.show(**shown, speed=f"{values['time/images_per_s']:.0f} img/s")
+            shown.append(f"{task.headline} {metric_text(headline, unit, places=1)}")
+        self.bar.show(*shown, f"{values['time/images_per_s']:.0f} img/s")
         state.window = Window(start=state.step)
 
     def _progress(self, start: int, end: int) -> list[float]:
@@ -296,10 +296,13 @@ class Fit:
         if epoch % self.recipe.eval_every == 0 or epoch == epochs:
             values = self._evaluate()
             self.writer.add(state.step, epoch, values)
-            self.bar.write(epoch_line(epoch, epochs, values, {name: of.unit for name, of in task.metrics.items()}))
 
         # The weights that are evaluated, averaged ones where there are any: best.pt is for use, not for a resume.
-        if state.end_epoch(values, task.headline, task.metrics[task.headline].higher_is_better):
+        is_best = state.end_epoch(values, task.headline, task.metrics[task.headline].higher_is_better)
+        if values:
+            units = {name: metric.unit for name, metric in task.metrics.items()}
+            self.bar.write(epoch_line(epoch, epochs, values, units, task.headline, state.best, columns()))
+        if is_best:
             self._write("best.pt", {"model": state.evaluated.state_dict(), "step": state.step})
 
         # Only now is the epoch over. A run whose last epoch is over is done, whatever signal has come.
@@ -311,6 +314,7 @@ class Fit:
         """The metrics of val, where there is one, and test; pictures of test, where the task draws some."""
         network, values = self.state.evaluated.eval(), dict[str, float]()  # `step` goes back to training mode
         ranks, device, precision = self.ranks, self.device, self.recipe.precision
+        self.bar.evaluating()
         for split in ("val", "test"):
             loader = getattr(self.data, split)
             if loader is not None:

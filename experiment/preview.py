@@ -14,7 +14,7 @@ from configs.groups import NODES
 from configs.plan import Plan
 from data import Data
 from dropblock import LayerControl, SiteRow, table_text
-from engine.console import table
+from engine.console import columns, table
 from engine.distributed import Ranks, find_device, synchronized
 from engine.run_directory import RunDirectory
 from experiment.build import build_network, build_task, open_data, refuse_unusable
@@ -33,7 +33,7 @@ def preview(plan: Plan) -> str:
         f"run directory: {plan.run_dir()}",
         plan_text(plan, data, model, device),
     ]
-    return "\n\n".join([*parts, *([table_text(layers.table)] if layers.table else [])])
+    return "\n\n".join([*parts, *([table_text(layers.table, columns())] if layers.table else [])])
 
 
 def built(plan: Plan, data: Data | None = None) -> tuple[Data, nn.Module, LayerControl, torch.device]:
@@ -85,7 +85,7 @@ def preview_grid(plans: Mapping[str, Plan]) -> str:
         rows.setdefault(place, (name, str(len(sites)), drop_of_groups(sites), place))
     cards = {data.fingerprint: data_text(data) for data in opened.values()}
     parts = [*cards.values(), table(("run", "sites", "expected drop", "directory"), [*rows.values()])]
-    texts = {table_text(sites) if sites else "" for sites in tables.values()}
+    texts = {table_text(sites, columns()) if sites else "" for sites in tables.values()}
     parts.append(texts.pop() if len(texts) == 1 else "plan=true of one of these runs alone shows its sites")
     return "\n\n".join(filter(None, parts))
 

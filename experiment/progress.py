@@ -78,6 +78,7 @@ class SweepProgress:
         """Print a line that stays: a job has ended with a status, or something else happened to it."""
         if job.number in self.bars:
             self.bars.pop(job.number).close()
+            print("\r", end="", file=sys.stderr, flush=True)  # tqdm leaves the cursor behind a bar that it wiped
 
         # The end of a job, with the time it took. One that an earlier command has trained took none.
         if what in (DONE, FAILED, STOPPED):
@@ -116,7 +117,9 @@ class SweepProgress:
                     desc=self._name(job),
                     position=next(place for place in range(len(self.jobs)) if -place not in taken),
                     leave=False,
-                    bar_format="{desc} {bar} epoch {n:.1f}/{total}{postfix}",
+                    initial=self.epochs[job.number],
+                    dynamic_ncols=True,
+                    bar_format="{desc} |{bar:8}| epoch {n:.1f}/{total}, {remaining} left{postfix}",
                 )
             loss = f"loss {values['train/loss']:.3f}" if "train/loss" in values else ""
             bar = self.bars[job.number]

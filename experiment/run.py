@@ -24,7 +24,7 @@ from data import Data
 from data.card import card_of, card_text
 from dropblock import table_text
 from engine import checkpoint
-from engine.console import counted, result_text
+from engine.console import columns, counted, result_text, wrapped
 from engine.distributed import Ranks, find_device, join
 from engine.environment import code_diff, environment
 from engine.files import write_aside
@@ -211,9 +211,9 @@ def prepare(plan: Plan, directory: RunDirectory, device: torch.device, ranks: Ra
 
     # What is trained, and where it drops, before the first step.
     if ranks.is_main:
-        print(plan_text(plan, data, fit.state.model, device))
+        print(wrapped(plan_text(plan, data, fit.state.model, device)))
         if layers.table:
-            print(table_text(layers.table))
+            print(wrapped(table_text(layers.table, columns())))
         if found is not None:
             print(f"resuming after step {fit.state.step}, from {found[1]}")
             checkpoint.set_damaged_aside(found[1])
@@ -259,9 +259,9 @@ def plan_text(plan: Plan, data: Data, model: nn.Module, device: torch.device) ->
     lines = [
         f"{plan.variant} on {data.name}: {data.train.num_samples:,} train{val} + {data.test.num_samples:,} test images",
         *(f"  {line}" for line in card_text(card_of(data))),
-        f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; recipe {recipe.name}: "
-        f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, lr {recipe.lr:g} {recipe.lr_schedule}; "
-        f"seed {plan.seed}; {device}",
+        f"{plan.model.name}{width}, {parameters / 1e6:.2f} M parameters; seed {plan.seed}; {device}",
+        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, "
+        f"lr {recipe.lr:g} {recipe.lr_schedule}",
     ]
 
     # Layers that the last group has none of: it alone reaches keep_prob itself.

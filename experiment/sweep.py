@@ -149,7 +149,8 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
     numbers = {reason: f"({i})" for i, reason in enumerate(dict.fromkeys(filter(None, reasons)), start=1)}
     cells = [(*row[:3], numbers.get(of, "")) for row, of in zip(rows, reasons, strict=True)]
     done = sum(entry["status"] == DONE for entry in entries)
-    lines = [table(("status", "last test", "run", "reason"), cells)] if rows else []
+    heads = ("status", "last test", "run", "reason")[: 4 if numbers else 3]
+    lines = [table(heads, [row[: len(heads)] for row in cells])] if rows else []
     lines += [f"{number} {reason}" for reason, number in numbers.items()]
     place = "nothing was written" if sweep is None else f"listed in {sweep}"
     return "\n".join([*lines, f"{counted(done, 'run')} done, {len(rows) - done} not; {place}"])

@@ -260,7 +260,7 @@ def test_progress_shows_a_bar_for_each_running_job(tmp_path: Path, monkeypatch: 
     with SweepProgress(jobs) as progress:
         progress.show(jobs[:2])
         assert {*progress.bars} == {0, 1}
-        assert "epoch 5.0/10, loss 1.500" in shown.getvalue()
+        assert re.search(r"epoch 5.0/10, \S+ left, loss 1.500", shown.getvalue())
         progress.event(jobs[0], "DONE")
         progress.show(jobs[1:])
         assert sorted(abs(bar.pos) for bar in progress.bars.values()) == [0, 1]  # the place of the first is used again

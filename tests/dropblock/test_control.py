@@ -91,7 +91,12 @@ def test_a_head_has_a_share_of_its_own_and_is_met_at_every_level() -> None:
     assert (head.group, head.keep_prob) == ("head", pytest.approx(0.9))
     assert head.map_sizes == [(4, 16, 16), (4, 8, 8), (4, 4, 4)]
     assert (head.block, head.clamped) == ((5, 5), False)
-    assert "4x16x16 8x8 4x4" in table_text(layers.table)
+    text = table_text(layers.table)
+    assert "4x16x16 8x8 4x4" in text
+    assert table_text(layers.table, len(text.splitlines()[0]) + 9) == text
+    narrow = table_text(layers.table, 90).splitlines()
+    assert max(map(len, narrow)) <= 90
+    assert narrow[0].split()[3:] == ["sites", "map", "block", "keep_prob", "gamma", "drop"]
 
     layers.set_progress(0.0)
     layers.set_seeds(lambda i: 100 + i)

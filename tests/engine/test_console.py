@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.console import SurvivingStream, epoch_line, metric_text, result_text, table_rows
+from engine.console import SurvivingStream, epoch_line, metric_text, result_text, table_rows, wrapped
 from engine.loggers import add_to_hparams_table
 from tests.conftest import ROOT
 
@@ -62,8 +62,9 @@ def test_the_closing_table_says_what_each_number_is() -> None:
     text = result_text({**record, "images_per_s": 100.0, "train_seconds": 9.0}, Path("run"))
     ends = {line[:18].strip(): " ".join(line.split()[3:]) for line in text.splitlines()}
     assert ends["best test/top1"] == "epoch 2, chosen as the best on val"
-    assert ends["peak test/top1"] == "epoch 2, the best on test, as the paper reports; only shown for comparison"
-    assert "expected 7.44%: the schedule's mean over the last epoch" in text
+    assert ends["peak test/top1"] == "epoch 2, the best on test: chooses nothing"
+    assert "expected 7.44% over the last epoch" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_tensorboard_shows_the_columns_of_all_runs(tmp_path: Path) -> None:
@@ -87,11 +88,25 @@ def test_tensorboard_shows_the_columns_of_all_runs(tmp_path: Path) -> None:
     assert {info.name for info in experiment.hparam_infos} == {"data", "keep_prob"}
 
 
-def test_the_line_of_an_epoch_shows_the_first_metrics_of_each_split() -> None:
-    values = {f"{split}/{name}": 12.0 for split in ("val", "test") for name in ("ap", "ap50", "ap75", "ap_small")}
-    shown = "ap 12.00%  {0}/ap50 12.00%  {0}/ap75 12.00%"
-    assert (
-        epoch_line(3, 12, values, dict.fromkeys(("ap", "ap50", "ap75", "ap_small"), "%"))
-        == f"epoch   3/12  val/{shown.format('val')}  test/{shown.format('test')}"
-    )
-    assert epoch_line(3, 12, {"test/loss": 0.25}, {"loss": ""}) == "epoch   3/12  test/loss 0.2500"
+def test_the_line_of_an_epoch_keeps_the_best_apart_and_fits_the_terminal() -> None:
+    names = ("loss", "top1", "top5", "ece")
+    values = {f"{split}/{name}": 12.0 for split in ("val", "test") for name in names}
+    units, best = {**dict.fromkeys(names, "%"), "loss": ""}, {"epoch": 12, "val/top1": 41.25}
+    start = "epoch  30/300  val/top1 12.00%  test/top1 12.00%  best val 41.25% in epoch 12"
+    assert len(start) <= 80
+    assert epoch_line(30, 300, values, units, "top1", best, 80) == start
+    losses = "  val/loss 12.0000  val/top5 12.00%  test/loss 12.0000  test/top5 12.00%"
+    assert epoch_line(30, 300, values, units, "top1", best, 160) == start + losses
+    assert epoch_line(30, 300, values, units, "top1", best) == start + losses  # a file: two further metrics a split
+
+    assert epoch_line(3, 12, {"test/loss": 0.25}, {"loss": ""}, "loss") == "epoch   3/12  test/loss 0.2500"
+
+
+def test_long_lines_are_broken_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"a  table\nnote: {'word ' * 20}end\n"
+    assert wrapped(text) == text
+    monkeypatch.setattr("engine.console.columns", lambda: 40)
+    lines = wrapped(text).splitlines()
+    assert lines[0] == "a  table"
+    assert all(len(line) <= 40 for line in lines)
+    assert [line[:10] for line in lines[1:3]] == ["note: word", "      word"]
