@@ -31,7 +31,8 @@ def command_lines(program: str) -> dict[str, list[str]]:
         # EXTEND adds what its commands name; tests/examples carries it out.
         if (page, program) == ("docs/EXTEND.md", "train.py"):
             continue
-        lines = re.findall(rf"^\s*(?:\.venv/bin/)?python {re.escape(program)} +(.*)$", text(page), re.MULTILINE)
+        # In a diff the line to write begins with a plus.
+        lines = re.findall(rf"^\s*\+?(?:\.venv/bin/)?python {re.escape(program)} +(.*)$", text(page), re.MULTILINE)
         lines += re.findall(rf"`python {re.escape(program)} +([^`\n]*)`", text(page))
         lines = [line for line in lines if line not in seen and not re.search(r"\.\.\.|GROUP|KEY=|NAME|RUN\b", line)]
         if lines:
