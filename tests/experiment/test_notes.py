@@ -20,7 +20,7 @@ def held(recipe: RecipeConfig, steps: int) -> float:
     for step in range(steps):
         with torch.no_grad():
             state.model.weight.fill_(float(step == 0))
-        state.ema.update_parameters(state.model)
+        state.update_average()
         state.step += 1
     return state.evaluated.weight.item()
 
