@@ -21,16 +21,20 @@ PRODUCTS = {
 
 
 def set_numerics(device: torch.device, precision: str, cudnn_benchmark: bool) -> None:
-    """Set the numerics of the whole process: products in float32 unless TF32 is asked for; cuDNN's algorithms.
-
-    Raises:
-        ValueError: for TF32 on a CPU.
-    """
+    """Set the numerics of the whole process on a GPU: float32 products, or TF32 if it is asked for; cuDNN's choice."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = cudnn_benchmark
-    elif precision == "tf32":
-        raise ValueError("recipe.precision=tf32: GPUs alone have it; on a CPU choose float32")
+
+
+def refuse_precision(device: torch.device, precision: str) -> None:
+    """Refuse to train in a precision that the device does not have; to evaluate on another device is no mistake.
+
+    Raises:
+        ValueError: for TF32 without an NVIDIA or AMD GPU.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"recipe.precision=tf32: GPUs alone have it; on {device} choose float32")
 
 
 def numerics(device: torch.device) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dropblock import LayerControl, LayerSpec
 from engine import cpu
 from engine.distributed import Ranks, synchronized, wrap
 from engine.loop import Fit
-from engine.precision import set_numerics
+from engine.precision import refuse_precision, set_numerics
 from engine.run_directory import RunDirectory
 from engine.seeding import seed_everything
 from engine.signals import StopRequest
@@ -134,6 +134,7 @@ def build_fit(
     """A run at its first step, and its layers; writes nothing. `pretrained`: see `build_network`."""
     # Found before the network is built, which takes seconds.
     recipe = plan.recipe
+    refuse_precision(device, recipe.precision)
     if recipe.batch_size // ranks.world_size < recipe.accumulate:
         raise UserError(
             f"recipe.accumulate={recipe.accumulate}: a rank has {recipe.batch_size // ranks.world_size} of the "

@@ -16,6 +16,7 @@ from data import Data
 from dropblock import LayerControl, SiteRow, table_text
 from engine.console import columns, table
 from engine.distributed import Ranks, find_device, synchronized
+from engine.precision import refuse_precision
 from engine.run_directory import RunDirectory
 from experiment.build import build_network, build_task, open_data, refuse_unusable
 from experiment.run import data_text, plan_text
@@ -42,6 +43,7 @@ def built(plan: Plan, data: Data | None = None) -> tuple[Data, nn.Module, LayerC
     data: those of the plan, if another one has opened them.
     """
     device = find_device(plan.runtime.device)
+    refuse_precision(device, plan.recipe.precision)
     if data is None:
         data = open_data(plan, device, Ranks())
         refuse_unusable(data, Ranks())

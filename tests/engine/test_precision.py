@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import platform
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.compose import plan_of
 from engine import precision
 from engine.precision import RoundedProducts, autocast
+from experiment.build import build_network
+from experiment.preview import built
+from tests.named import refused
 
 CPU = torch.device("cpu")
 LAYERS = {
@@ -99,3 +105,34 @@ def test_autocast_uses_it_for_bfloat16_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(layer(x), computed(layer, x, True)[0])
     with autocast(CPU, "float32"):
         assert torch.equal(layer(x), nn.functional.conv2d(x, layer.weight, layer.bias, stride=2, padding=1))
+
+
+@pytest.fixture
+def numerics_put_back() -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    yield
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+@pytest.mark.usefixtures("numerics_put_back")
+def test_tf32_is_set_on_gpus_and_refused_for_training_elsewhere() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for name, wanted in (("tf32", True), ("float32", False)):
+        precision.set_numerics(gpu, name, cudnn_benchmark=wanted)
+        assert precision.numerics(gpu) == {"tf32": wanted, "cudnn_benchmark": wanted}
+        assert torch.backends.cuda.matmul.allow_tf32 is wanted
+        precision.refuse_precision(gpu, name)
+    precision.refuse_precision(cpu, "float32")
+    assert precision.numerics(cpu) == {}
+    with refused("tf32", "cpu"):
+        precision.refuse_precision(cpu, "tf32")
+
+
+def test_a_network_trained_in_tf32_is_previewed_and_built_on_any_device() -> None:
+    plan, shape = plan_of("data=fake", "model=resnet18", "model.width=4", "recipe.precision=tf32"), SimpleNamespace()
+    shape.image_shape, shape.num_classes, shape.classes = (3, 32, 32), 10, [*"abcdefghij"]
+    for device in ("cpu", "meta"):
+        build_network(plan, shape, torch.device(device))  # type: ignore[arg-type]
+    with refused("tf32"):
+        built(plan)
