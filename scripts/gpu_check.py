@@ -8,6 +8,7 @@ exit code is 0 only if every line of it holds, else 1; 3 without a CUDA device.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -105,7 +106,8 @@ def check_tests(out: Path, gpu: str) -> list[Line]:
 def check_op(out: Path, gpu: str) -> list[Line]:
     """The operator against the memory-bandwidth bound and torchvision's, and what it has dropped."""
     rows = [row for row in measured(out, "op", gpu) if "torchvision_to_this" in row]
-    large = [row["to_floor"]["median"] for row in rows if units_of(row["shape"]) >= FLOOR_UNITS]
+    units = {row["shape"]: math.prod(map(int, row["shape"].split("x"))) for row in rows}
+    large = [row["to_floor"]["median"] for row in rows if units[row["shape"]] >= FLOOR_UNITS]
     slowest = min(row["torchvision_to_this"]["median"] for row in rows)
     off = max(abs(row["measured_drop"] - row["expected_drop"]) for row in rows)
     return [
@@ -177,13 +179,6 @@ def measured(out: Path, name: str, gpu: str) -> list[dict[str, Any]]:
     if result["before"]["device"] != gpu:
         raise ValueError(f"measured on {result['before']['device']}")
     return result["rows"]
-
-
-def units_of(shape: str) -> int:
-    units = 1
-    for side in shape.split("x"):
-        units *= int(side)
-    return units
 
 
 def backend_line(name: str, rows: list[dict[str, Any]], gpu: str) -> Line:
@@ -273,9 +268,7 @@ def main(arguments: list[str]) -> int:
         outcome = Line(step.name, gpu, f"{failure or 'done'}, {seconds:.0f} s", f"{step.limit} s", not failure)
         for line in (outcome, *found):
             lines.append(line)
-            table.append(
-                f"| [{step.name}]({log.name}) | {' | '.join(line[:4])} | {'yes' if line.holds else '**no**'} |"
-            )
+            table.append(row_of(f"[{step.name}]({log.name})", line))
         (out / "README.md").write_text("\n".join([head, *table, ""]))
 
     print((out / "README.md").read_text())
