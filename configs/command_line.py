@@ -316,7 +316,7 @@ def sweep_name(given: dict[str, str]) -> str:
     aside = RUN_ONLY | {"seed", "data.root", "data.download", "data.title"}
     kept = {key: value for key, value in given.items() if key not in aside and not key.startswith("hydra")}
 
-    # A grid has no name, so its folder is told apart by a hash; of a sweep the other choices are readable.
+    # A grid has no name, so a hash distinguishes its folder; of a sweep the other choices are readable.
     if "sweep" not in given:
         text = " ".join(sorted(f"{key}={value}" for key, value in kept.items()))
         return f"grid-{data}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

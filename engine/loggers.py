@@ -20,7 +20,7 @@ from tqdm import tqdm
 from engine.files import cannot_write, write_aside
 
 SECONDS_BETWEEN_LINES = 30.0  # of progress, into a file or a pipe
-WIDE = 110  # columns of a terminal with room for a long bar and the steps
+WIDE = 110  # columns of a terminal with space for a long bar and the steps
 
 
 class MetricsWriter:

@@ -34,7 +34,7 @@ READS = {
 class OnCuda(Tensor):
     """A tensor of the made-up GPU; its values are those of a CPU tensor inside.
 
-    Autograd takes it for one of the CPU, as there is no driver; Python is told of `cuda`.
+    Autograd takes it for one of the CPU, as there is no driver; to Python it says `cuda`.
     """
 
     device = property(lambda self: CUDA)  # type: ignore[assignment]
