@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dropblock.layers import DropLayer
+from dropblock.layers import DropLayer, check_model
 from dropblock.places import Place, known_places
 from dropblock.sites import Site, declared_sites, install
 
@@ -34,8 +34,9 @@ def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> di
 
     Raises:
         ValueError: for a pattern that names nothing, or None for a network that is not known and declares none.
-        TypeError: if `places` is no list of them.
+        TypeError: if `model` is no network, or `places` no list of them.
     """
+    check_model(model)
     if places is None:
         try:
             known = known_places(model)
@@ -113,6 +114,8 @@ def declare(place: Place, path: str, owner: nn.Module, slot: str) -> Site:
     site = Site(place.group, place.branch, after, place.ends_branch, reachable=reachable, note=place.note)
     site.train(owner.training)
     setattr(owner, slot, site)
+    if isinstance(owner, nn.Sequential):  # one without steps, as a shortcut that is the identity: now it has this one
+        return site
     if place.where == "before":
         owner.register_forward_pre_hook(call_before)
     elif place.where == "after":

@@ -7,6 +7,7 @@ schedule may change keep_prob between steps without a recompilation or a host sy
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from types import FunctionType
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -76,6 +77,8 @@ class DropLayer(nn.Module):
 
     def set_mask_seed(self, seed: int) -> None:
         """Fix the next masks: from now on they are a function of this seed, an int64."""
+        if not isinstance(seed, Integral | Tensor):
+            raise TypeError(f"seed must be an integer, not {seed!r}")
         self.seeded, self.image_seeds = True, None
         self.mask_seed.fill_(seed)
 
@@ -281,6 +284,18 @@ class DropBlock3d(_DropBlock):
     axes = 3
 
 
+def check_model(model: object) -> None:
+    """Check an argument that must be a network.
+
+    Raises:
+        TypeError: if it is something else, as its class or its parameters.
+    """
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"model must be an nn.Module, not {given}")
+
+
 def installed_layers(model: nn.Module) -> list[DropLayer]:
     """Every layer of this library in the model, in the order of `model.modules()`."""
+    check_model(model)
     return [module for module in model.modules() if isinstance(module, DropLayer)]

@@ -46,6 +46,10 @@ class Place:
     note: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.modules, str):
+            raise TypeError(f"modules must be a pattern of module paths such as 'layer4.*.bn3', not {self.modules!r}")
+        if not isinstance(self.group, int) and self.group != "head":
+            raise TypeError(f"group must be 1 ... 4 or 'head', not {self.group!r}")
         if self.where not in SIDES:
             raise ValueError(f"where must be one of {', '.join(SIDES)}, not '{self.where}'")
         if isinstance(self.group, int) and self.group < 1:

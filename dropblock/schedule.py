@@ -61,7 +61,11 @@ def keep_prob_at(
     Raises:
         ValueError: for a value out of range, an unknown schedule, or a start or end that the schedule does not have, or
             has and is not given.
+        TypeError: if the target or the progress is no number.
     """
+    for name, number in {"target": target, "progress": progress}.items():
+        if not is_number(number):
+            raise TypeError(f"{name} must be a number in [0, 1], not {number!r}")
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule '{schedule}', choose one of {', '.join(SCHEDULES)}")
     if not 0.0 <= progress <= 1.0:
@@ -149,6 +153,8 @@ class KeepProbSchedule:
                 raise TypeError(f"{name} must be a number, not {value!r}")
         if group_shares is not None and not isinstance(group_shares, Sequence):
             raise TypeError(f"group_shares must be a list, one share for each group, not {group_shares!r}")
+        if layers is not None and not isinstance(layers, Sequence):
+            raise TypeError(f"layers must be a list of layers, not {layers!r}")
         if not isinstance(schedule, str) and not callable(schedule):
             raise TypeError(f"schedule must be one of {', '.join(SCHEDULES)} or a function, not {schedule!r}")
         if total_steps is not None and total_steps < 1:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropblock.layers import DropLayer
+from dropblock.layers import DropLayer, check_model
 
 Group = int | str
 # The note of sites in the units of ResNet-18 and -34, for the sites table and the deviations in a report.
@@ -62,6 +62,7 @@ class Site(nn.Module):
 
 def declared_sites(model: nn.Module) -> dict[str, Site]:
     """Every site of the network by its module path, in the order of the network."""
+    check_model(model)
     return {name: module for name, module in model.named_modules() if isinstance(module, Site)}
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dropblock.layers import check_model
 from dropblock.places import Place
 from dropblock.table import aligned
 
@@ -172,8 +173,9 @@ def suggest(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Suggestio
 
     Raises:
         ValueError: if no place is found, as in a transformer, whose layers see tokens and no maps; for another example.
-        TypeError: if `example` is no tensor.
+        TypeError: if `model` is no network, or `example` no tensor.
     """
+    check_model(model)
     inputs = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(x, Tensor) for x in inputs):
         raise TypeError(f"example must be a tensor or a tuple of tensors, not a {type(example).__name__}")

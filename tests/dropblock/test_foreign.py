@@ -27,6 +27,7 @@ from dropblock import (
     known_places,
     site_table,
 )
+from dropblock.sites import map_sizes
 from dropblock.table import table_text
 from models.resnet import Bottleneck as OurBottleneck
 from models.resnet import ResNet
@@ -245,6 +246,14 @@ def test_patterns_of_ones_own() -> None:
     assert set(declare_sites(model, places)) == set(filled), "declaring again changes nothing"
     only = install_into(network("resnet"), block3, places, lambda site: site.branch == "skip")
     assert set(only) == {"layer4.0.downsample.1.site_after", "layer4.1.downsample"}
+
+
+def test_a_shortcut_without_steps_takes_one() -> None:
+    """GhostNet's identity shortcuts are empty nn.Sequentials, which would call a child and its hook."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential())
+    install_into(model, block3, [Place("1", branch="skip")])
+    assert list(map_sizes(model, torch.zeros(1, 3, 8, 8), declared_sites(model))) == ["1.site_after"]
+    assert (model.train()(torch.ones(2, 3, 8, 8)) == 0).any()
 
 
 def test_a_copy_has_layers_of_its_own() -> None:

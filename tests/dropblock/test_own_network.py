@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from dropblock import (
     drops_text,
     install,
     install_into,
+    keep_prob_at,
+    suggest,
     table_text,
 )
 
@@ -158,6 +162,27 @@ def test_what_is_no_layer_no_factory_and_no_dict_is_named() -> None:
         KeepProbSchedule(model, [0.9, 0.8])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"schedules must be a dict .*, not a KeepProbSchedule"):
         LayerControl(model, EXAMPLE, KeepProbSchedule(model, 0.9))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: install_into(Declared, DropBlock2d), "model must be an nn.Module, not the class Declared"),
+        (lambda: KeepProbSchedule(Declared().parameters(), 0.9), "model must be an nn.Module, not a generator"),
+        (lambda: suggest(EXAMPLE, Declared()), "model must be an nn.Module, not a Tensor"),
+        (lambda: LayerControl(Declared, EXAMPLE, {}), "model must be an nn.Module, not the class Declared"),
+        (lambda: Place(3), r"modules must be a pattern of module paths such as 'layer4.\*.bn3', not 3"),
+        (lambda: Place("conv", group="3"), "group must be 1 ... 4 or 'head', not '3'"),
+        (lambda: keep_prob_at("0.9", 0.5), r"target must be a number in \[0, 1\], not '0.9'"),
+        (lambda: keep_prob_at(0.9, "half"), r"progress must be a number in \[0, 1\], not 'half'"),
+        (lambda: KeepProbSchedule(Own(), 0.9, layers=3), "layers must be a list of layers, not 3"),
+        (lambda: Own().drop.set_mask_seed("a"), "seed must be an integer, not 'a'"),
+        (lambda: Own().drop.set_mask_seed(0.5), "seed must be an integer, not 0.5"),
+    ],
+)
+def test_a_wrong_type_is_named_with_its_argument(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
 
 
 def test_a_child_that_is_called_twice_on_maps_of_one_size_is_noted() -> None:
