@@ -38,6 +38,7 @@ from configs.command_line import read_values
 from configs.evaluation import EvaluationConfig
 from engine import cpu
 from engine.console import metric_text, survive_lost_output, table, table_rows
+from engine.signals import interrupt_held
 from experiment.outcome import report_error
 from experiment.source import NetworkSource
 
@@ -144,8 +145,8 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         request = read_request(arguments)
-        from experiment.evaluation import evaluate  # imports torch: a typo is refused before that
-
+        with interrupt_held():  # imports torch: a typo is refused before that
+            from experiment.evaluation import evaluate
         result = evaluate(request.part(NetworkSource), request.part(EvaluationConfig), request.device)
         print(result_text(result))
         if request.json is not None:

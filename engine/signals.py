@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -14,6 +16,31 @@ def asking() -> tuple[signal.Signals, ...]:
     """Signals that ask to stop. A process started with nohup ignores SIGHUP, and goes on doing so."""
     ignores = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in ASKING if not (ignores and number == signal.SIGHUP))
+
+
+@contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Context for importing torch: Ctrl-C raises KeyboardInterrupt at its end, the second one ends the process.
+
+    Raised in the middle of an import, the exception may be lost, and the program goes on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(130)
+        came.append(number)
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Stopped(Exception):

@@ -42,7 +42,7 @@ from configs.resolve import resolve_composed
 from engine.console import counted
 from engine.files import absent, remove_made
 from engine.run_directory import DONE
-from engine.signals import Stopped
+from engine.signals import Stopped, interrupt_held
 from experiment.job import run_job
 from experiment.launchers import check_launcher, launch
 from experiment.outcome import CODE_OF, Job, Outcome, exit_code, names_of, notes_of, report_error
@@ -82,8 +82,8 @@ def run_command(arguments: Arguments) -> int:
         jobs = shown_jobs(arguments)
         if workers > 1:  # timed with the share of the cores that each will have; torch reads this when it is imported
             os.environ.setdefault("OMP_NUM_THREADS", threads_of(workers))
-        from experiment.prices import price_jobs
-
+        with interrupt_held():
+            from experiment.prices import price_jobs
         return price_jobs(jobs, workers)
     workers = workers_of(arguments)
     check_launcher(arguments)
@@ -220,8 +220,8 @@ def preview_jobs(jobs: Sequence[Job]) -> int:
     code = report_refused(jobs)
     ready = {job.number: job.plan for job in jobs if job.plan is not None}
     try:
-        from experiment.preview import preview, preview_grid
-
+        with interrupt_held():
+            from experiment.preview import preview, preview_grid
         if len(ready) > 1:
             names = names_of([job for job in jobs if job.plan is not None])
             shown = preview_grid({names[number]: plan for number, plan in ready.items()})

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from configs.checking import UserError
 from configs.plan import plan_from
 from engine import cpu
+from engine.signals import interrupt_held
 from experiment.outcome import STOPPED_CODES, Job, Outcome, is_done, report_error
 
 
@@ -48,8 +49,8 @@ def run_job(
             print(f"\n=== run {job.number + 1}: {named}", flush=True)
         if plan is None:
             raise UserError(job.refused)
-        from experiment.run import run_plan
-
+        with interrupt_held():
+            from experiment.run import run_plan
         summary = run_plan(plan, job.overrides, began, in_use == "wait", log)
 
     # Everything that can end a run, a signal included, becomes an outcome.

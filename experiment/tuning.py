@@ -29,6 +29,7 @@ from configs.schema import LAYER_KNOBS, LayerConfig, TuneConfig
 from engine.console import counted, table
 from engine.files import write_json
 from engine.run_directory import DONE, FAILED, RunDirectory
+from engine.signals import interrupt_held
 from experiment.outcome import Job
 
 FILE = "tuning.json"  # in the folder of the sweep, for its report
@@ -481,11 +482,11 @@ def require_val(plans: Sequence[Plan]) -> None:
         if plan.data.val_fraction == 0:
             asked[json.dumps(plan.identity()["data"], sort_keys=True)] = plan
     for plan in asked.values():
-        import torch
+        with interrupt_held():
+            import torch
 
-        from engine.distributed import Ranks
-        from experiment.build import open_data
-
+            from engine.distributed import Ranks
+            from experiment.build import open_data
         if open_data(plan, torch.device("cpu"), Ranks()).val is None:
             raise UserError(
                 f"tune: data={plan.data.name} has no val, and nothing is chosen on test; data.val_fraction=0.1 holds "

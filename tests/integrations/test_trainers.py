@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +198,19 @@ def test_hugging_face_with_accumulated_batches_and_a_compiled_model(tmp_path: Pa
         torch.testing.assert_close(x, y)
 
 
+def test_hugging_face_on_two_ranks(tmp_path: Path) -> None:
+    """Weights are one network's, and what the main rank logs is its own drop."""
+    pytest.importorskip("transformers", "5")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, *words], check=True, env=environment)
+    check(json.loads((tmp_path / "logs0.json").read_text()), every=2)
+    first, second = (torch.load(tmp_path / f"weights{rank}.pt") for rank in (0, 1))
+    for key in first:
+        assert torch.equal(first[key], second[key])
+    assert (tmp_path / "seeds0.json").read_text() != (tmp_path / "seeds1.json").read_text()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_callback_given_to_the_constructor_is_refused_in_one_line(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", "5")
@@ -204,3 +220,11 @@ def test_a_callback_given_to_the_constructor_is_refused_in_one_line(tmp_path: Pa
     with pytest.raises(ValueError, match="attach"):
         transformers.Trainer(Classifier(), args, callbacks=[DropBlockCallback(EXAMPLE)])
     assert not os.listdir(tmp_path)
+
+
+if __name__ == "__main__":  # a rank of test_hugging_face_on_two_ranks
+    folder, rank, model = Path(sys.argv[1]), os.environ["RANK"], Classifier()
+    logs = hugging_face(folder / "run", model, per_device_train_batch_size=BATCH // 2, ddp_backend="gloo")
+    (folder / f"logs{rank}.json").write_text(json.dumps(logs))
+    (folder / f"seeds{rank}.json").write_text(json.dumps([int(x.mask_seed) for x in installed_layers(model)]))
+    torch.save(model.state_dict(), folder / f"weights{rank}.pt")

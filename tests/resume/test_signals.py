@@ -13,7 +13,7 @@ import pytest
 
 from engine.checkpoint import load
 from engine.run_directory import RunDirectory
-from engine.signals import ASKING, Stopped, StopRequest
+from engine.signals import ASKING, Stopped, StopRequest, interrupt_held
 from tests.comparison import assert_identical
 from tests.trainer import (
     STEPS_PER_EPOCH,
@@ -58,6 +58,21 @@ def test_every_signal_that_asks_to_stop_is_noted_and_has_its_exit_code(number: s
             signal.raise_signal(number)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interrupt_waits_for_the_end_of_an_import() -> None:
+    done, before = False, signal.getsignal(signal.SIGINT)
+
+    def imported() -> None:
+        nonlocal done
+        with interrupt_held():
+            signal.raise_signal(signal.SIGINT)
+            done = True
+
+    with pytest.raises(KeyboardInterrupt):
+        imported()
+    assert done
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(
