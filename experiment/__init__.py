@@ -1,8 +1,8 @@
-"""From a plan to a finished run: the only package that knows all others, and the way in from Python.
+"""From a plan to a finished run: the only package that knows all others, and the way in from Python::
 
-from experiment import plan_of, run_plan
+    from experiment import plan_of, run_plan
 
-summary = run_plan(plan_of("data=digits", "epochs=2"))
+    summary = run_plan(plan_of("data=digits", "epochs=2"))
 
 Torch is imported when it is needed first: a typo in a plan is refused before that.
 """

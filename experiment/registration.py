@@ -73,7 +73,8 @@ def register_layer(
     Args:
         name: letters, digits and _; it stands in run directories.
         layer: a `dropblock.DropLayer`, or a function that returns one; called with `keep_prob=` and the options.
-        keep_prob, groups, skip, schedule, group_divisor: its defaults; skip=None where the shortcut is no choice.
+        keep_prob, groups, schedule, group_divisor: what `regularizer.NAME` has where nothing is asked for.
+        skip: the same for shortcuts; None where they are no choice.
         sits_at: `maps` (wherever parts of feature maps may be dropped), `branches` (at the end of residual branches),
             or a function that says which sites it suits.
         label, colour: name and "#rrggbb" of its rows in reports; kept in the record of each run.
