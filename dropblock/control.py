@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -181,10 +182,16 @@ class LayerControl:
             progress: what the schedule was set to at every step since then, at least one; None takes what its `set`
                 and `step` have counted, or if they were not called what is set now.
 
+        Warns:
+            UserWarning: if layers ran whose schedule, one that changes, was never set.
+
         Raises:
-            ValueError: for no step.
+            ValueError: for no step, or layers that are no longer in the network.
             TypeError: if `progress` is no list.
         """
+        for schedule in self.schedules.values():
+            schedule.check_layers()
+
         # Asked: the mean of 1 - keep_prob. Expected: of the closed form. Measured: from the counters of the layers.
         if progress is None:
             values = {s: s.in_force or Counter([s.now]) for s in self.schedules.values()}
@@ -192,6 +199,13 @@ class LayerControl:
             values = self._at(progress)
         asked = self._mean_over(values, lambda layer, keep_prob, sizes: 1.0 - keep_prob)
         expected, counts = self._mean_over(values, mean_drop), self.take_counts()
+        idle = [s for s in self.schedules.values() if s.schedule != "constant" and not s.was_set]
+        if idle and progress is None and any(seen for _, seen in counts.values()):
+            warnings.warn(
+                f"keep_prob is still {idle[0].now:g}, that of the first step: call schedule.set(t / T) before each "
+                "step, or schedule.step() after it",
+                stacklevel=2,
+            )
         rows = []
         for name in expected:
             kept, seen = counts[name]

@@ -7,7 +7,7 @@ keyword; nothing else has to know their names.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,12 +182,17 @@ def install_layers(
     # Groups that the network has. Those before its first one are no mistake where later ones are chosen as well: rows
     # of one table are trained on networks of four stages and of three.
     kind.before(model)
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups must be a list such as [3, 4], not {groups!r}")
     existing = {site.group for site in declared_sites(model).values()}
+    if not existing:
+        raise ValueError(f"{type(model).__name__} declares no sites: call declare_sites(model) first")
     first = getattr(model, "first_group", 0)
     before = {group for group in groups if isinstance(group, int) and 0 < group < first}
     for group in groups:
         if group not in existing and (group not in before or before == {*groups}):
-            raise ValueError(f"groups={groups_text(groups)}: this network has the groups {groups_text(existing)}")
+            asked = list(groups) if str(group).isdigit() and isinstance(group, str) else groups_text(groups)
+            raise ValueError(f"groups={asked}: this network has the groups {groups_text(existing)}")
 
     def chosen(site: Site) -> bool:
         return site.group in groups and (skip or site.branch == "conv") and kind.sits_at(site)

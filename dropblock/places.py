@@ -52,6 +52,8 @@ class Place:
             raise TypeError(f"group must be 1 ... 4 or 'head', not {self.group!r}")
         if self.where not in SIDES:
             raise ValueError(f"where must be one of {', '.join(SIDES)}, not '{self.where}'")
+        if self.branch not in ("conv", "skip"):
+            raise ValueError(f"branch must be 'conv' or 'skip', not {self.branch!r}")
         if isinstance(self.group, int) and self.group < 1:
             raise ValueError(f"groups are counted from 1, so there is no group {self.group}")
 

@@ -110,7 +110,7 @@ class KeepProbSchedule:
             such as `lambda n: max(1 - 0.1 * n / 40000, 0.9)`.
         group_divisor: at least 1, see `keep_prob_in_group`; 4 in the paper's networks. With 1, the default, all groups
             have the same.
-        last_group: the group that gets `keep_prob` itself.
+        last_group: the group that gets `keep_prob` itself; None takes the last one that has sites, 4 without sites.
         group_shares: instead of a divisor, the share of the drop rate that groups 1, 2, ... get, each in [0, 1].
         layers: the layers to schedule, where a model holds several kinds; None means all.
         schedule_start, schedule_end: see `keep_prob_at`; in steps where `total_steps` is given.
@@ -133,7 +133,7 @@ class KeepProbSchedule:
         keep_prob: float,
         schedule: str | Callable[[float], float] = "linear",
         group_divisor: float = 1.0,
-        last_group: int = 4,
+        last_group: int | None = None,
         group_shares: Sequence[float] | None = None,
         layers: Sequence[DropLayer] | None = None,
         *,
@@ -146,9 +146,10 @@ class KeepProbSchedule:
         # Types first: a schedule of another library may take its arguments in another order.
         if not is_number(as_number(keep_prob)):
             raise TypeError(f"keep_prob must be a number in [0, 1], not {keep_prob!r}")
-        numbers = {"group_divisor": group_divisor, "last_group": last_group, "head_share": head_share}
-        limits = {"schedule_start": schedule_start, "schedule_end": schedule_end, "total_steps": total_steps}
-        for name, value in {**numbers, **{key: value for key, value in limits.items() if value is not None}}.items():
+        limits = {"schedule_start": schedule_start, "schedule_end": schedule_end}
+        others = {"last_group": last_group, "total_steps": total_steps}
+        given = {name: value for name, value in {**limits, **others}.items() if value is not None}
+        for name, value in {"group_divisor": group_divisor, "head_share": head_share, **given}.items():
             if not is_number(value):
                 raise TypeError(f"{name} must be a number, not {value!r}")
         if group_shares is not None and not isinstance(group_shares, Sequence):
@@ -159,6 +160,9 @@ class KeepProbSchedule:
             raise TypeError(f"schedule must be one of {', '.join(SCHEDULES)} or a function, not {schedule!r}")
         if total_steps is not None and total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, not {total_steps}")
+        for name, limit in limits.items():
+            if total_steps is not None and limit is not None and 0 < limit < 1:
+                raise ValueError(f"{name} is a step where total_steps is given, and {limit:g} is none")
 
         # Steps are shares of `length`; without total_steps progress is a share already, and the length 1.
         self.keep_prob, self.schedule, self.length = keep_prob, schedule, total_steps or 1
@@ -172,7 +176,9 @@ class KeepProbSchedule:
             raise ValueError("no layer to schedule: install one first")
 
         # The division of the rate over groups or depth.
-        self.group_divisor, self.last_group, self.group_shares = group_divisor, last_group, group_shares
+        groups = [site.group for site in declared_sites(model).values() if isinstance(site.group, int)]
+        self.last_group = max(groups, default=4) if last_group is None else last_group
+        self.group_divisor, self.group_shares = group_divisor, group_shares
         self.head_share = head_share
         self._check_shares()
         self._depths = self._depths_of_layers(model, depth_rule)
@@ -182,6 +188,7 @@ class KeepProbSchedule:
         self.in_force: Counter[float] | None = None
         self.counted = False
         self.set(0)
+        self.was_set = False  # by the loop
 
     def set(self, progress: float) -> float:
         """Fill the keep_prob buffer of every layer; returns the value of the last group.
@@ -195,6 +202,7 @@ class KeepProbSchedule:
         """
         now = self._fill(progress)
         self._count(now)
+        self.was_set = True
         return now
 
     def step(self) -> float:
@@ -213,21 +221,24 @@ class KeepProbSchedule:
         if not self.counted:  # the value of the step that was just made
             self._count(self.now)
         now = self._fill(self.progress + 1)
-        self.counted = False
+        self.was_set, self.counted = True, False
         return now
 
     def _fill(self, progress: float) -> float:
         now = self.at(progress)
-        # Layers that another installation has put out of the network would take the values, and nothing would drop.
+        self.check_layers()
+        for layer in self.layers:
+            layer.keep_prob.fill_(self.kept_by(layer, now))
+        self.progress, self.now = progress, now
+        return now
+
+    def check_layers(self) -> None:
+        """Refuse layers that another installation has put out of the network: they take values, and nothing drops."""
         if replaced := sum(layer.replaced for layer in self.layers):
             raise ValueError(
                 f"{replaced} of {len(self.layers)} layers of this schedule are no longer in the network, others were "
                 "installed in their place: make a new KeepProbSchedule"
             )
-        for layer in self.layers:
-            layer.keep_prob.fill_(self.kept_by(layer, now))
-        self.progress, self.now = progress, now
-        return now
 
     def _count(self, keep_prob: float) -> None:
         self.counted = True

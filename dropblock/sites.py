@@ -87,9 +87,9 @@ def install(
             if two sites are given one layer, whose rate and counts would be those of the second.
         TypeError: if `layer_factory` is a layer, or makes none, or `sites` is no function.
     """
-    if isinstance(layer_factory, DropLayer) or not callable(layer_factory):
-        name = type(layer_factory).__name__
-        raise TypeError(f"layer_factory must be a function that makes a layer, `lambda site: ...`, not a {name}")
+    if isinstance(layer_factory, type | DropLayer) or not callable(layer_factory):
+        given = getattr(layer_factory, "__name__", f"a {type(layer_factory).__name__}")
+        raise TypeError(f"layer_factory must be a function that makes a layer, `lambda site: ...`, not {given}")
     if not callable(sites):
         raise TypeError(f"sites must be a function, `lambda site: site.group == 4`, not {sites!r}")
 
@@ -163,6 +163,33 @@ def depths(model: nn.Module) -> dict[str, float]:
     return found
 
 
+def inputs_of(example: object) -> tuple[Tensor, ...]:
+    """The inputs of a network that an example stands for.
+
+    Raises:
+        TypeError: if the example is no tensor and no tuple of tensors.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise TypeError(f"example must be a tensor, or a tuple of them for a network of several inputs, not {example}")
+    return inputs
+
+
+def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The output of a network in evaluation mode.
+
+    Raises:
+        ValueError: if it does not take these inputs.
+    """
+    try:
+        return model.eval()(*inputs)
+    except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
+        shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
+        raise ValueError(
+            f"{type(model).__name__} does not run on the example of shape {shapes}: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def map_sizes(
     model: nn.Module, example: Tensor | tuple[Tensor, ...], sites: Mapping[str, Site | DropLayer]
 ) -> dict[str, list[tuple[tuple[int, ...], int]]]:
@@ -194,7 +221,7 @@ def map_sizes(
     was_training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
-            model.eval()(*example) if isinstance(example, tuple) else model.eval()(example)
+            run(model, inputs_of(example))
     finally:
         for handle in handles:
             handle.remove()

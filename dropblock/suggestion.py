@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from dropblock.layers import check_model
 from dropblock.places import Place
+from dropblock.sites import inputs_of, run
 from dropblock.table import aligned
 
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
@@ -70,7 +71,7 @@ class Graph(TorchFunctionMode):
         was_training = {module: module.training for module in model.modules()}
         try:
             with torch.no_grad(), self:
-                self.outputs = self.nodes_in(model.eval()(*inputs))
+                self.outputs = self.nodes_in(run(model, inputs))
         finally:
             for handle in handles:
                 handle.remove()
@@ -176,9 +177,7 @@ def suggest(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Suggestio
         TypeError: if `model` is no network, or `example` no tensor.
     """
     check_model(model)
-    inputs = example if isinstance(example, tuple) else (example,)
-    if not all(isinstance(x, Tensor) for x in inputs):
-        raise TypeError(f"example must be a tensor or a tuple of tensors, not a {type(example).__name__}")
+    inputs = inputs_of(example)
     if inputs[0].ndim < 3:
         raise ValueError(
             f"example: expected a batch of images (1, channels, height, width), not {tuple(inputs[0].shape)}"
@@ -274,7 +273,7 @@ def empty_shortcuts(
             setattr(unit, slot, nn.Identity())
         if filled:
             again.record(model, inputs)
-    except RuntimeError:  # maps of other sizes
+    except ValueError:  # maps of other sizes
         return {}
     finally:
         for _, unit, slot, plain in filled.values():

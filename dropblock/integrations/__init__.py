@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,7 +68,15 @@ class TrainedLayers:
             return
         network = trained.get_submodule(self.network)
         example = self.example.to(next(network.parameters()))
-        if not installed_layers(network):
+        if kept := installed_layers(network):
+            given = {"block_size": self.block_size != BLOCK_SIZE, "places": self.places is not None}
+            if ignored := [name for name, changed in given.items() if changed]:
+                warnings.warn(
+                    f"the network has {len(kept)} layers, which are kept: {' and '.join(ignored)} of the callback "
+                    "count for nothing",
+                    stacklevel=2,
+                )
+        else:
             places = self.places
             if places is None:
                 try:

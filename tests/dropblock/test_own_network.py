@@ -18,6 +18,7 @@ from dropblock import (
     drops_text,
     install,
     install_into,
+    install_layers,
     keep_prob_at,
     suggest,
     table_text,
@@ -104,7 +105,7 @@ def test_a_schedule_has_set_its_start_and_only_known_groups_are_divided() -> Non
     assert float(model.site.layer.keep_prob) == 1.0
     assert KeepProbSchedule(model, 0.8, last_group=3, group_divisor=4.0).set(1.0) == 0.8
     model.site.layer.group = 5
-    with pytest.raises(ValueError, match="group 5 comes after last_group=4"):
+    with pytest.raises(ValueError, match="group 5 comes after last_group=3"):
         KeepProbSchedule(model, 0.8, group_divisor=4.0)
     with pytest.raises(ValueError, match="groups are counted from 1, so there is no group 0"):
         Place("conv", group=0)
@@ -176,6 +177,15 @@ def test_what_is_no_layer_no_factory_and_no_dict_is_named() -> None:
         (lambda: keep_prob_at("0.9", 0.5), r"target must be a number in \[0, 1\], not '0.9'"),
         (lambda: keep_prob_at(0.9, "half"), r"progress must be a number in \[0, 1\], not 'half'"),
         (lambda: KeepProbSchedule(Own(), 0.9, layers=3), "layers must be a list of layers, not 3"),
+        (
+            lambda: install_layers(Declared(), "dropblock", keep_prob=0.9, groups=4, block_size=3),
+            "groups must be a list",
+        ),
+        (
+            lambda: install_into(Declared(), DropBlock2d),
+            "a function that makes a layer, `lambda site: ...`, not DropBlock",
+        ),
+        (lambda: suggest(Declared(), (1, 3, 16, 16)), "example must be a tensor, or a tuple of them"),
         (lambda: Own().drop.set_mask_seed("a"), "seed must be an integer, not 'a'"),
         (lambda: Own().drop.set_mask_seed(0.5), "seed must be an integer, not 0.5"),
     ],
@@ -183,6 +193,56 @@ def test_what_is_no_layer_no_factory_and_no_dict_is_named() -> None:
 def test_a_wrong_type_is_named_with_its_argument(call: Callable[[], object], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Place("conv", branch="main"), "branch must be 'conv' or 'skip', not 'main'"),
+        (
+            lambda: suggest(Declared(), torch.zeros(1, 4, 16, 16)),
+            "Declared does not run on the example of shape .1, 4, ",
+        ),
+        (lambda: LayerControl(Own(), (EXAMPLE, EXAMPLE), {"a": KeepProbSchedule(Own(), 0.9)}), "Own does not run on"),
+        (
+            lambda: install_layers(Declared(), "dropblock", keep_prob=0.9, groups=["3"], block_size=3),
+            r"groups=\['3'\]: ",
+        ),
+        (lambda: install_layers(nn.ReLU(), "dropout", keep_prob=0.9), r"ReLU declares no sites: call declare_sites"),
+        (lambda: KeepProbSchedule(Own(), 0.9, "ramp", schedule_end=0.5, total_steps=9), "schedule_end is a step where"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_argument(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_last_group_is_that_of_the_network() -> None:
+    """A divisor counts from it: a small U-Net has groups 1 and 2, and its layers were to drop a sixteenth."""
+    model = Declared()
+    model.site.group = 2
+    install_into(model, lambda site: DropBlock2d(block_size=3))
+    schedule = KeepProbSchedule(model, 0.9, "constant", group_divisor=4.0)
+    assert schedule.last_group == 2
+    assert float(schedule.layers[0].keep_prob) == pytest.approx(0.9)
+
+
+def test_a_schedule_that_is_never_set_warns_where_the_drop_is_read() -> None:
+    model = Declared()
+    install_into(model, lambda site: DropBlock2d(block_size=3))
+    schedule = KeepProbSchedule(model, 0.9)
+    layers = LayerControl(model, EXAMPLE, {"dropblock": schedule})
+    layers.drops()  # nothing ran
+    model.train()(EXAMPLE)
+    with pytest.warns(UserWarning, match="keep_prob is still 1, that of the first step: call schedule.set"):
+        layers.drops()
+    schedule.set(0.5)
+    model(EXAMPLE)
+    layers.drops()
+    with pytest.warns(UserWarning, match="are replaced"):
+        install_into(model, lambda site: DropBlock2d(block_size=3))
+    with pytest.raises(ValueError, match="are no longer in the network"):
+        layers.drops()
 
 
 def test_a_child_that_is_called_twice_on_maps_of_one_size_is_noted() -> None:
