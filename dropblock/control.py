@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dropblock.kinds import LayerSpec, install_layers, kind_of
-from dropblock.layers import DropLayer
+from dropblock.layers import DropLayer, set_mask_seeds
 from dropblock.schedule import KeepProbSchedule
 from dropblock.sites import Group
 from dropblock.table import DropRow, layer_at, mean_drop, places_of, site_table
@@ -116,8 +116,7 @@ class LayerControl:
 
     def set_seeds(self, seed_of: Callable[[int], int]) -> None:
         """Fix the next masks: layer i draws from `seed_of(i)`."""
-        for i, layer in enumerate(self.layers):
-            layer.set_mask_seed(seed_of(i))
+        set_mask_seeds(self.layers, [seed_of(i) for i in range(len(self.layers))])
 
     def set_image_seeds(self, seed_of: Callable[[int], int], images: Tensor) -> None:
         """Fix the next masks image by image: layer i draws that of image k from `seed_of(i)` and k.
@@ -190,7 +189,7 @@ class LayerControl:
             TypeError: if `progress` is no list.
         """
         for schedule in self.schedules.values():
-            schedule.check_in_place()
+            schedule.check_layers()
 
         # Asked: the mean of 1 - keep_prob. Expected: of the closed form. Measured: from the counters of the layers.
         if progress is None:

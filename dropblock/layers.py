@@ -1,12 +1,15 @@
-"""Thin modules around the operators: each holds its keep_prob, its mask seed and two counters, and nothing else.
+"""Thin modules around the operators: each holds its keep_prob, its mask seed and its counters, and nothing else.
 
 All of these are buffers that a `state_dict` leaves out, so a network has the same keys with any layer or none, and a
-schedule may change keep_prob between steps without a recompilation or a host synchronisation.
+schedule may change keep_prob between steps without a recompilation or a host synchronisation. Those of the layers that
+are installed together lie in one tensor (`Shared`), so that a step sets them all in one launch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from numbers import Integral
 from types import FunctionType
 from typing import Any, ClassVar, Self, TypeVar
@@ -25,11 +28,62 @@ from dropblock.functional import (
     refuse_positional,
     share_to_keep,
 )
-from dropblock.graph_node import count_node, transformed
-from dropblock.operator import drop_each
+from dropblock.graph_node import count_node, transformed, wanted
+from dropblock.operator import backend_for, drop, drop_each
 from dropblock.rates import effective_block, expected_drop, seed_rate
 
 OWN = "own"  # the group of a layer that is a child of the network itself, not at a site
+INTEGERS = ("mask_seed", "kept_units", "seen_units", "draw_state")
+SHARED = ("keep_prob", *INTEGERS)
+
+
+class Shared:
+    """The buffers of some layers in one tensor for each name, in the order of the layers, whose own are views of it.
+
+    They stay together when the network is moved, as every layer moves to its place in a tensor of the new device. A
+    copy of a layer, a pickled one, and one that is given another buffer have buffers of their own, as a layer alone.
+    """
+
+    def __init__(self, layers: Sequence[DropLayer]) -> None:
+        self.size = len(layers)
+        # By name and device: the tensor of all layers, and the views of each.
+        self.tensors: dict[tuple[str, torch.device], tuple[Tensor, list[Tensor]]] = {}
+        for place, layer in enumerate(layers):
+            layer._shared = self, place
+            for name in SHARED:
+                layer._buffers[name] = self.placed(name, place, getattr(layer, name))
+
+    def placed(self, name: str, place: int, value: Tensor) -> Tensor:
+        """The view that is the buffer of the layer at this place, on the device of the value, and with it."""
+        key = name, value.device
+        if key not in self.tensors:
+            whole = torch.zeros(self.size, dtype=value.dtype, device=value.device)
+            self.tensors[key] = whole, [whole[i] for i in range(self.size)]
+        return self.tensors[key][1][place].copy_(value)
+
+    def whole(self, name: str, layers: Sequence[DropLayer]) -> Tensor | None:
+        """The tensor of all buffers of this name, if they are those of these layers in this order."""
+        buffers = [layer._buffers[name] for layer in layers]
+        whole, views = self.tensors.get((name, layers[0].keep_prob.device), (None, []))
+        together = len(views) == len(buffers) and all(map(operator.is_, buffers, views))
+        return whole if together else None
+
+    def __getstate__(self) -> dict[str, Any]:  # of a copy, whose layers have other tensors
+        return {"size": self.size, "tensors": {}}
+
+
+def set_buffers(name: str, layers: Sequence[DropLayer], values: Sequence[float]) -> None:
+    """Set a buffer of every layer: in one launch for layers that share it, in one for each other layer."""
+    values = list(values)
+    for shared, group in groupby(layers, key=lambda layer: layer._shared and layer._shared[0]):
+        members = list(group)
+        its, values = values[: len(members)], values[len(members) :]
+        whole = shared.whole(name, members) if shared else None
+        if whole is not None:
+            whole.copy_(torch.tensor(its, dtype=whole.dtype), non_blocking=True)
+        else:
+            for layer, value in zip(members, its, strict=True):
+                getattr(layer, name).fill_(value)
 
 
 class DropLayer(nn.Module):
@@ -56,6 +110,8 @@ class DropLayer(nn.Module):
     mask_seed: Tensor
     kept_units: Tensor
     seen_units: Tensor
+    draw_state: Tensor  # 0 between two calls: see `operator.Counters`
+    _shared: tuple[Shared, int] | None = None  # where the buffers lie beside those of other layers, and the place
     image_seeds: Tensor | None = None  # (N,) int64, for masks of single images
     batchwise = False  # True for a layer whose draw is one for all images: it sees no images, but weights, say
     replaced = False  # True once `install` has put another layer in its place
@@ -72,13 +128,12 @@ class DropLayer(nn.Module):
 
     def fresh_buffers(self) -> dict[str, Tensor]:
         """The buffers of a new layer, by name."""
-        counts = {name: torch.zeros((), dtype=torch.int64) for name in ("mask_seed", "kept_units", "seen_units")}
-        return {"keep_prob": torch.tensor(self.initial_keep_prob, dtype=torch.float32), **counts}
+        integers = {name: torch.zeros((), dtype=torch.int64) for name in INTEGERS}
+        return {"keep_prob": torch.tensor(self.initial_keep_prob, dtype=torch.float32), **integers}
 
     def set_mask_seed(self, seed: int) -> None:
         """Fix the next masks: from now on they are a function of this seed, an int64."""
-        if not isinstance(seed, Integral | Tensor):
-            raise TypeError(f"seed must be an integer, not {seed!r}")
+        check_seed(seed)
         self.seeded, self.image_seeds = True, None
         self.mask_seed.fill_(seed)
 
@@ -104,19 +159,27 @@ class DropLayer(nn.Module):
         if not self.training:
             return x
         if self.image_seeds is None or self.batchwise:
-            y, kept = self.drop(x, self.seed_of(x, level))
-        else:
-            y, kept = self.drop_each(x, self.seed_of(x, level) - self.mask_seed + self.image_seeds)
-            kept = kept.sum()
+            return self._counted_drop(x, self.seed_of(x, level))
+        y, kept = self.drop_each(x, self.seed_of(x, level) - self.mask_seed + self.image_seeds)
+        self._count(kept.sum(), x.numel())
+        return y
 
-        # Counted on the device, for the measured drop of the record; nothing waits for the host.
-        # The second forward pass of activation checkpointing is not counted again.
+    def _counted_drop(self, x: Tensor, seed: Tensor) -> Tensor:
+        """The output of `drop`, its units counted."""
+        y, kept = self.drop(x, seed)
+        self._count(kept, x.numel())
+        return y
+
+    def _count(self, kept: Tensor, units: int) -> None:
+        """Add to the counters, on the device, for the measured drop of the record; nothing waits for the host.
+
+        The second forward pass of activation checkpointing is not counted again.
+        """
         if transformed():
-            count_node(self.kept_units, self.seen_units, kept, x.numel())
+            count_node(self.kept_units, self.seen_units, kept, units)
         elif not in_backward():
             self.kept_units.add_(kept)  # not `+=`, which assigns the attribute anew: three times the cost
-            self.seen_units.add_(x.numel())
-        return y
+            self.seen_units.add_(units)
 
     def seed_of(self, x: Tensor, level: int = 0) -> Tensor:
         """The seed of the next mask.
@@ -188,13 +251,38 @@ class DropLayer(nn.Module):
             value = before[name]
             if value.is_meta and not moved.is_meta:
                 value = self.fresh_buffers().get(name, moved)
-            self._buffers[name] = value.to(moved.device)
+            there = value.to(moved.device)
+            if self._shared and there is not before[name] and name in SHARED:
+                shared, place = self._shared
+                there = shared.placed(name, place, there)
+            self._buffers[name] = there
         return self
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise TypeError(
             f"torch.jit.script cannot compile {type(self).__name__}: use torch.compile, torch.export or torch.jit.trace"
         )
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a mask seed that is no whole number.
+
+    Raises:
+        TypeError: for any.
+    """
+    if not isinstance(seed, Integral | Tensor):
+        raise TypeError(f"seed must be an integer, not {seed!r}")
+
+
+def set_mask_seeds(layers: Sequence[DropLayer], seeds: Sequence[int]) -> None:
+    """`set_mask_seed` of every layer."""
+    for layer, seed in zip(layers, seeds, strict=True):
+        check_seed(seed)
+        if not layer.seeded:  # asked first: an nn.Module takes a microsecond to assign an attribute
+            layer.seeded = True
+        if layer.image_seeds is not None:
+            layer.image_seeds = None
+    set_buffers("mask_seed", layers, seeds)
 
 
 def in_backward() -> bool:
@@ -238,6 +326,14 @@ class _DropBlock(DropLayer):
     def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         check_maps(type(self).__name__, x, self.axes)
         return checked_drop(x, self.keep_prob, self.block_size, seed)
+
+    def _counted_drop(self, x: Tensor, seed: Tensor) -> Tensor:
+        if type(self).drop is not _DropBlock.drop or wanted():
+            return super()._counted_drop(x, seed)
+        check_maps(type(self).__name__, x, self.axes)
+        own: dict[str, Any] = self._buffers  # an attribute of an nn.Module takes a microsecond
+        counters = None if in_backward() else (own["kept_units"], own["seen_units"], own["draw_state"])
+        return drop(backend_for(x), x, own["keep_prob"], self.block_size, seed, counters)[0]
 
     def drop_each(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         check_maps(type(self).__name__, x, self.axes)

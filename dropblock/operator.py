@@ -19,8 +19,13 @@ from dropblock import sparse_cpu
 from dropblock.reference import dense_apply, dense_draw
 from dropblock.sparse_cpu import CHANNELS_LAST, channels_last
 
-# Bytes per unit that a mask may take between forward and backward. A larger one is drawn again from its seed.
-SAVED_BYTES = 0.02
+# Bytes per unit that a mask may take between forward and backward. A larger one is drawn again from its seed. The bits
+# of the Triton kernels stay below it where a line has seven units and more: reading them costs less than drawing.
+SAVED_BYTES = 0.3
+
+# Of a layer, 0-dimensional int64 tensors on its device: kept units, seen units, and a word that is 0 between two calls,
+# for programs of a GPU that add up what they keep.
+Counters = tuple[Tensor, Tensor, Tensor]
 
 
 class Backend(NamedTuple):
@@ -40,11 +45,15 @@ class Backend(NamedTuple):
     `apply(x, kept, mask, block_size)` returns where(mask, x * scale, 0), scale = units / kept units, in the type and
     layout of `x`: computed in float32 (float64 for float64), rounded once, 0 where a dropped unit is NaN, all zero if
     nothing is kept. It is its own adjoint, so the gradient needs nothing else.
+
+    With `counts`, draw takes the counters of a layer as a fifth argument (None for none) and adds to them itself; it
+    computes by no operation of torch that autograd sees.
     """
 
-    draw: Callable[[Tensor, Tensor, int, Tensor], tuple[Tensor, Tensor]]
+    draw: Callable[..., tuple[Tensor, Tensor]]
     apply: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     name: str = ""  # in the tables of benchmarks
+    counts: bool = False
 
 
 SPARSE_CPU = Backend(sparse_cpu.draw, sparse_cpu.apply, "sparse")
@@ -70,7 +79,7 @@ def gpu_backend(device: torch.device) -> Backend:
     try:
         from dropblock import triton_kernel
 
-        backend = Backend(triton_kernel.draw, triton_kernel.apply, "triton")
+        backend = Backend(triton_kernel.draw, triton_kernel.apply, "triton", counts=True)
         zero = torch.zeros((), dtype=torch.int64, device=device)
         for dtype, layout in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
             x = torch.ones(1, 2, 2, 2, dtype=dtype, device=device).contiguous(memory_format=layout)
@@ -83,12 +92,24 @@ def gpu_backend(device: torch.device) -> Backend:
     return backend
 
 
-def drop(backend: Backend, x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) -> tuple[Tensor, Tensor]:
-    """Drop blocks with the given backend, differentiably: (output in the layout of `x`, number of kept units)."""
+def drop(
+    backend: Backend, x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor, counters: Counters | None = None
+) -> tuple[Tensor, Tensor]:
+    """Drop blocks with the given backend, differentiably: (output in the layout of `x`, number of kept units).
+
+    Args:
+        counters: those of a layer, which the units of this call are added to.
+    """
     # The layout decides the indices of the sparse mask: backward has to see the same one.
     x = as_stored(x, channels_last(x))
-    with torch.no_grad():
-        kept, mask = backend.draw(x, keep_prob, block_size, seed)
+    if backend.counts:
+        kept, mask = backend.draw(x, keep_prob, block_size, seed, counters)
+    else:
+        with torch.no_grad():
+            kept, mask = backend.draw(x, keep_prob, block_size, seed)
+            if counters is not None:
+                counters[0].add_(kept)
+                counters[1].add_(x.numel())
     return _Apply.apply(x, backend, keep_prob, block_size, seed, kept, mask), kept
 
 

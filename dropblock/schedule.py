@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dropblock.functional import as_number, is_number
-from dropblock.layers import OWN, DropLayer, installed_layers
+from dropblock.layers import OWN, DropLayer, installed_layers, set_buffers
 from dropblock.sites import declared_sites, depths
 
 DEPTH_RULES = ("group", "linear")
@@ -226,13 +226,12 @@ class KeepProbSchedule:
 
     def _fill(self, progress: float) -> float:
         now = self.at(progress)
-        self.check_in_place()
-        for layer in self.layers:
-            layer.keep_prob.fill_(self.kept_by(layer, now))
+        self.check_layers()
+        set_buffers("keep_prob", self.layers, [self.kept_by(layer, now) for layer in self.layers])
         self.progress, self.now = progress, now
         return now
 
-    def check_in_place(self) -> None:
+    def check_layers(self) -> None:
         """Refuse layers that another installation has put out of the network: they take values, and nothing drops."""
         if replaced := sum(layer.replaced for layer in self.layers):
             raise ValueError(

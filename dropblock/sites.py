@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropblock.layers import DropLayer, check_model
+from dropblock.layers import DropLayer, Shared, check_model
 
 Group = int | str
 # The note of sites in the units of ResNet-18 and -34, for the sites table and the deviations in a report.
@@ -52,9 +52,10 @@ class Site(nn.Module):
         self.layer: DropLayer | None = None
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
-        if self.layer is None:
+        layer = self.layer
+        if layer is None:
             return x
-        return self.layer(x, level) if level else self.layer(x)
+        return layer(x, level) if level else layer(x)
 
     def extra_repr(self) -> str:
         return f"group={self.group}, branch={self.branch}, after={self.after}"
@@ -132,6 +133,7 @@ def install(
         site.layer = layers[name].train(site.training)
         site.layer.replaced = False
         site.layer.group = site.group
+    Shared(list(layers.values()))
     return chosen
 
 

@@ -22,7 +22,7 @@ from engine.loggers import MetricsWriter, Progress
 from engine.optim import LearningRate
 from engine.precision import autocast
 from engine.run_directory import RunDirectory
-from engine.seeding import mix, seed_device
+from engine.seeding import mix, mixer, seed_device
 from engine.signals import Stopped, StopRequest
 from engine.state import TrainState, Window, dropped
 from engine.tasks import Task, metrics_record
@@ -152,7 +152,7 @@ class Fit:
             # Draws are a function of where in the run they are used: a resumed run draws the same ones.
             for number, regularizer in enumerate(self.batch_regularizers):
                 micro = regularizer(micro, partial(mix, self.seed, MIXES, rank, step, i, number))
-            self.layers.set_seeds(partial(mix, self.seed, MASKS, rank, step, i))
+            self.layers.set_seeds(mixer(self.seed, MASKS, rank, step, i))
             seed_device(mix(self.seed, OTHERS, rank, step, i), self.device)
 
             # Gradients travel between ranks once per optimizer step, with the last micro-batch.

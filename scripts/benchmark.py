@@ -2,6 +2,8 @@
 
 op: the operator beside torchvision, timm, nn.Dropout and the memory-bandwidth bound. step: a ResNet-50 training step;
 --regularizers: mixup, CutMix, ShakeDrop and others in one of ResNet-18.
+launches: how often a step launches something for DropBlock on a GPU, and the host's time for it; no GPU is needed.
+kernels: the Triton kernels, compiled for GPUs that need not be there.
 loop: the training loop beside the barest one. loader: input pipelines beside torchvision's. startup: the command line.
 jobs: a small table with jobs=N beside jobs=1; for an otherwise idle machine. precision: bfloat16 on this CPU.
 Prints a markdown table; reports ratios only from rounds in which all contestants took part.
@@ -16,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.bench import loader, loop, op, program, step
+from scripts.bench import kernels, launches, loader, loop, op, program, step
 from scripts.bench.harness import MALLOC, surroundings
 from scripts.entry import guarded, parser_of
 
@@ -24,6 +26,8 @@ from scripts.entry import guarded, parser_of
 SUBJECTS = {
     "op": (op.add_arguments, op.measure, op.markdown),
     "step": (step.add_arguments, step.measure, step.markdown),
+    "launches": (launches.add_arguments, launches.measure, launches.markdown),
+    "kernels": (kernels.add_arguments, kernels.measure, kernels.markdown),
     "loop": (loop.add_arguments, loop.measure, loop.markdown),
     "loader": (loader.add_arguments, loader.measure, loader.markdown),
     "startup": (program.add_startup_arguments, program.measure_startup, program.startup_markdown),

@@ -117,7 +117,7 @@ def test_lightnings_steps_set_the_schedule_and_its_logger_gets_the_drop(lightnin
     assert not torch.equal(other_rank[15], masks[15])
     # What DistributedDataParallel would else send from rank 0 to all, batch after batch.
     names = {name for name, _ in other.named_buffers()}
-    assert len(names) == 4
+    assert len(names) == 5
     assert set(other._ddp_params_and_buffers_to_ignore) == names
 
 

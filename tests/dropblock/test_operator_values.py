@@ -279,3 +279,17 @@ def test_an_error_names_the_culprit_in_one_line(call: Callable[[], Tensor], erro
     with pytest.raises(error, match=re.escape(named)) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", EACH_BACKEND)
+@pytest.mark.parametrize(("shape", "block"), [((3, 5, 9, 11), 3), ((2, 40, 7, 7), 7), ((1, 2, 600), 2)])
+def test_exact_counters_of_a_layer(backend: str, shape: tuple[int, ...], block: int) -> None:
+    """However many programs draw: two calls add up, and leave the word that they share at 0."""
+    device, kept = device_of(backend), 0
+    counters = tuple(torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
+    for seed in (1, 2):
+        x, given = torch.ones(shape, device=device), (torch.tensor(0.8, device=device), block)
+        y, number = drop(BACKENDS[backend], x, *given, torch.tensor(seed, device=device), counters)
+        assert int(number) == int((y != 0).sum()) < x.numel()
+        kept += int(number)
+    assert [int(counter) for counter in counters] == [kept, 2 * x.numel(), 0]

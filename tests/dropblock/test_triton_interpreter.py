@@ -15,26 +15,20 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 COMPILE = """
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import triton
 from dropblock import triton_kernel as kernels
+from scripts.bench.kernels import compiled, counts, draw_constants
 
-def compiled(kernel, types, **constants):
-    names = kernel.arg_names
-    signature = dict(zip(names, types)) | {name: "constexpr" for name in constants}
-    attributes = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types) if kind[0] in "*i"}
-    source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
-
-shape = dict(H=14, W=14, BH=7, BW=7, CHANNELS_LAST=True, PITCH=2, MAPS=32, LINES=16, BYTES=2)
-ptx = compiled(kernels._draw, ["*u8", "*i64", "*fp32", "*i64", "i32", "i32"], **shape)
+ptx = compiled(kernels._draw, 90, **draw_constants(14, 14)).asm["ptx"]
 assert "relaxed" in ptx and "acq_rel" not in ptx, "an atomic without a fence expected"
+for size in ((14, 14), (56, 56)):
+    found = counts(kernels._draw, 86, **draw_constants(*size))
+    assert found["stack"] == found["double_loop"] == 0 < found["double"] < 30 and found["loop"] > 100, found
 flat = dict(W=14, PITCH=3, EXACT=triton.language.float32, GROUPS=256)
-ptx = compiled(kernels._apply_contiguous, ["*bf16", "*bf16", "*u8", "*i64", "i32"], **flat)
+ptx = compiled(kernels._apply_contiguous, 90, **flat).asm["ptx"]
 assert "ld.global.v4.b32" in ptx and "st.global.v4.b32" in ptx, "16-byte accesses expected"
 last = dict(W=14, PITCH=2, EXACT=triton.language.float32, STRIPS=1, CHANNELS=256)
-ptx = compiled(kernels._apply_channels_last, ["*bf16", "*bf16", "*u8", "*i64", "i32", "i32", "i32"], **last)
+ptx = compiled(kernels._apply_channels_last, 90, **last).asm["ptx"]
 assert "ld.global.v4.b32" in ptx and "st.global.v4.b32" in ptx, "16-byte accesses expected"
 """
 

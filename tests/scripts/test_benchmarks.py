@@ -23,7 +23,17 @@ LARGE = 3e38
 
 @pytest.mark.parametrize(
     "name",
-    ["jobs", "loader_photographs", "loader_small", "loop", "op_benchmark", "precision", "startup"]
+    [
+        "jobs",
+        "kernels",
+        "launches",
+        "loader_photographs",
+        "loader_small",
+        "loop",
+        "op_benchmark",
+        "precision",
+        "startup",
+    ]
     + [f"step_{kind}" for kind in ("float32", "bfloat16", "detector")],
 )
 def test_a_committed_table_is_that_of_its_committed_numbers(name: str) -> None:
