@@ -189,7 +189,7 @@ class LayerControl:
             TypeError: if `progress` is no list.
         """
         for schedule in self.schedules.values():
-            schedule.check_layers()
+            schedule.check_in_place()
 
         # Asked: the mean of 1 - keep_prob. Expected: of the closed form. Measured: from the counters of the layers.
         if progress is None:

@@ -226,12 +226,12 @@ class KeepProbSchedule:
 
     def _fill(self, progress: float) -> float:
         now = self.at(progress)
-        self.check_layers()
+        self.check_in_place()
         set_buffers("keep_prob", self.layers, [self.kept_by(layer, now) for layer in self.layers])
         self.progress, self.now = progress, now
         return now
 
-    def check_layers(self) -> None:
+    def check_in_place(self) -> None:
         """Refuse layers that another installation has put out of the network: they take values, and nothing drops."""
         if replaced := sum(layer.replaced for layer in self.layers):
             raise ValueError(

@@ -85,7 +85,7 @@ def test_every_addition_works(tmp_path: Path) -> None:
 def test_every_block_names_its_file_or_is_run_here() -> None:
     named = len(re.findall(r"^`[\w/.]+`, (?:new|changed):$", PAGE, re.MULTILINE))
     assert named == sum(len(blocks(kind)) for kind in ("python", "yaml", "diff"))
-    assert len(re.findall(r"^```\w+$", PAGE, re.MULTILINE)) == named + 2  # the two below
+    assert len(re.findall(r"^```\w+$", PAGE, re.MULTILINE)) == named + 1  # the one below
 
 
 def test_parts_from_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,12 +100,15 @@ def test_parts_from_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [plan.seed for plan in ran] == [1, 1, 2, 3, 1]
 
 
-def test_places_by_pattern() -> None:
-    (code,) = re.findall(r"```python\n(from torchvision.models import googlenet.*?)```", PAGE, re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(code, "EXTEND.md", "exec"), names)
-    groups = {site.group for site in names["sites"].values()}  # type: ignore[attr-defined]
+def test_the_layer_in_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/LAYER.md: its two programs, and its command."""
+    page = (ROOT / "docs" / "LAYER.md").read_text()
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "LAYER.md", "exec"), names)
+    assert capsys.readouterr().out.splitlines()[1].startswith("  own  4.95%")
+    groups = {site.group for site in names["sites"].values()}
     assert groups == {3, 4}
-    (words,) = re.findall(r"^python train.py (data=fake model=torchvision .*) plan=true$", PAGE, re.MULTILINE)
+    (words,) = re.findall(r"^python train.py (data=fake model=torchvision .*) plan=true$", page, re.MULTILINE)
     plan = plan_of(*shlex.split(words))
     assert plan.model.options["places"] == [{"modules": "inception5*.branch*", "group": 4}]
