@@ -68,9 +68,6 @@ class Shared:
         together = len(views) == len(buffers) and all(map(operator.is_, buffers, views))
         return whole if together else None
 
-    def __getstate__(self) -> dict[str, Any]:  # of a copy, whose layers have other tensors
-        return {"size": self.size, "tensors": {}}
-
 
 def set_buffers(name: str, layers: Sequence[DropLayer], values: Sequence[float]) -> None:
     """Set a buffer of every layer: in one launch for layers that share it, in one for each other layer."""
@@ -257,6 +254,13 @@ class DropLayer(nn.Module):
                 there = shared.placed(name, place, there)
             self._buffers[name] = there
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give copies and pickles buffers of their own."""
+        if self._shared is None:
+            return self.__dict__
+        own = {name: None if value is None else value.clone() for name, value in self._buffers.items()}
+        return {**self.__dict__, "_shared": None, "_buffers": own}
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise TypeError(

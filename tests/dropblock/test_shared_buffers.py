@@ -75,6 +75,8 @@ def test_every_layer_gets_its_value_and_counts_its_units(made: str) -> None:
     original = network()
     model = {**TIED, **ALONE}[made](original).train()
     assert together(model, *NAMES) == (made in TIED)
+    if made in ALONE:
+        assert installed_layers(model)[0].kept_units.untyped_storage().nbytes() == 8, "not that of all layers"
 
     # What a step sets arrives in every layer of this network, and in no other.
     layers, others = control(model), [layer for layer in installed_layers(original) if model is not original]
