@@ -61,7 +61,11 @@ def _next_block(position, seed, map_, turn, q, CELLS: tl.constexpr, DIGITS: tl.c
     return tl.minimum(position + 1 + gap, CELLS)
 
 
-@triton.jit
+# The scalars of layers lie one behind the other: compiled once, and not once for each way that four addresses may end.
+SCALARS = ["keep_prob_ptr", "seed_ptr", "draw_state_ptr", "kept_units_ptr", "seen_units_ptr"]
+
+
+@triton.jit(do_not_specialize_on_alignment=SCALARS)
 def _draw(
     bits_ptr, kept_ptr, keep_prob_ptr, seed_ptr, draw_state_ptr, kept_units_ptr, seen_units_ptr, maps, channels,
     H: tl.constexpr, W: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, PITCH: tl.constexpr,
