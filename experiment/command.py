@@ -146,6 +146,7 @@ def run_grid(arguments: Arguments, jobs: Sequence[Job], workers: int, sweep: Pat
         if ready:
             run_pool(ready, workers, sweep, began)
     else:
+        report_refused(jobs)
         run_in_turn([job for job in jobs if job.outcome is None], sweep, began)
 
 

@@ -153,4 +153,5 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
     lines = [table(heads, [row[: len(heads)] for row in cells])] if rows else []
     lines += [f"{number} {reason}" for reason, number in numbers.items()]
     place = "nothing was written" if sweep is None else f"listed in {sweep}"
-    return "\n".join([*lines, f"{counted(done, 'run')} done, {len(rows) - done} not; {place}"])
+    lines.append(f"{counted(done, 'run')} done, {len(rows) - done} not; {place}")
+    return "\n".join([*lines, f"report: python scripts/report.py {sweep}"] if done and sweep else lines)

@@ -173,7 +173,9 @@ def setting_text(sweep: Sweep) -> str:
 def tuned_text(sweep: Sweep) -> str:
     """The sentence above the table of a tuned sweep: how many pilots a row had, and which rows had none."""
     kept = sweep.tuning or {}
-    text = f"Each tuned row was chosen on val by {counted(kept['pilots_a_row'], 'pilot')} (How each row was chosen)."
+    images = sweep.runs[0]["images"].get("val")
+    val = f"the {images:,} images of val" if images else "val"
+    text = f"Each tuned row was chosen on {val} by {counted(kept['pilots_a_row'], 'pilot')} (How each row was chosen)."
     left = [row["label"] for row in sweep.rows if not (row["tuned"] or {}).get("chosen")]
     bold = "**" if kept["allow_untuned"] else ""  # methods that have a knob were left as they are
     return f"{text} {bold}Not tuned: {', '.join(left)}.{bold}" if left else text
@@ -202,7 +204,11 @@ def legend(sweep: Sweep) -> list[str]:
         ends = ", with its 95 % Student t interval (n - 1 degrees of freedom)" if intervals else ""
         unequal = len({tuple(row["seeds"]) for row in rows}) > 1
         shared = "; the rows have different seeds: over those that both rows have" if unequal else ""
+        images = sweep.runs[0]["images"].get("test")
         entries.append(f"*Difference*: to the baseline, within seeds{ends}{shared}.")
+        if intervals and images:
+            one = f", one of which is {100 / images:.2g} points" if sweep.headline == "top1" and images < 1000 else ""
+            entries.append(f"Intervals are over seeds alone: all runs have the same {images:,} test images{one}.")
     elif len(rows) > 1:
         has_baseline = any(baseline_of(sweep, row) not in (None, row) for row in rows)
         none = "No seed that two rows have" if has_baseline else "No row without a regularizer in the same setting"

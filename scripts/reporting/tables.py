@@ -26,7 +26,17 @@ from scripts.reporting.compare import (
 from scripts.reporting.deviations import deviations
 from scripts.reporting.names import metric_label
 from scripts.reporting.runs import Row, Sweep, by_seed, label, spread
-from scripts.reporting.statistics import Difference, Spread, detected, paired, seeds_for
+from scripts.reporting.statistics import (
+    BETTER,
+    EQUIVALENT,
+    UNRESOLVED,
+    WORSE,
+    Difference,
+    Spread,
+    detected,
+    paired,
+    seeds_for,
+)
 
 MOST_CLASSES = 30  # that a table shows
 Table = dict[str, Any]
@@ -120,7 +130,22 @@ def results(sweep: Sweep) -> Table:
             cell(None if sweep.made_up or theirs is None else theirs, "" if theirs is None else f"{theirs:+z.2f}"),
         ]
         rows.append(cells)
-    return table_of("Results", heads, rows, note=power_text(sweep))
+    return table_of("Results", heads, rows, note=" ".join(filter(None, [conclusion(sweep), power_text(sweep)])))
+
+
+def conclusion(sweep: Sweep) -> str:
+    """What the verdicts say, in one sentence each."""
+    by_verdict: dict[str, list[str]] = {}
+    for row in sweep.rows if not sweep.made_up else ():
+        if row["verdict"]:
+            by_verdict.setdefault(row["verdict"], []).append(row["label"])
+    meaning = {
+        BETTER: "Better than the baseline",
+        WORSE: "Worse than the baseline",
+        EQUIVALENT: "Equivalent to it",
+        UNRESOLVED: "Not resolved, so neither a difference nor equality is shown",
+    }
+    return " ".join(f"{text}: {'; '.join(by_verdict[word])}." for word, text in meaning.items() if word in by_verdict)
 
 
 def power_text(sweep: Sweep) -> str:
@@ -129,17 +154,20 @@ def power_text(sweep: Sweep) -> str:
     if found is None or sweep.made_up:
         return ""
     std, n, tests = found
-    points = " points" if sweep.unit == "%" else ""
-    needs = []
-    for size in (1.0, 0.5) if sweep.unit == "%" else ():
-        seeds = seeds_for(size, std, tests)
-        unit = "1 point needs" if size == 1 else "0.5 points"
-        needs.append(f"{unit} {seeds or 'more than 999'}")
+    percent, found_by_n = sweep.unit == "%", detected(std, n, tests)
+    needs = ""
+    if percent:
+        one, half = (seeds_for(size, std, tests) or "more than 999" for size in (1.0, 0.5))
+        needs = f" 1 point takes {one} seeds, 0.5 points {half}."
+    finds = (
+        f"a true difference of {found_by_n:.{1 if percent else sweep.digits}f}{' points' if percent else ''} is found"
+        if not percent or found_by_n < 100
+        else "no difference is found"
+    )
+    scatter, step = f"{std:.{sweep.digits}f}", counted(tests, "comparison")
     return (
-        f"{n} seeds find {detected(std, n, tests):.{1 if points else sweep.digits}f}{points}"
-        f"{f'; {needs[0]}, {needs[1]}' if needs else ''}: the true difference that this table resolves in 80 % of such "
-        f"experiments at Holm's first step of {counted(tests, 'comparison')}, where a difference scatters by "
-        f"{std:.{sweep.digits}f} as here. Seeds added because of a result make its interval wrong."
+        f"With {n} seeds {finds} in 80 % of such experiments.{needs} (Differences scatter by {scatter}; Holm's first "
+        f"step of {step}.) Seeds added because of a result make an interval wrong."
     )
 
 

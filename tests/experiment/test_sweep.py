@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from experiment.sweep import last_test, summary_text
@@ -15,3 +17,6 @@ def test_the_headline_has_its_own_unit(headline: str, units: dict[str, str], val
     summary = {"headline": headline, "last": {f"test/{headline}": value}, **({"metric_units": units} if units else {})}
     entry = {"status": "DONE", "run": "outputs/a/b/seed-1", "reason": "", **last_test(summary)}
     assert shown in summary_text([entry], None).split()
+    # What one wants next.
+    assert summary_text([entry], Path("sweeps/a")).endswith("\nreport: python scripts/report.py sweeps/a")
+    assert "report" not in summary_text([{**entry, "status": "FAILED"}], Path("sweeps/a"))

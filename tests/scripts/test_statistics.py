@@ -28,6 +28,14 @@ def test_an_interval_is_that_of_the_paired_t_test() -> None:
     assert difference.p_value == pytest.approx(0.0028, abs=5e-5)
 
 
+def test_equal_differences_have_neither_interval_nor_smallest_difference() -> None:
+    """Two seeds whose networks differ by one image each: +2.78 twice is no certainty."""
+    equal = Difference((2.78, 2.78), (1, 2))
+    assert equal.interval is equal.p_value is equal.smallest is None
+    assert equal.text() == "+2.78"
+    assert verdict(equal, None, 0.5) == "not resolved"
+
+
 def test_intervals_hold_the_truth_in_95_of_100() -> None:
     """1,000 made-up rows of 4 seeds: 3.8 standard errors around 950, a false alarm in 1 of 7,000 drawings."""
     draws = np.random.default_rng(0).normal(0.3, 1.0, (1000, 4))
