@@ -134,7 +134,7 @@ def results(sweep: Sweep) -> Table:
 
 
 def conclusion(sweep: Sweep) -> str:
-    """What the verdicts say, in one sentence each."""
+    """The verdicts in words, one sentence each."""
     by_verdict: dict[str, list[str]] = {}
     for row in sweep.rows if not sweep.made_up else ():
         if row["verdict"]:
