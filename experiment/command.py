@@ -147,27 +147,22 @@ def run_grid(arguments: Arguments, jobs: Sequence[Job], workers: int, sweep: Pat
             run_pool(ready, workers, sweep, began)
     else:
         report_refused(jobs)
-        run_in_turn([job for job in jobs if job.outcome is None], sweep, began)
+        run_in_turn(jobs, sweep, began)
 
 
 def run_in_turn(jobs: Sequence[Job], sweep: Path, began: float) -> None:
-    """Run jobs one after the other in this process.
+    """Run those jobs that have no outcome one after the other in this process.
 
     A job whose run another process has is left for the end. By then it is done, or is waited for, or is taken over if
     that process died.
     """
     reported: set[str] = set()
-    later: list[Job] = []
-    for job in jobs:
-        job.outcome = run_job(job, began, sweep, "later", reported=reported)
-        if job.outcome.in_use:
-            later.append(job)
-        if job.outcome.ends_all:
-            return
-    for job in later:
-        job.outcome = run_job(job, began, sweep, "wait", reported=reported)
-        if job.outcome.ends_all:
-            return
+    for in_use in ("later", "wait"):
+        for place, job in enumerate(jobs, start=1):
+            if job.outcome is None or job.outcome.in_use:
+                job.outcome = run_job(job, began, sweep, in_use, reported=reported, place=f"{place} of {len(jobs)}")
+                if job.outcome.ends_all:
+                    return
 
 
 def train_all(plans: Sequence[Plan], name: str) -> Path:

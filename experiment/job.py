@@ -28,6 +28,7 @@ def run_job(
     in_use: Literal["fail", "later", "wait"] = "fail",
     log: bool = False,
     reported: set[str] | None = None,
+    place: str = "",
 ) -> Outcome:
     """Train the plan of a job; never raises, so that a grid goes on.
 
@@ -39,6 +40,7 @@ def run_job(
             `in_use`, so that the caller starts the job again after the others; "wait": wait until that process ends.
         log: print to log.txt in the run directory.
         reported: errors of the command so far, see `report_error`.
+        place: which job of how many this is; "" for its number in the command.
     """
     # A refused job fails like a run that fails: one line, and the others go on.
     plan, outcome = job.plan, Outcome()
@@ -46,7 +48,8 @@ def run_job(
     try:
         if sweep is not None:
             named = " ".join(job.overrides) or (plan and plan.run_dir())
-            print(f"\n=== run {job.number + 1}: {named}", flush=True)
+            what = "pilot" if plan is not None and plan.pilot else "run"
+            print(f"\n=== {what} {place or job.number + 1}: {named}", flush=True)
         if plan is None:
             raise UserError(job.refused)
         with interrupt_held():

@@ -65,7 +65,8 @@ def skip_done(jobs: Sequence[Job], sweep: Path) -> list[Job]:
         note_run(sweep, job, job.outcome, summary)
     skipped = len(jobs) - len(left)
     if skipped:
-        print(f"{skipped} of {counted(len(jobs), 'run')} already done; fresh=true would start over", flush=True)
+        what = "pilot" if all(job.plan is not None and job.plan.pilot for job in jobs) else "run"
+        print(f"{skipped} of {counted(len(jobs), what)} already done; fresh=true would start over", flush=True)
     return left
 
 
@@ -127,7 +128,8 @@ def entries_of(jobs: Sequence[Job], sweep: Path, since: float) -> list[dict[str,
             continue
         status = RunDirectory(job.run).status().get("status", "NOT RUN")
         reason = "" if status == DONE else "this command did not come to it"
-        entries[run] = noted.get(run) or {"run": run, "status": status, "reason": reason}
+        pilot = {"pilot": True} if job.plan.pilot else {}
+        entries[run] = noted.get(run) or {"run": run, "status": status, "reason": reason, **pilot}
     return [*entries.values()]
 
 
@@ -153,5 +155,8 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
     lines = [table(heads, [row[: len(heads)] for row in cells])] if rows else []
     lines += [f"{number} {reason}" for reason, number in numbers.items()]
     place = "nothing was written" if sweep is None else f"listed in {sweep}"
-    lines.append(f"{counted(done, 'run')} done, {len(rows) - done} not; {place}")
-    return "\n".join([*lines, f"report: python scripts/report.py {sweep}"] if done and sweep else lines)
+    what = "pilot" if entries and all(entry.get("pilot") for entry in entries) else "run"  # ended before the table
+    lines.append(f"{counted(done, what)} done, {len(rows) - done} not; {place}")
+    if done and sweep and what == "run":
+        lines.append(f"report: python scripts/report.py {sweep}")
+    return "\n".join(lines)

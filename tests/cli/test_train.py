@@ -113,6 +113,7 @@ def test_a_grid_runs_what_differs_once(train: Train, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert printed.count("already done") == 2
     assert "block_size=3 does not apply to regularizer=none" in printed
+    assert "\n=== run 2 of 8: " in printed
     assert "6 runs done, 0 not" in printed
     (sweep,) = (tmp_path / "sweeps").iterdir()
     assert len(list((sweep / "runs").iterdir())) == 6

@@ -20,3 +20,8 @@ def test_the_headline_has_its_own_unit(headline: str, units: dict[str, str], val
     # What one wants next.
     assert summary_text([entry], Path("sweeps/a")).endswith("\nreport: python scripts/report.py sweeps/a")
     assert "report" not in summary_text([{**entry, "status": "FAILED"}], Path("sweeps/a"))
+
+
+def test_a_sweep_that_ended_among_its_pilots_counts_pilots() -> None:
+    entries = [{"status": status, "run": status, "reason": "", "pilot": True} for status in ("DONE", "NOT RUN")]
+    assert summary_text(entries, Path("sweeps/a")).endswith("\n1 pilot done, 1 not; listed in sweeps/a")
