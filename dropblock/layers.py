@@ -206,7 +206,7 @@ class DropLayer(nn.Module):
             (output like `x`, rescaled so that its mean is that of `x`; number of kept units as a 0-dimensional int64
             tensor).
         """
-        raise NotImplementedError  # pragma: no cover
+        raise NotImplementedError(f"{type(self).__name__} defines no drop(x, seed)")
 
     def drop_each(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """`drop` of every image alone: (output like `x`, kept units of each image, (N,)).

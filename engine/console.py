@@ -185,6 +185,7 @@ def result_text(summary: dict[str, Any], folder: Path) -> str:
     # The drop that was asked for, beside the one that was counted.
     for group, drop in summary["drop_last_epoch"].items():
         expected = f"expected {100 * drop['expected']:.2f}% over the last epoch"
+        expected += ": NOT what the layer declares" if drop.get("off") else ""
         rows.append((f"dropped in {group}", f"{100 * drop['measured']:.2f}%", expected))
     speed = f"images/s in training, {duration(summary['train_seconds'])}"
     rows.append(("speed", f"{summary['images_per_s']:.0f}", speed))

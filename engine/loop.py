@@ -43,6 +43,7 @@ class Layers(Protocol):
     def take_counts(self) -> dict[str, tuple[int, int]]: ...
     def keep_probs(self, progress: Sequence[float]) -> dict[str, float]: ...
     def expected_drop(self, progress: Sequence[float]) -> dict[str, float]: ...
+    def draws_once_a_batch(self) -> bool: ...
 
 
 @dataclass
@@ -344,6 +345,13 @@ class Fit:
         with autocast(self.device, self.recipe.precision):
             self.writer.add_images(self.state.step, "test/pictures", self.task.pictures(network, self._samples))
 
+    def _drop(self, measured: float, expected: float) -> dict[str, Any]:
+        """The drop of a group in the last epoch; `off` where a layer cannot be dropping what it declares."""
+        # The coarsest layers draw once an image, or once a batch: six standard deviations of that, and a point.
+        draws = len(self.data.train) if self.layers.draws_once_a_batch() else self.data.train.num_samples
+        off = abs(measured - expected) > 0.01 + 6.0 * (expected * (1.0 - expected) / draws) ** 0.5
+        return {"measured": measured, "expected": expected, **({"off": True} if off else {})}
+
     def result(self) -> dict[str, Any]:
         """Results of the run, each number under the name of the split it comes from.
 
@@ -363,8 +371,7 @@ class Fit:
             **metrics_record(task.metrics),
             "tables": state.tables,
             "drop_last_epoch": {
-                group: {"measured": dropped(state.last_drops[group]), "expected": share}
-                for group, share in expected.items()
+                group: self._drop(dropped(state.last_drops[group]), share) for group, share in expected.items()
             },
             "steps": state.step,
             "skipped_steps": state.skipped,

@@ -44,9 +44,22 @@ def open_data(plan: Plan, device: torch.device, ranks: Ranks) -> Data:
             device=device,
             channels_last=True,
             workers=cpu.cores_of_a_rank() if runtime.workers is None else runtime.workers,
-            regularizers=[IMAGE_REGULARIZERS[name](**options) for name, options in plan.options_of("image").items()],
+            regularizers=image_regularizers(plan),
         ),
     )
+
+
+def image_regularizers(plan: Plan) -> list[Any]:
+    """Those of a plan, made.
+
+    Raises:
+        UserError: for one that would change nothing.
+    """
+    made = {name: IMAGE_REGULARIZERS[name](**options) for name, options in plan.options_of("image").items()}
+    for name, change in made.items():
+        if not (hasattr(change, "on_image") or hasattr(change, "on_batch")):
+            raise UserError(f"regularizer={name}: {type(change).__name__} defines neither on_image nor on_batch")
+    return list(made.values())
 
 
 def refuse_unusable(data: Data, ranks: Ranks) -> None:

@@ -237,6 +237,11 @@ def legend(sweep: Sweep) -> list[str]:
     entries.append(
         f"*Peak*: the {best} of the {evaluations} of a run on test, as the paper reports; for comparison only."
     )
+    for row in rows:
+        if any(drop.get("off") for run in row["runs"] for drop in run["drop_last_epoch"].values()):
+            entries.append(
+                f"**{row['label']} does not drop what its layer declares** (Dropped): no result of the method."
+            )
     if any(row["runs"][0]["drop_last_epoch"] for row in rows):
         entries.append(
             "*Dropped*: share of the units of each group, measured over the last epoch; in brackets what is expected "

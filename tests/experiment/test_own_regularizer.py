@@ -25,6 +25,7 @@ from engine.distributed import Ranks
 from engine.run_directory import RunDirectory
 from engine.signals import StopRequest
 from engine.tasks.losses import LOSSES
+from experiment import run_plan
 from experiment.build import build_fit, build_network, open_data
 
 
@@ -173,3 +174,23 @@ def test_a_class_takes_the_options_that_its_yaml_declares() -> None:
             assert taken == {*of.options}, name
             defaults = {option: declared["default"] for option, declared in of.options.items()}
             registries[of.kind][name](**{option: value for option, value in defaults.items() if value is not None})
+
+
+def test_one_that_changes_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`on_images` for `on_image`: the baseline would be trained under its name."""
+    misnamed = type("Misnamed", (), {"on_images": lambda self, pixels, draws: pixels})
+    monkeypatch.setitem(IMAGE_REGULARIZERS, "cutout", lambda **_: misnamed())
+    with pytest.raises(UserError, match="regularizer=cutout: Misnamed defines neither on_image nor on_batch"):
+        open_data(plan_of("data=fake", "regularizer=cutout"), torch.device("cpu"), Ranks())
+
+
+def test_a_layer_that_drops_another_share_than_it_declares_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("data=fake", "model=resnet18", "model.width=8", "epochs=1", "schedule=constant", f"output_root={tmp_path}")
+    right = run_plan(plan_of(*words, "regularizer=spatial_dropout", "keep_prob=0.9"))
+    assert not any("off" in drop for drop in right["drop_last_epoch"].values())
+    monkeypatch.setattr(SpatialDropout, "expected_drop", lambda self, keep_prob, *size: 0.5 * (1 - keep_prob) ** 2)
+    wrong = run_plan(plan_of(*words, "regularizer=spatial_dropout", "keep_prob=0.5"))
+    assert all(drop["off"] for drop in wrong["drop_last_epoch"].values())
+    assert "NOT what the layer declares" in capsys.readouterr().out
