@@ -99,7 +99,8 @@ def page(content: dict[str, Any], folder: Path) -> str:
         """Pixels from the left, at most at the edge."""
         return round(DOTS_WIDTH * min(1.0, max(0.0, (value - low) / (high - low))), 1)
 
-    return rendered("report.html.j2", {**content, "pictures": pictures, "x": x, "size": (DOTS_WIDTH, DOTS_HEIGHT)})
+    drawing = {"drawn": bool(differences), "x": x, "size": (DOTS_WIDTH, DOTS_HEIGHT)}
+    return rendered("report.html.j2", {**content, "pictures": pictures, **drawing})
 
 
 def scale_of(differences: Sequence[Difference], margin: float) -> tuple[float, float]:
@@ -174,7 +175,8 @@ def tuned_text(sweep: Sweep) -> str:
     """The sentence above the table of a tuned sweep: how many pilots a row had, and which rows had none."""
     kept = sweep.tuning or {}
     images = sweep.runs[0]["images"].get("val")
-    val = f"the {images:,} images of val" if images else "val"
+    one = f" (one is {100 / images:.2g} points)" if images and images < 1000 and sweep.headline == "top1" else ""
+    val = f"the {images:,} images of val{one}" if images else "val"
     text = f"Each tuned row was chosen on {val} by {counted(kept['pilots_a_row'], 'pilot')} (How each row was chosen)."
     left = [row["label"] for row in sweep.rows if not (row["tuned"] or {}).get("chosen")]
     bold = "**" if kept["allow_untuned"] else ""  # methods that have a knob were left as they are

@@ -158,15 +158,15 @@ def power_text(sweep: Sweep) -> str:
     needs = ""
     if percent:
         one, half = (seeds_for(size, std, tests) or "more than 999" for size in (1.0, 0.5))
-        needs = f" 1 point takes {one} seeds, 0.5 points {half}."
-    finds = (
-        f"a true difference of {found_by_n:.{1 if percent else sweep.digits}f}{' points' if percent else ''} is found"
-        if not percent or found_by_n < 100
-        else "no difference is found"
-    )
+        needs = f" 1 point takes {one} seeds, 0.5 points {half} seeds."
+    if percent and found_by_n >= 100:
+        finds = f"{n} seeds are too few to resolve any difference here."
+    else:
+        size = f"{found_by_n:.{1 if percent else sweep.digits}f}{' points' if percent else ''}"
+        finds = f"With {n} seeds a true difference of {size} is found in 80 % of such experiments."
     scatter, step = f"{std:.{sweep.digits}f}", counted(tests, "comparison")
     return (
-        f"With {n} seeds {finds} in 80 % of such experiments.{needs} (Differences scatter by {scatter}; Holm's first "
+        f"{finds}{needs} (Differences scatter by {scatter}; Holm's first "
         f"step of {step}.) Seeds added because of a result make an interval wrong."
     )
 

@@ -40,7 +40,7 @@ def titles_of(folder: Path) -> list[str]:
 class Page(HTMLParser):
     """A page as its tags and the cells of its tables; fails where a tag is not closed."""
 
-    VOID = ("meta", "br", "img", "rect", "line")
+    VOID = ("meta", "br", "img", "rect", "line", "polygon")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -176,6 +176,13 @@ def test_a_table_says_what_may_be_concluded(four_seeds: Path) -> None:
     assert "With 4 seeds a true difference of 1.7 points is found in 80 % of such experiments. 1 point takes 7" in text
 
 
+def test_seeds_that_resolve_nothing_are_named_as_too_few(tmp_path: Path) -> None:
+    folder = grid(tmp_path, {NONE: [60.0, 70.0], DROPOUT: [70.0, 65.0]})
+    text = content_of(read_sweep(folder))["results"]["note"]
+    assert "shown: dropout, keep_prob 0.7. 2 seeds are too few to resolve any difference here. 1 point takes" in text
+    assert "seeds, 0.5 points more than 999 seeds." in text
+
+
 def test_the_drop_of_every_group_stands_beside_the_expected_one(four_seeds: Path) -> None:
     text = (four_seeds / "report.md").read_text()
     assert "| group3 2.31 % (2.32), group4 9.67 % (9.68) |" in text
@@ -201,6 +208,8 @@ def test_dots_stay_on_their_scale(four_seeds: Path) -> None:
     places = [float(attrs[key] or "") for attrs in drawn for key in ("cx", "x1", "x2", "x") if key in attrs]
     assert len(places) >= 20
     assert all(0 <= place <= DOTS_WIDTH for place in places)
+    arrows = [attrs["points"] for tag, attrs in Page(page(content, four_seeds)).tags if tag == "polygon"]
+    assert [float((arrow or "").split(",")[0]) for arrow in arrows] == [0, DOTS_WIDTH]  # both ends go on
     near, far = [float(attrs["cx"] or "") for attrs in drawn if "cx" in attrs][:2]
     assert near < far
 
