@@ -232,6 +232,8 @@ def _check_override(argument: str, keys: list[str]) -> None:
 
     # Values that Hydra would read as something else than they are meant.
     _check_spelling(argument, key, value)
+    if key == "seed" and re.fullmatch(r"\d+-\d+", value):
+        raise UserError(f"{argument}: seeds are listed, with -m: seed=1,2,3")
     if value in ("", "???") and not plus.startswith("~"):
         raise UserError(f"{argument}: give {key} a value, or leave it out")
     if "${" in value:
@@ -267,6 +269,8 @@ def _check_names(group: str, value: str) -> None:
             if not fnmatch.filter(known, name):
                 raise UserError(f"{group}={value}: no such name; choose of {', '.join(known)}")
         elif name not in known:
+            if group == "data" and os.path.isdir(name):
+                raise UserError(f"data={name}: a folder of one's own is data=folder data.root={name}")
             raise UserError(f"{group}={name}: unknown{nearest(name, known)}; choose one of {', '.join(known) or '-'}")
 
 

@@ -61,7 +61,7 @@ def content_of(sweep: Sweep) -> dict[str, Any]:
         "details": details(sweep),
         "tables": all_tables(sweep),
         "figures": [],
-        "limitations": [*sweep.study.limitations, *older_code(sweep)],
+        "limitations": [*(sweep.study.limitations or at_sites(sweep)), *older_code(sweep)],
         "deviations": deviations_table(sweep),
         "margin": sweep.study.margin,
     }
@@ -123,6 +123,20 @@ def prose(text: str) -> Markup:
 
 
 # The sentences that both templates share.
+
+
+def at_sites(sweep: Sweep) -> list[str]:
+    """Sentences on where layers sat, for sweeps whose file states no limitations."""
+    notes, whole = dict[str, None](), list[str]()
+    for row in sweep.rows:
+        notes |= dict.fromkeys(site["note"] for site in row["sites"] if site.get("note"))
+        blocks = [site for site in row["sites"] if site.get("layer") == "DropBlock2d" and site["map_sizes"]]
+        for group in dict.fromkeys(site["group"] for site in blocks):
+            of_group = [site for site in blocks if site["group"] == group]
+            if all(size[1:] == site["block"] for site in of_group for size in site["map_sizes"]):
+                whole.append(f"{row['label']}, group {group}")
+    covers = [f"A block is the whole map, as in SpatialDropout: {'; '.join(whole)}."] if whole else []
+    return [*(f"{note[0].upper()}{note[1:]}." for note in notes), *covers]
 
 
 def older_code(sweep: Sweep) -> list[str]:

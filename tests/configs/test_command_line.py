@@ -36,6 +36,8 @@ BAD = [
     (["-m", "regularizer=none,dropblok", "seed=1,2"], "'dropblock'"),
     (["+sweep=tabel", "seed=1,2,3"], "sweep=tabel"),
     (["data=cifar11"], "'cifar1"),
+    (["data=/tmp"], "data=folder data.root=/tmp"),
+    (["-m", "seed=1-3"], "seed=1,2,3"),
     (["data.root=~/photos"], "\"data.root='~/photos'\""),
     (["model=resnet51"], "'resnet5"),
     (["blok_size=7"], "'block_size'"),

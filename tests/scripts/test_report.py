@@ -16,7 +16,7 @@ from engine.run_directory import RunDirectory
 from scripts import compare as compare_script
 from scripts.report import main
 from scripts.reporting.compare import compare
-from scripts.reporting.report import DOTS_WIDTH, content_of, legend, page, rendered, setting_text
+from scripts.reporting.report import DOTS_WIDTH, at_sites, content_of, legend, page, rendered, setting_text
 from scripts.reporting.runs import read_runs, read_sweep
 from scripts.reporting.statistics import Difference, Spread
 from scripts.reporting.tables import markdown_table, table_of
@@ -181,6 +181,18 @@ def test_seeds_that_resolve_nothing_are_named_as_too_few(tmp_path: Path) -> None
     text = content_of(read_sweep(folder))["results"]["note"]
     assert "shown: dropout, keep_prob 0.7. 2 seeds are too few to resolve any difference here. 1 point takes" in text
     assert "seeds, 0.5 points more than 999 seeds." in text
+
+
+def test_a_sweep_without_limitations_says_where_its_layers_sat(four_seeds: Path) -> None:
+    sweep = read_sweep(four_seeds)
+    (row,) = (row for row in sweep.rows if "dropblock" in row["regularizer"])
+    site = {"layer": "DropBlock2d", "group": 4, "block": [4, 4], "map_sizes": [[64, 4, 4]], "note": "basic block: ours"}
+    row["sites"] = [site, {**site, "group": 3, "map_sizes": [[32, 8, 8]]}]
+    compare(sweep)
+    assert at_sites(sweep) == [
+        "Basic block: ours.",
+        "A block is the whole map, as in SpatialDropout: DropBlock, keep_prob 0.9, block 7, group 4.",
+    ]
 
 
 def test_the_drop_of_every_group_stands_beside_the_expected_one(four_seeds: Path) -> None:
