@@ -71,7 +71,24 @@ def compose_jobs(arguments: Arguments) -> list[tuple[list[str], DictConfig]]:
             words = [*(f"{key}={values}" for key, values in arguments.varied.items()), *overrides]
             parsed = OverridesParser.create(Names()).parse_overrides(words)  # type: ignore[arg-type]
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-        return [(job, _composed(hydra, for_hydra(job))) for job in jobs]
+        composed = [(job, _composed(hydra, for_hydra(job))) for job in jobs]
+
+        # regularizer=none,dropblock regularizer.dropblock.block_size=3,5: the knob is that of the jobs that have the
+        # method; the others are without it, and so the same, once.
+        chosen = [{name for name, of in config.regularizer.items() if of and "kind" in of} for _, config in composed]
+        found: dict[tuple[str, ...], DictConfig] = {}
+        for (job, config), own in zip(composed, chosen, strict=True):
+            others = set().union(*chosen) - own
+            kept = tuple(word for word in job if of_regularizer(word) not in others)
+            if kept not in found:
+                found[kept] = config if len(kept) == len(job) else _composed(hydra, for_hydra(list(kept)))
+        return [(list(job), config) for job, config in found.items()]
+
+
+def of_regularizer(override: str) -> str | None:
+    """The regularizer that an override sets something of, as in `regularizer.dropblock.block_size=3`."""
+    named = re.match(r"\+*regularizer\.(\w+)\.", override)
+    return named and named[1]
 
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:

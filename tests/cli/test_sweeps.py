@@ -214,6 +214,21 @@ def test_what_a_sweep_varies_is_refused_in_one_line(words: list[str], culprit: s
     assert "\n" not in str(caught.value)
 
 
+def test_a_knob_of_one_method_is_that_of_the_jobs_that_have_it() -> None:
+    """The rows of a table differ in their method; `none` is trained once beside both blocks."""
+    words = ["-m", "data=fake", "regularizer=none,dropblock", "regularizer.dropblock.block_size=3,5"]
+    jobs = jobs_of(check_arguments(words))
+    plans = [job.plan for job in jobs if job.plan is not None]
+    assert [(plan.regularizer, plan.layer and plan.layer.block_size) for plan in plans] == [
+        (["none"], None),
+        (["dropblock"], 3),
+        (["dropblock"], 5),
+    ]
+    nobody = jobs_of(check_arguments([*words[:2], "regularizer=none,dropout", words[3]]))
+    assert len(nobody) == 4
+    assert all("dropblock is not chosen" in job.refused for job in nobody)
+
+
 def test_a_part_of_a_figure_has_a_folder_of_its_own() -> None:
     words = ["+sweep=fig3_keep_prob", "keep_prob=0.8,0.9"]
     assert sweep_name(check_arguments(words).given) == "fig3_keep_prob-digits-keep_prob-0.8_0.9"
