@@ -187,9 +187,8 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         return model.eval()(*inputs)
     except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
         shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
-        raise ValueError(
-            f"{type(model).__name__} does not run on the example of shape {shapes}: {str(error).splitlines()[0]}"
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{type(model).__name__} does not run on the example of shape {shapes}: {reason}") from error
 
 
 def map_sizes(

@@ -217,6 +217,15 @@ def test_a_wrong_value_is_named_with_its_argument(call: Callable[[], object], me
         call()
 
 
+def test_an_error_of_a_network_without_a_text_is_named() -> None:
+    class Unfinished(Declared):
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match="Unfinished does not run on the example of .*: NotImplementedError"):
+        suggest(Unfinished(), EXAMPLE)
+
+
 def test_the_last_group_is_that_of_the_network() -> None:
     """A divisor counts from it: a small U-Net has groups 1 and 2, and its layers were to drop a sixteenth."""
     model = Declared()
