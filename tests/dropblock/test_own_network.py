@@ -222,7 +222,7 @@ def test_an_error_of_a_network_without_a_text_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise NotImplementedError
 
-    with pytest.raises(ValueError, match="Unfinished does not run on the example of .*: NotImplementedError"):
+    with pytest.raises(ValueError, match=r"Unfinished does not run on the example of .*: NotImplementedError"):
         suggest(Unfinished(), EXAMPLE)
 
 
