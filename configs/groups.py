@@ -162,14 +162,14 @@ def table_nodes(overrides: Sequence[str]) -> list[tuple[str, str, dict[str, Any]
     """
     pairs = [override.lstrip("+").partition("=") for override in overrides]
     given = " ".join(value for key, _, value in pairs if key in ("experiment", "sweep", "table"))
-    words = set(re.split(r"[^\w/-]+", given))
+    words = set(re.split(r"""[\s,()\[\]'"]+""", given))  # a name may have a point or a plus in it
     named = [sweep for sweep in tables.sweeps() if sweep in words] if given else []
-    wanted = words.union(*(tables.table_of(sweep).experiments() for sweep in named))
-    for experiment in wanted - words:
+    wanted = {experiment for sweep in named for experiment in tables.table_of(sweep).experiments()}
+    for experiment in wanted:
         one_of("runs", experiment, tables.rows())
     found = []
     for experiment, row in tables.rows().items() if given else ():
-        if experiment in wanted or "glob(" in given:
+        if experiment in wanted or experiment in given or "glob(" in given:
             prefix, _, name = experiment.rpartition("/")
             found.append((f"experiment/{prefix}", name, {**_node(row), "experiment": experiment}))
     for sweep in named:

@@ -40,6 +40,13 @@ def test_rows_are_experiments_and_a_sweep(write: Path) -> None:
     assert plan_of("+sweep=mine", "data=fake").regularizer == ["dropblock"]  # a sweep alone names no row
 
 
+@pytest.mark.parametrize("row", ["kp0.9", "cutmix+cutout", "half rate"])
+def test_a_row_has_the_name_that_its_file_gives_it(write: Path, row: str) -> None:
+    write.write_text(f"rows: {{{row}: {{regularizer: cutmix}}, other: {{regularizer: mixup}}}}\n")
+    plan = plan_of(f"experiment='mine/{row}'", "data=fake")
+    assert (plan.experiment, plan.regularizer) == (f"mine/{row}", ["cutmix"])
+
+
 def test_a_row_sets_the_own_options_of_a_regularizer(write: Path) -> None:
     paper = "paper: {place: Table 1, metrics: {top1: [90.0]}}"
     half = f"half: {{regularizer: [cutout, mixup], regularizer.mixup.alpha: 0.5, {paper}}}"
