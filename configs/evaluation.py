@@ -70,11 +70,20 @@ class EvaluationConfig:
             if self.split == self.temperature:
                 raise UserError(f"temperature={self.temperature}: would be fitted on the images that it is measured on")
 
+    def check_task(self, task: str) -> None:
+        """Raise UserError for a measurement that this task does not have."""
+        for key, value in (("temperature", self.temperature), ("ood", self.ood)):
+            if value is not None and task != "classification":
+                raise UserError(f"{key}={value}: for classification, not for {task}")
+        if self.samples is not None and task == "detection":
+            raise UserError(f"samples={self.samples}: for classification and segmentation, not for detection")
 
-def evaluation_of(text: str) -> EvaluationConfig:
+
+def evaluation_of(text: str, task: str | None = None) -> EvaluationConfig:
     """An evaluation as a sweep names it: arguments of evaluate.py, "samples=20" or "ood=FOLDER samples=20".
 
-    `temperature` stands for temperature=val, `corruption` for corruption=all.
+    `temperature` stands for temperature=val, `corruption` for corruption=all. With `task` it is refused if that has no
+    such measurement.
 
     Raises:
         UserError: one line that names the evaluation and the key.
@@ -82,6 +91,8 @@ def evaluation_of(text: str) -> EvaluationConfig:
     try:
         wanted = read_values([SHORT.get(word, word) for word in shlex.split(text)], EvaluationConfig)
         wanted.check()
+        if task is not None:
+            wanted.check_task(task)
     except ValueError as error:
         raise UserError(f"evaluations: {text}: {error}") from error
     return wanted

@@ -43,7 +43,7 @@ def check_values(plan: Plan) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", plan.runtime.device):
         raise UserError(f"device={plan.runtime.device}: choose auto, cpu, cuda or cuda:N")
     for text in plan.runtime.evaluations:
-        evaluation_of(text)
+        evaluation_of(text, plan.data.task)
     if not 0 <= plan.seed < 2**63:
         raise UserError(f"seed={plan.seed}: must lie between 0 and 2^63 - 1")
     for layer in plan.layers:

@@ -96,6 +96,7 @@ def evaluate(source: NetworkSource, wanted: EvaluationConfig | None = None, devi
 def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     """The metrics of a split and its finer tables, and whatever else is wanted, as plain values."""
     task, loader = finished.task, finished.split(wanted.split, "split")
+    wanted.check_task(task.name)
 
     # The network as training evaluated it.
     began = time.perf_counter()
@@ -139,8 +140,6 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     # Images of none of the classes, by one prediction and by those means.
     result["outside"] = []
     if wanted.ood is not None:
-        if task.name != "classification":
-            raise UserError(f"ood={wanted.ood}: for classification, not for {task.name}")
         strangers = outside(Path(wanted.ood), loader, finished.plan.data, cpu.cores_of_a_rank())
         for layers, (row, ours) in zip([[], *averaged], [sampled(finished, loader, [], 1), *found], strict=True):
             theirs = sampled(finished, strangers, layers, row["samples"], wanted.seed)[1]
@@ -251,8 +250,6 @@ def sampled(
     Returns:
         layers, their knobs and the metrics, entropy and mutual information among them; and (N, 3), see `Sampling`.
     """
-    if finished.task.name == "detection":
-        raise UserError(f"samples={samples}: for classification and segmentation, not for detection")
     network, control = finished.network(*layers)
     remember(network)
     shown = samples > 1 and finished.ranks.is_main and sys.stderr.isatty()
@@ -303,8 +300,6 @@ def column_of(model: Any, column: int) -> nn.Module:
 
 def after_temperature(finished: Finished, loader: Any, split: str) -> dict[str, Any]:
     """The metrics of a split after a temperature that is fitted on another one."""
-    if finished.task.name != "classification":
-        raise UserError(f"temperature={split}: for classification, not for {finished.task.name}")
     fitted_on, (network, _) = finished.split(split, "temperature"), finished.network()
     value = fitted_temperature(network, fitted_on, finished)
     after = finished.measured(Tempered(network, value), loader)

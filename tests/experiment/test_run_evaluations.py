@@ -80,10 +80,20 @@ def test_evaluations_are_made_once_and_resumed(
     assert float(lines[0]["corruption/all corruptions/top1"]) == pytest.approx(mean, abs=1e-6)
 
 
-@pytest.mark.parametrize("text", ["nonsense", "samples=0", "ood=/nowhere", "severity=1"])
+@pytest.mark.parametrize(
+    ("text", "of"),
+    [
+        ("nonsense", ()),
+        ("samples=0", ()),
+        ("ood=/nowhere", ()),
+        ("severity=1", ()),
+        ("temperature", ("data=digit_masks", "model=segmentation_fpn_tiny")),
+        ("samples=2", ("data=digit_boxes", "model=retinanet_small")),
+    ],
+)
 def test_what_cannot_be_evaluated_is_refused_before_training(
-    text: str, train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str, of: tuple[str, ...], train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(f"evaluations=['{text}']") == 2
+    assert train(f"evaluations=['{text}']", *of) == 2
     assert f"evaluations: {text}:" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
