@@ -142,15 +142,12 @@ def opened(
         UserError: if the data have changed.
     """
     plan, payload = load(source)
-    try:
-        data = open_data(plan, device, ranks or Ranks())
-    except (ValueError, FileNotFoundError) as error:  # what train.py calls data.root is data_root here
-        raise UserError(str(error).replace("data.root", "data_root")) from error
+    data = open_data(plan, device, ranks or Ranks())
     if not same_data(payload["fingerprint"], data.fingerprint):
         place = plan.runtime.data_root or "their default place"
         raise UserError(
             f"{plan.data.name}: the files in {place} are not, or no longer, those that this network was trained on; "
-            "data_root=PATH names another place"
+            "data.root=PATH names another place"
         )
     return plan, payload, data
 

@@ -59,7 +59,7 @@ def test_a_checkpoint_of_another_run_or_other_files_is_refused(
         assert says in capsys.readouterr().err
 
 
-def test_moved_data_are_asked_for_by_the_key_that_evaluation_has(
+def test_moved_data_are_asked_for_by_the_key_that_every_program_has(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     colours = {"red": (200, 20, 20), "blue": (20, 20, 200)}
@@ -74,8 +74,8 @@ def test_moved_data_are_asked_for_by_the_key_that_evaluation_has(
     capsys.readouterr()
     assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu"]) == 2
     error = capsys.readouterr().err
-    assert f"no folder {tmp_path / 'photos'}; data_root needs" in error
-    assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu", f"data_root={tmp_path / 'moved'}"]) == 0
+    assert f"no folder {tmp_path / 'photos'}; data.root needs" in error
+    assert evaluate.main([f"run={tmp_path / 'run'}", "device=cpu", f"data.root={tmp_path / 'moved'}"]) == 0
 
 
 def test_the_runs_in_a_directory_that_is_none_are_named(
