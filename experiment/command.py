@@ -48,6 +48,8 @@ from experiment.launchers import check_launcher, launch
 from experiment.outcome import CODE_OF, Job, Outcome, exit_code, names_of, notes_of, report_error
 from experiment.pool import run_pool
 from experiment.shares import at_a_time, threads_of, workers_of
+from experiment.sweep import entries_of, note_command, read_notes, skip_done, summary_text
+from experiment.tuning import Tuning
 
 
 def jobs_of(arguments: Arguments) -> list[Job]:
@@ -96,22 +98,20 @@ def run_command(arguments: Arguments) -> int:
         return run_job(jobs[0], began).code
 
     # A grid. Where it is tuned, the pilots come first; the jobs of the table are known when all rows have a choice.
-    made, tune = absent(sweep), tune_of(arguments)
-    if tune is None:
-        run_grid(arguments, jobs, workers, sweep, began)
-        return close(sweep, began, jobs, made)
-    from experiment.tuning import Tuning
-
-    tuning, pilots = Tuning(tune, jobs), list[Job]()
-    for stage in tuning.stages():
-        pilots += stage
-        run_grid(arguments, stage, workers, sweep, began)
-        if any(job.outcome is not None and job.outcome.ends_all for job in stage):
-            return close(sweep, began, pilots, made)
-    jobs = tuning.table()
-    if os.environ.get("RANK", "0") == "0":
-        print(f"\nchosen by {counted(tuning.budget, 'pilot')} a row\n{tuning.text()}", flush=True)
-        tuning.write(sweep)
+    made, tune, pilots = absent(sweep), tune_of(arguments), list[Job]()
+    report_refused(jobs)
+    if tune is not None:
+        tuning = Tuning(tune, jobs)
+        for stage in tuning.stages():
+            pilots += stage
+            run_grid(arguments, stage, workers, sweep, began)
+            if any(job.outcome is not None and job.outcome.ends_all for job in stage):
+                return close(sweep, began, pilots, made)
+        jobs = tuning.table()
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nchosen by {counted(tuning.budget, 'pilot')} a row\n{tuning.text()}", flush=True)
+            tuning.write(sweep)
+        report_refused(jobs)
     run_grid(arguments, jobs, workers, sweep, began)
     return close(sweep, began, [*pilots, *jobs], made)
 
@@ -121,8 +121,6 @@ def shown_jobs(arguments: Arguments) -> list[Job]:
     jobs, tune = jobs_of(arguments), tune_of(arguments)
     if tune is None:
         return jobs
-    from experiment.tuning import Tuning
-
     tuning = Tuning(tune, jobs)
     pilots = [job for stage in tuning.stages(shown=True) for job in stage]
     return [*pilots, *tuning.table(shown=True)]
@@ -130,23 +128,16 @@ def shown_jobs(arguments: Arguments) -> list[Job]:
 
 def run_grid(arguments: Arguments, jobs: Sequence[Job], workers: int, sweep: Path, began: float) -> None:
     """Run some jobs of a grid, by the launcher, the workers or the process that the command asks for."""
-    from experiment.sweep import note_command, skip_done
-
     # They are listed before the first one runs, so that a report can name what is missing.
     ready = [job for job in jobs if job.plan is not None]
     note_command(sweep, arguments, ready)
     ready = skip_done(ready, sweep)
-    if arguments.launcher:
-        report_refused(jobs)
-        if ready:
-            launch(arguments, sweep, ready, began)
-    elif workers > 1 and len(ready) != 1:  # a single run needs no worker: this process is there already
-        report_refused(jobs)
+    if arguments.launcher and ready:
+        launch(arguments, sweep, ready, began)
+    elif workers > 1 and len(ready) > 1:  # a single run needs no worker: this process is there already
         print_notes(ready)
-        if ready:
-            run_pool(ready, workers, sweep, began)
+        run_pool(ready, workers, sweep, began)
     else:
-        report_refused(jobs)
         run_in_turn(jobs, sweep, began)
 
 
@@ -167,8 +158,6 @@ def run_in_turn(jobs: Sequence[Job], sweep: Path, began: float) -> None:
 
 def train_all(plans: Sequence[Plan], name: str) -> Path:
     """`experiment.run_sweep`."""
-    from experiment.sweep import entries_of, summary_text
-
     if not plans:
         raise UserError(f"sweep {name}: no plan to train")
     sweep, began = Path(plans[0].runtime.output_root, "sweeps", name), time.time()
@@ -196,8 +185,6 @@ def close(sweep: Path, began: float, jobs: Sequence[Job], made: Sequence[Path]) 
         jobs: those of the command; one without an outcome ran in another process, which left it in the directory.
         made: the directories that were absent before; they are removed again if no job left a run.
     """
-    from experiment.sweep import entries_of, read_notes, summary_text
-
     runs = entries_of(jobs, sweep, began)
     status = {run["run"]: run["status"] for run in runs}
     if not any(job.outcome is not None and job.outcome.ends_all for job in jobs):
@@ -231,14 +218,11 @@ def preview_jobs(jobs: Sequence[Job]) -> int:
 
 
 def report_refused(jobs: Sequence[Job]) -> int:
-    """Print each reason for which jobs are refused once; returns the exit code, 0 if there are none."""
-    codes = {
-        reason: report_error(UserError(reason))[0]
-        for reason in dict.fromkeys(job.refused for job in jobs if job.refused)
-    }
-    for job in jobs:
-        if job.refused:
-            job.outcome = Outcome(codes[job.refused], reason=job.refused)
+    """Print each reason for which jobs are refused, once in a command; returns the exit code, 0 if there are none."""
+    refused = [job for job in jobs if job.refused and job.outcome is None]
+    codes = {reason: report_error(UserError(reason))[0] for reason in dict.fromkeys(job.refused for job in refused)}
+    for job in refused:
+        job.outcome = Outcome(codes[job.refused], reason=job.refused)
     return max(codes.values(), default=0)
 
 

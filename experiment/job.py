@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.checking import UserError
 from configs.plan import plan_from
 from engine import cpu
 from engine.signals import interrupt_held
 from experiment.outcome import STOPPED_CODES, Job, Outcome, is_done, report_error
+from experiment.sweep import note_run
 
 
 def run_job(
@@ -33,25 +33,22 @@ def run_job(
     """Train the plan of a job; never raises, so that a grid goes on.
 
     Args:
-        job: the run; its overrides go into the record.
+        job: the run, not a refused one; its overrides go into the record.
         began: time of the command (`time.time`).
         sweep: directory of the sweep, where the outcome is noted; None for a single run.
         in_use: behaviour if another process trains this run. "fail": report an error; "later": return an outcome with
             `in_use`, so that the caller starts the job again after the others; "wait": wait until that process ends.
         log: print to log.txt in the run directory.
         reported: errors of the command so far, see `report_error`.
-        place: which job of how many this is; "" for its number in the command.
+        place: which run of how many of the sweep this is, "3 of 9".
     """
-    # A refused job fails like a run that fails: one line, and the others go on.
+    assert job.plan is not None
     plan, outcome = job.plan, Outcome()
     summary: dict[str, Any] | None = None
     try:
         if sweep is not None:
-            named = " ".join(job.overrides) or (plan and plan.run_dir())
-            what = "pilot" if plan is not None and plan.pilot else "run"
-            print(f"\n=== {what} {place or job.number + 1}: {named}", flush=True)
-        if plan is None:
-            raise UserError(job.refused)
+            named = " ".join(job.overrides) or plan.run_dir()
+            print(f"\n=== {'pilot' if plan.pilot else 'run'} {place}: {named}", flush=True)
         with interrupt_held():
             from experiment.run import run_plan
         summary = run_plan(plan, job.overrides, began, in_use == "wait", log)
@@ -61,19 +58,17 @@ def run_job(
         if in_use == "later" and getattr(error, "in_use", False):
             print(f"{error}; left for the end", flush=True)
             return Outcome(in_use=True)
-        code, reason = report_error(error, plan is not None and plan.runtime.fresh, reported)
+        code, reason = report_error(error, plan.runtime.fresh, reported)
         # An error without `exit_code` may have met this rank alone. If it began the next job, all ranks would wait for
         # each other in different jobs.
         maybe_this_rank_only = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not hasattr(error, "exit_code")
         ends_all = maybe_this_rank_only or code in STOPPED_CODES
         # A signal may come while a run that another process has finished meanwhile is looked at: it stays DONE.
-        done = getattr(error, "done", False) or (code in STOPPED_CODES and plan is not None and is_done(plan))
+        done = getattr(error, "done", False) or (code in STOPPED_CODES and is_done(plan))
         outcome = Outcome(code, ends_all=ends_all, done=done, reason="" if done else reason)
 
     # One note a run, by the main rank, for the closing table and for the report.
-    if sweep is not None and plan is not None and os.environ.get("RANK", "0") == "0":
-        from experiment.sweep import note_run
-
+    if sweep is not None and os.environ.get("RANK", "0") == "0":
         note_run(sweep, job, outcome, summary)
     return outcome
 
@@ -90,7 +85,8 @@ def work(log: Path) -> None:
         # The parent has composed and resolved the plan; a worker needs no Hydra.
         plan = plan_from(given["plan"]).made_by(given["overrides"], given["notes"])
         job = Job(given["number"], given["overrides"], plan)
-        outcome = run_job(job, given["began"], Path(given["sweep"]), "wait" if given["wait"] else "later", log=True)
+        in_use: Literal["later", "wait"] = "wait" if given["wait"] else "later"
+        outcome = run_job(job, given["began"], Path(given["sweep"]), in_use, log=True, place=given["place"])
         answers.write(json.dumps(asdict(outcome)) + "\n")
         answers.flush()
         if outcome.ends_all:

@@ -21,6 +21,7 @@ from engine import cpu
 from experiment.job import run_job
 from experiment.outcome import Job, Outcome
 from experiment.shares import gpus
+from experiment.sweep import note_run
 
 PLUGINS = {  # launcher -> the module of the plugin, and the extra of pyproject.toml that installs it
     "slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
@@ -74,8 +75,6 @@ def run_launched(jobs: list[Job], sweep: Path, began: float, log: bool, number: 
         number: the place of this one among them.
         config: composed here from its overrides.
     """
-    from experiment.sweep import note_run
-
     cpu.configure_process()
     asked = jobs[number]
     plan = resolve_composed(config, asked.overrides, grid=True)
@@ -85,4 +84,4 @@ def run_launched(jobs: list[Job], sweep: Path, began: float, log: bool, number: 
         reason = f"{plan.hash()} is the hash of this plan on the launcher's side: another version of code or configs"
         note_run(sweep, asked, Outcome(1, reason=reason))
         return
-    run_job(job, began, sweep, log=log)
+    run_job(job, began, sweep, log=log, place=f"{number + 1} of {len(jobs)}")

@@ -109,6 +109,7 @@ class Pool:
         assert worker.process.stdin is not None
         values = {"plan": asdict(job.plan), "notes": job.plan.notes, "overrides": job.overrides, "number": job.number}
         values |= {"sweep": str(self.sweep), "began": self.began, "wait": job.wait}
+        values["place"] = f"{self.jobs.index(job) + 1} of {len(self.jobs)}"
         with suppress(OSError):  # the worker is gone; its end is noticed at its standard output
             worker.process.stdin.write(json.dumps(values) + "\n")
             worker.process.stdin.flush()

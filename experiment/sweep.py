@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -150,13 +151,14 @@ def summary_text(entries: list[dict[str, Any]], sweep: Path | None, refused: Seq
     reasons = [" ".join(reason.split()) for *_, reason in rows]
     numbers = {reason: f"({i})" for i, reason in enumerate(dict.fromkeys(filter(None, reasons)), start=1)}
     cells = [(*row[:3], numbers.get(of, "")) for row, of in zip(rows, reasons, strict=True)]
-    done = sum(entry["status"] == DONE for entry in entries)
     heads = ("status", "last test", "run", "reason")[: 4 if numbers else 3]
     lines = [table(heads, [row[: len(heads)] for row in cells])] if rows else []
     lines += [f"{number} {reason}" for reason, number in numbers.items()]
     place = "nothing was written" if sweep is None else f"listed in {sweep}"
-    what = "pilot" if entries and all(entry.get("pilot") for entry in entries) else "run"  # ended before the table
-    lines.append(f"{counted(done, what)} done, {len(rows) - done} not; {place}")
-    if done and sweep and what == "run":
+    kinds = ["pilot" if entry.get("pilot") else "run" for entry in entries]
+    done = Counter(kind for kind, entry in zip(kinds, entries, strict=True) if entry["status"] == DONE)
+    counts = " and ".join(counted(done[kind], kind) for kind in dict.fromkeys(kinds or ["run"]))
+    lines.append(f"{counts} done, {len(rows) - done.total()} not; {place}")
+    if done["run"] and sweep:
         lines.append(f"report: python scripts/report.py {sweep}")
     return "\n".join(lines)

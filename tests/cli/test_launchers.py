@@ -97,6 +97,7 @@ def test_jobs_of_their_own_come_to_the_same_sweep(
     words = ("-m", "hydra/launcher=here", *WORDS, f"output_root={tmp_path}", "regularizer=none", "lr=0.1,1e30")
     assert main([*words]) == 1
     shown = capsys.readouterr().out
+    assert "=== run 2 of 2: " in shown
     assert "1 run done, 1 not" in shown
     assert "not finite" in shown
 

@@ -22,6 +22,12 @@ def test_the_headline_has_its_own_unit(headline: str, units: dict[str, str], val
     assert "report" not in summary_text([{**entry, "status": "FAILED"}], Path("sweeps/a"))
 
 
-def test_a_sweep_that_ended_among_its_pilots_counts_pilots() -> None:
-    entries = [{"status": status, "run": status, "reason": "", "pilot": True} for status in ("DONE", "NOT RUN")]
-    assert summary_text(entries, Path("sweeps/a")).endswith("\n1 pilot done, 1 not; listed in sweeps/a")
+def test_pilots_and_runs_are_counted_apart() -> None:
+    pilots = [{"status": status, "run": status, "reason": "", "pilot": True} for status in ("DONE", "NOT RUN")]
+    assert summary_text(pilots, Path("sweeps/a")).endswith("\n1 pilot done, 1 not; listed in sweeps/a")
+    runs = [{"status": "DONE", "run": str(seed), "reason": "", "last test": 90.0} for seed in (1, 2)]
+    lines = summary_text([*pilots, *runs], Path("sweeps/a"), ["refused"]).splitlines()
+    assert lines[-2:] == [
+        "1 pilot and 2 runs done, 2 not; listed in sweeps/a",
+        "report: python scripts/report.py sweeps/a",
+    ]

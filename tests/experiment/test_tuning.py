@@ -144,6 +144,18 @@ def test_the_same_command_goes_on_from_anywhere(tuned: Callable[[], tuple[int, P
     assert len([*root.glob("*/*/seed-*/summary.json")]) == 3 + 2
 
 
+def test_a_refused_job_is_named_before_the_first_pilot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiment.command.run_grid", interrupted)
+    words = (*BASE, f"output_root={tmp_path}", "regularizer=dropblock", "groups=[4],[]", "tune=default")
+    assert main(last_of_each(*words)) == 130
+    assert "groups=[]: name at least one group" in capsys.readouterr().err
+
+
 # The choice.
 
 
