@@ -60,7 +60,9 @@ def outside(place: Path, like: Any, data: DataConfig, workers: int) -> Any:
     # Photographs, which are read batch by batch.
     assert isinstance(like, FileLoader)
     loader = copy.copy(like)
-    steps = [partial(crop_centre, size=data.image_size, decode=None if data.decoder == "pil" else decode)]
+    loader._kept = None  # its workers read the split
+    chosen = None if data.decoder == "pil" else decode
+    steps = [partial(crop_centre, size=data.image_size, decode=chosen, turn=data.exif == "apply")]
     loader.samples = files
     loader.reader = BatchReader(files, steps, like.reader.seed, training=False, skip=skip)
     loader.num_samples, loader.bad_images = len(files), {}

@@ -95,11 +95,12 @@ def test_other_images_are_read_as_those_of_the_split(size: int, tmp_path: Path) 
     root = plant(tmp_path / "own", {"train": 4, "test": 3}, size=(80, 90))
     options = {"root": root, "image_size": size, "batch_size": 2, "eval_batch_size": 4, "val_fraction": 0}
     data = build_data("folder", **options)
-    loader = outside(root / "test", data.test, DataConfig("folder", image_size=size), workers=0)
-    assert loader.num_samples == data.test.num_samples == 6
-    ours, theirs = (torch.cat([b.images for b in of.epoch(0)]) for of in (data.test, loader))
+    assert len(list(data.test.epoch(0))) == 2  # read before, as in evaluate.py
+    loader = outside(root / "train", data.test, DataConfig("folder", image_size=size), workers=0)
+    assert (loader.num_samples, data.test.num_samples) == (8, 6)
+    ours, theirs = (torch.cat([b.images for b in of.epoch(0)]) for of in (data.train_unchanged(), loader))
     assert torch.equal(ours, theirs)
-    assert sum(len(batch.labels) for batch in loader.epoch(0)) == 6
+    assert sum(len(batch.labels) for batch in loader.epoch(0)) == 8
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: holds no image"):
         outside(tmp_path / "empty", data.test, DataConfig("folder", image_size=size), workers=0)
