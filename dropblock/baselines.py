@@ -98,7 +98,7 @@ class Dropout(DropLayer):
         return drop_together_counted(x, self.keep_prob, self.together, seed)
 
     def drop_each(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        if self.together != "unit" or x.device.type != "cpu":
+        if type(self).drop is not Dropout.drop or self.together != "unit" or x.device.type != "cpu":
             return super().drop_each(x, seeds)
         # On a CPU the dropped units alone are drawn, as blocks of one unit.
         check_maps(type(self).__name__, x, 1, 2, 3)

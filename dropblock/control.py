@@ -176,7 +176,7 @@ class LayerControl:
 
     def draws_once_a_batch(self) -> bool:
         """True with a layer that drops or keeps the same of all images of a batch: its share scatters the most."""
-        return any(layer.batchwise or getattr(layer, "together", "") == "batch" for layer in self.layers)
+        return any(layer.batchwise or layer.together == "batch" for layer in self.layers)
 
     def drops(self, progress: Sequence[float] | None = None) -> list[DropRow]:
         """Asked, expected and measured drop of every group since the last call of this or of `take_counts`.

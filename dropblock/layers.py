@@ -111,6 +111,7 @@ class DropLayer(nn.Module):
     _shared: tuple[Shared, int] | None = None  # where the buffers lie beside those of other layers, and the place
     image_seeds: Tensor | None = None  # (N,) int64, for masks of single images
     batchwise = False  # True for a layer whose draw is one for all images: it sees no images, but weights, say
+    together = ""  # "batch" where images are seen, and one draw serves all of a batch
     replaced = False  # True once `install` has put another layer in its place
 
     def __init__(self, *positional: object, keep_prob: Rate = None, p: Rate = None, drop_prob: Rate = None) -> None:
@@ -340,6 +341,8 @@ class _DropBlock(DropLayer):
         return drop(backend_for(x), x, own["keep_prob"], self.block_size, seed, counters)[0]
 
     def drop_each(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        if type(self).drop is not _DropBlock.drop:
+            return super().drop_each(x, seeds)
         check_maps(type(self).__name__, x, self.axes)
         return drop_each(x, self.keep_prob, self.block_size, seeds)
 

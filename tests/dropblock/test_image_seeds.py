@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dropblock import DropBlock1d, DropBlock2d, DropConnect, DropLayer, Dropout, DropPath, ShakeDrop, SpatialDropout
+from dropblock.compat import timm, torchvision
 from dropblock.operator import dense_each
 from dropblock.rates import expected_drop, geometry, seed_rate
 from dropblock.reference import dense_apply, dense_draw
@@ -21,6 +22,7 @@ LAYERS = {
     "channels": SpatialDropout(keep_prob=0.7),
     "branch": DropPath(keep_prob=0.5),
     "shaken": ShakeDrop(keep_prob=0.5),
+    "torchvision's": torchvision.DropBlock2d(0.3, block_size=3),
 }
 
 
@@ -101,6 +103,18 @@ def test_signals_too_and_weights_are_drawn_once_for_all_images() -> None:
     weights = DropConnect(keep_prob=0.5)
     weight = torch.randn(6, 2, 3, 3)
     assert torch.equal(dropped(weights, weight, torch.arange(6)), dropped(weights, weight, torch.arange(2)))
+
+
+def test_a_layer_with_a_drop_of_its_own_drops_single_images_by_it() -> None:
+    class OneChannel(Dropout):
+        def drop(self, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+            y, kept = super().drop(x[:, :1], seed)
+            return y.expand_as(x), kept * x.shape[1]
+
+    for layer in (timm.DropBlock2d(0.3, block_size=3), OneChannel(keep_prob=0.7)):
+        y = dropped(layer, torch.ones(4, 3, 8, 8), torch.arange(4))
+        assert ((y == 0) == (y[:, :1] == 0)).all()
+        assert int(layer.kept_units) == int((y != 0).sum()) < y.numel()
 
 
 def test_a_mask_seed_ends_the_masks_of_single_images() -> None:
