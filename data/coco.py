@@ -42,7 +42,7 @@ def read_coco(root: Path, split: str, decode: Decode = with_pillow) -> Annotated
     content = _parsed(path)
     try:
         return _arrays(path, root, folder, content, decode)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:  # of an entry that is no object, the last
         what = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: not an instances file of COCO ({what})") from error
 
@@ -147,7 +147,7 @@ def _present(path: Path, root: Path, folder: Path, names: list[str]) -> tuple[li
     for name in names:
         # Names of other systems have backslashes.
         relative = PurePosixPath(name if name in there[""] else name.replace("\\", "/"))
-        if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0] or not relative.name:
+        if not relative.name or relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
             raise ValueError(f"{path}: the file name {name!r} does not lie below {folder} or {root}")
         below = str(relative.parent) if len(relative.parts) > 1 else ""
         for place in (below, os.path.relpath(root / below, folder)) if below else ("",):

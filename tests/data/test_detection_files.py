@@ -181,6 +181,8 @@ COCO_FAULTS: list[tuple[Callable[[dict[str, Any]], object], list[str]]] = [
     (fault("images", height=0), ["image 1000", "height", "0"]),
     (fault("images", height=2**64), ["image 1000", "height"]),
     (fault("images", file_name="../a.jpg"), ["'../a.jpg'"]),
+    (fault("images", file_name=""), ["file name ''"]),
+    (lambda content: content["images"].insert(0, "a.jpg"), ["not an instances file"]),
     (fault("annotations", category_id=4), ["annotation 500", "category_id 4"]),
     (fault("annotations", image_id=4), ["annotation 500", "image_id 4"]),
     (fault("annotations", bbox=[1, 2, float("nan"), 4]), ["annotation 500", "bbox", "nan"]),
