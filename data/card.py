@@ -35,6 +35,7 @@ ALL_HEADERS, SOME_HEADERS = 20_000, 2_000  # of more files than the first, the h
 MOST_MASKS = 2_000  # of those in files that are looked at for a class that the first of them lack
 MOST_SHARED = 1_000  # images of a held-out split that are in train as well; more are not looked for
 HEAD = 4096  # bytes of a file in which its header is looked for first
+FEW_IMAGES = 50  # to evaluate on; the card notes the steps of accuracy on fewer
 FEW_CLASSES = 8  # that are named one by one in the lines on the console
 THREADS = 8  # that read headers: on a network drive a file takes milliseconds
 STARTS_OF_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a JPEG that are followed by its size
@@ -279,11 +280,8 @@ def _notes(data: Data, card: Card, found: dict[tuple[str, int], Header]) -> list
     if len(found) < card["files"]:
         notes.append(f"{name}: the headers of {len(found):,} of {card['files']:,} images were looked at")
     if card["unused"]:
-        total = sum(card["unused"].values())
         endings = by_ending({path for samples in data.splits.values() for path in samples.unused})  # cut splits share
-        notes.append(
-            f"{name}: {total:,} files of other formats are not used ({endings}), one is {card['unused_example']}"
-        )
+        notes.append(f"{name}: files of other formats are not used ({endings}), one is {card['unused_example']}")
 
     # Files of which only a part is seen.
     moving = [(split, i) for (split, i), header in found.items() if header.frames > 1]
@@ -324,6 +322,10 @@ def _notes(data: Data, card: Card, found: dict[tuple[str, int], Header]) -> list
         single = [known for known, count in counts.items() if count == 1]
         if single:
             notes.append(f"{name}: one image to train on of {counted_names(single)}")
+        sizes = {split: part["images"] for split, part in card["splits"].items() if split != "train"}
+        steps = [f"{100 / size:.1f} points on {split}" for split, size in sizes.items() if size < FEW_IMAGES]
+        if steps:
+            notes.append(f"{name}: few images, so accuracy moves in steps of {' and '.join(steps)}")
     for split, part in card["splits"].items():
         lacking = [known for known, count in part["counts"].items() if not count]
         if not lacking or (split == "val" and data.task == "classification"):
