@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 
 from configs.checking import UserError
 from scripts.entry import guarded, parser_of
+from scripts.values import rows_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "# Checks on a GPU"
@@ -163,9 +164,9 @@ def check_table(out: Path, gpu: str) -> list[Line]:
 
 
 def check_report(out: Path, gpu: str) -> list[Line]:
-    """The report of the table names every row."""
-    text = (out / "table" / "report.md").read_text()
-    missing = [row for row in ROWS if row not in text]
+    """The report of the table has every row."""
+    found = {row["experiment"].rpartition("/")[2] for row in rows_of(out / "table" / "report.csv")}
+    missing = [row for row in ROWS if row not in found]
     return [Line("report", "", f"lacks {', '.join(missing)}" if missing else "all rows", "all rows", not missing)]
 
 

@@ -16,6 +16,10 @@ import torch
 from configs.command_line import read_arguments
 from experiment.command import jobs_of
 from scripts import benchmark, gpu_check
+from scripts.reporting.compare import compare
+from scripts.reporting.csv_files import rows_csv
+from scripts.reporting.runs import read_sweep
+from tests.scripts.made_up_sweep import grid
 
 # Answers every command of the check by files, as the programs write them; WRONG lists what goes wrong.
 PRETENDED = """#!{python} -SE
@@ -57,7 +61,8 @@ elif step == "train":
                 "environment": {{"processor": gpu}}, "plan": {{"regularizer": [row]}},
                 "last": {{"test/top1": 10.0 if "chance" in wrong else 90.0}}, "drop_last_epoch": drops}})
 elif step == "report":
-    write(after("--out") / "report.md", "baseline dropout spatial_dropout" + ("" if "row" in wrong else " dropblock"))
+    rows = ["baseline", "dropout", "spatial_dropout", *([] if "row" in wrong else ["dropblock"])]
+    write(after("--out") / "report.csv", "\\n".join(["experiment", *("table1/" + row for row in rows)]))
 else:
     rows = {{
         "op": [{{"shape": "256x1024x14x14", "to_floor": middle(9 if "slow" in wrong else 1.5), "backend": backend,
@@ -119,6 +124,15 @@ WRONG = {
         "tests marked gpu", "Triton's kernels", "op", "step", "loop", "loader", "runs of the table",
     },
 }  # fmt: skip
+
+
+def test_the_report_of_such_a_table_holds(tmp_path: Path) -> None:
+    rows = {(f"experiment=table1/{row}", "data=digits"): [80.0] for row in gpu_check.ROWS}
+    report = tmp_path / "table" / "report.csv"
+    report.parent.mkdir()
+    report.write_text(rows_csv(compare(read_sweep(grid(tmp_path, rows)))))
+    (line,) = gpu_check.check_report(tmp_path, "")
+    assert line.holds
 
 
 @pytest.mark.parametrize("wrong", WRONG)
