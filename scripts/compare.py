@@ -1,7 +1,8 @@
 """Compare runs that no sweep lists: python -m scripts.compare RUN RUN ... [--out DIR]
 
 A RUN is the directory of one finished run (outputs/.../seed-1), or the directory above it for all of its seeds. The
-first is what the others are compared with, seed by seed. Prints the table; --out writes a whole report into DIR.
+first is what the others are compared with, seed by seed. Prints the report; --out writes it into DIR as well, with its
+page and pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     """Arguments in, exit code out: 0, or 2 with one line."""
     parser = parser_of(__doc__)
     parser.add_argument("runs", type=folder, nargs="+", metavar="RUN", help="a run, or a folder of its seeds")
-    parser.add_argument("--out", type=Path, help="write a whole report here")
+    parser.add_argument("--out", type=Path, help="write the report here as well")
     given = parser.parse_args(arguments)
     from scripts.reporting.report import content_of, rendered, write_report
     from scripts.reporting.runs import read_runs

@@ -3,7 +3,7 @@
 Writes into the folder of the sweep, or into DIR: report.html (one page with everything inside, to be opened or sent),
 report.md, report.csv (a line a row), runs.csv (a line a run), claims.csv where the sweep declares claims,
 under_drop.csv where there is drop at inference, the figures as PNG, and for TensorBoard a folder for each row with the
-mean over its seeds.
+mean over its seeds. Prints the table of results and how to read it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ def main(arguments: list[str]) -> int:
 
     written = write_report(sweep, out)
     curves = write_mean_curves(sweep, out)
-    print(
-        f"{written.read_text()}\nwritten to {written}; as a page: {out / 'report.html'}; tensorboard --logdir {curves}"
-    )
+    print(written.read_text().partition("\n## Each row in detail\n")[0])
+    print(f"the whole report: {out / 'report.html'}, {written}; its curves: tensorboard --logdir {curves}")
     return 0
 
 

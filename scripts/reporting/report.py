@@ -165,8 +165,9 @@ def setting_text(sweep: Sweep) -> str:
     hours = sum(run["train_seconds"] for run in runs) / 3600
     spent = f"{hours:.1f} hours" if hours >= 0.1 else f"{3600 * hours:.0f} seconds"
     seeds = sorted({run["seed"] for run in runs})
+    lost = f", {len(sweep.lost)} not (table Not in the numbers)" if sweep.lost else ""
     text = (
-        f"{counted(len(runs), 'run')} done{f', {len(sweep.lost)} not (listed below)' if sweep.lost else ''}. "
+        f"{counted(len(runs), 'run')} done{lost}. "
         f"{setting}; {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}; "
         f"{', '.join(devices)}, {spent} of training in all; "
         f"commit {', '.join(commits)}{' (+: with local changes)' if any('+' in c for c in commits) else ''}."

@@ -358,7 +358,10 @@ def test_a_failing_job_is_reported_and_the_others_go_on(
     assert "3 runs done, 3 not" in captured.out
     (folder,) = (tmp_path / "sweeps").iterdir()
     assert report.main([str(folder)]) == 0
-    assert "3 runs done, 3 not (listed below)." in capsys.readouterr().out
+    printed, whole = capsys.readouterr().out, (folder / "report.md").read_text()
+    assert "3 runs done, 3 not (table Not in the numbers)." in printed
+    assert "## Not in the numbers" in whole
+    assert "## Not in the numbers" not in printed  # the terminal gets Results
 
 
 @pytest.mark.parametrize(
