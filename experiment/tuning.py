@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from configs import tables
 from configs.checking import UserError, nearest
 from configs.compose import config_of, overrides_of
 from configs.groups import declared
@@ -48,14 +49,11 @@ class TunedRow:
         method, knob: the regularizer and its knob; "" where it has none.
         source: where the list of values comes from.
         candidates: values by the key of their override; empty for a row that is not tuned.
-        own: the values of the row itself.
-        given: the values that other rows chose for its further regularizers.
-        parts: the rows of these.
+        parts: the rows whose choice its further regularizers have.
         pilots: the pilots of each candidate.
         chosen: one of the candidates.
         tuned: the plan of the first job with it.
         reason: why there is nothing to choose, or nothing chosen.
-        end: the chosen value is at the end of its list; what to add.
     """
 
     jobs: list[Job]
@@ -63,14 +61,11 @@ class TunedRow:
     knob: str = ""
     source: str = ""
     candidates: list[dict[str, Any]] = field(default_factory=list)
-    own: dict[str, Any] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
     parts: list[TunedRow] = field(default_factory=list)
     pilots: list[list[Job]] = field(default_factory=list)
     chosen: dict[str, Any] | None = None
     tuned: Plan | None = None
     reason: str = ""
-    end: str = ""
 
     @property
     def plan(self) -> Plan:
@@ -86,6 +81,27 @@ class TunedRow:
         """Those of the row without a seed."""
         return [override for override in self.jobs[0].overrides if key_of(override) != "seed"]
 
+    def key(self, method: str, knob: str) -> str:
+        """The override that sets a knob: its short name where the layer is alone and the row's file does not differ."""
+        key, row = f"regularizer.{method}.{knob}", tables.rows()[self.plan.experiment] if self.plan.experiment else {}
+        alone = knob in LAYER_KNOBS and knob not in declared(method).options and len(self.plan.layers) == 1
+        return knob if alone and key not in row else key
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The values of the row itself, by the keys of its candidates."""
+        keys = self.candidates[0] if self.candidates else ()
+        return {
+            key: self.plan.recipe.lr if key == "lr" else value_of(self.plan, self.method, self.knob) for key in keys
+        }
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that its parts chose, by the keys that set them in this row."""
+        chosen = [(part.method, part.knob, part) for part in self.parts if part.chosen is not None]
+        return {self.key(method, knob): part.values[part.key(method, knob)] for method, knob, part in chosen}
+
+    @property
     def values(self) -> dict[str, Any]:
         """Everything that was chosen for it, by the keys of the overrides."""
         return {**self.given, **(self.chosen or {})}
@@ -116,8 +132,6 @@ class Tuning:
 
         for row in self.rows:
             self._find_knob(row)
-        for row in self.rows:
-            row.parts = [part for part in row.parts if part.method]
         self._refuse_unfair()
         tuned = [row for row in self.rows if row.candidates]
         if not tuned:
@@ -126,33 +140,38 @@ class Tuning:
         further = (seed for seed in count(max(tune.seeds) + 1) if seed not in compared)
         self.seeds = [*tune.seeds, *(next(further) for _ in range(self.budget))]
         require_val([row.plan for row in tuned])
+
+        # A further regularizer has the value of the row in which it stands alone; other rows can have pilots now.
         for row in tuned:
+            for other in row.plan.regularizer:
+                alone = [of for of in tuned if of.plan.regularizer == [other] and setting(of.plan) == setting(row.plan)]
+                if len(alone) == 1 and alone[0].method not in ("", row.method):
+                    row.parts += alone
             if not row.parts:
                 self._plan_pilots(row)
 
     # What is to be chosen.
 
     def _find_knob(self, row: TunedRow) -> None:
-        """Decide the knob of a row, its candidates, and the rows that decide about its further regularizers."""
-        tune = self.tune
-        values: Any = []
-        asked = (
-            {} if tune.knobs == "default" else {key.removeprefix("regularizer."): of for key, of in tune.knobs.items()}
-        )
+        """Decide the knob of a row and its candidates."""
+        tune, axes = self.tune, dict[str, list[Any]]()
         for method in row.plan.regularizer:
-            if tune.knobs == "default" and (of := declared(method).tune) is not None:
-                row.method, row.knob, values, row.source = method, of.knob, of.values, of.source
+            # Its knobs that have a list, each with its values and their source.
+            if tune.knobs == "default":
+                of = declared(method).tune
+                lists = {} if of is None else {of.knob: (of.values, of.source)}
+            else:
+                asked = {key.removeprefix("regularizer."): values for key, values in tune.knobs.items()}
+                found = {knob: asked.get(f"{method}.{knob}", asked.get(knob)) for knob in knobs_of(method)}
+                lists = {knob: (of, "the command or the sweep's file") for knob, of in found.items() if of}
+            if len(lists) > 1:
+                raise UserError(f"tune: {' and '.join(lists)} are both of {method}; one knob of a row is tuned")
+            if lists:
+                ((row.knob, (values, row.source)),) = lists.items()
+                row.method, axes[row.key(method, row.knob)] = method, values
                 break
-            own = {knob: asked.get(f"{method}.{knob}", asked.get(knob)) for knob in knobs_of(method)}
-            own = {knob: found for knob, found in own.items() if found}
-            if len(own) > 1:
-                raise UserError(f"tune: {' and '.join(own)} are both of {method}; one knob of a row is tuned")
-            if own:
-                ((row.knob, values),) = own.items()
-                row.method, row.source = method, "the command or the sweep's file"
-                break
-        key = override_key(row.plan, row.method, row.knob) if row.method else ""
-        axes = {**({key: values} if key else {}), **({"lr": tune.lr} if tune.lr else {})}
+        if tune.lr:
+            axes["lr"] = tune.lr
         typed = {key_of(override): override for override in row.jobs[0].overrides}
         for axis in axes:
             for spelling in {axis, f"regularizer.{row.method}.{row.knob}", f"recipe.{axis}"} & typed.keys():
@@ -161,15 +180,8 @@ class Tuning:
             row.reason = "it has no knob with a list" if tune.knobs == "default" else "no knob of it is in the list"
             return
         row.candidates = [dict(zip(axes, of_one, strict=True)) for of_one in product(*axes.values())]
-        row.own = {
-            axis: row.plan.recipe.lr if axis == "lr" else value_of(row.plan, row.method, row.knob) for axis in axes
-        }
-        row.candidates.sort(key=lambda candidate: distance(candidate, row.own))
-        # A further regularizer has the value of the row in which it stands alone.
-        for other in row.plan.regularizer:
-            alone = [of for of in self.rows if of.plan.regularizer == [other] and setting(of.plan) == setting(row.plan)]
-            if other != row.method and len(alone) == 1 and len(row.plan.regularizer) > 1:
-                row.parts += alone
+        own = row.own
+        row.candidates.sort(key=lambda candidate: distance(candidate, own))
 
     def _refuse_unfair(self) -> None:
         """Refuse lists that no row has a knob for, and, unless allowed, those that leave a row with a knob untuned."""
@@ -220,7 +232,6 @@ class Tuning:
             choose(row)
         for row in combined:
             if shown or all(part.chosen for part in row.parts):
-                row.given = given_by(row)
                 self._plan_pilots(row)
             else:
                 row.reason = f"nothing is chosen for {', '.join(p.name for p in row.parts if not p.chosen)}"
@@ -239,14 +250,14 @@ class Tuning:
         jobs = list(self.refused)
         for row in self.rows:
             if row.chosen is not None:
-                row.tuned = composed([*row.overrides, *overrides_of(row.values())])
+                row.tuned = composed([*row.overrides, *overrides_of(row.values)])
             for job in row.jobs:
                 assert job.plan is not None
                 number, plan = next(self.numbers), job.plan
                 if not row.candidates:
                     jobs.append(Job(number, job.overrides, plan))
                 elif row.tuned is not None:
-                    overrides = [*job.overrides, *overrides_of(row.values())]
+                    overrides = [*job.overrides, *overrides_of(row.values)]
                     tuned = replace(row.tuned, seed=plan.seed).made_by(overrides, row.tuned.notes)
                     jobs.append(Job(number, overrides, tuned))
                 elif shown:
@@ -267,7 +278,7 @@ class Tuning:
             found = {values_text(candidate): val_of(pilots) for candidate, pilots in in_order(row)}
             shown = ", ".join(f"{name}: {'-' if val is None else f'{val:.4g}'}" for name, val in found.items())
             lines.append((row.name, shown, values_text(row.chosen) if row.chosen else row.reason))
-            notes += [f"note: {row.name}: {row.end}"] if row.end else []
+            notes += [f"note: {row.name}: {end}"] if (end := end_of_list(row)) else []
         return "\n".join([table(("row", "on val", "chosen"), lines), *notes])
 
     def entries(self) -> list[dict[str, Any]]:
@@ -284,7 +295,7 @@ class Tuning:
                 "given": row.given,
                 "chosen": row.chosen,
                 "reason": row.reason,
-                "end": row.end,
+                "end": end_of_list(row),
                 "candidates": [],
             }
             for candidate, pilots in in_order(row) if row.pilots else ():
@@ -324,7 +335,7 @@ def choose(row: TunedRow) -> None:
     """
     # A pilot that this command was refused, such as one on other data, may have left a finished run there before.
     every = [job for pilots in row.pilots for job in pilots]
-    missing = [job for job in every if not is_done(job) or (job.outcome is not None and job.outcome.status == FAILED)]
+    missing = [job for job in every if not trained(job) or (job.outcome is not None and job.outcome.status == FAILED)]
     if missing:
         row.reason = f"{counted(len(missing), 'pilot')} did not end, first {missing[0].run}"
         return
@@ -335,14 +346,13 @@ def choose(row: TunedRow) -> None:
         sign * val if (val := val_of(pilots)) is not None and math.isfinite(val) else -math.inf for pilots in row.pilots
     ]
     row.chosen = row.candidates[vals.index(max(vals))]
-    row.end = end_of_list(row)
 
 
 def val_of(pilots: Sequence[Job]) -> float | None:
     """The mean of the primary metric on val after the last epoch; nothing of test is read. None: not all are done."""
     values = []
     for job in pilots:
-        if not is_done(job):
+        if not trained(job):
             return None
         summary = RunDirectory(job.run).summary()
         value = summary["last"].get(f"val/{summary['headline']}")
@@ -352,15 +362,14 @@ def val_of(pilots: Sequence[Job]) -> float | None:
     return fmean(values)
 
 
-def is_done(job: Job) -> bool:
+def trained(job: Job) -> bool:
     return RunDirectory(job.run).status().get("status") == DONE
 
 
 def end_of_list(row: TunedRow) -> str:
     """The note for a chosen number that is the first or last of its list, with what to add; "" for others."""
-    assert row.chosen is not None
     notes = []
-    for key, value in row.chosen.items():
+    for key, value in (row.chosen or {}).items():
         values = sorted({candidate[key] for candidate in row.candidates if is_number(candidate[key])})
         if not is_number(value) or value not in (values[0], values[-1]):
             continue
@@ -396,12 +405,6 @@ def knobs_of(method: str) -> list[str]:
     return [*of.options, *layer]
 
 
-def override_key(plan: Plan, method: str, knob: str) -> str:
-    """The key that sets the knob of a regularizer: the short name of a layer that is alone, which a row may use."""
-    short = knob in LAYER_KNOBS and knob not in declared(method).options and len(plan.layers) == 1
-    return knob if short else f"regularizer.{method}.{knob}"
-
-
 def value_of(plan: Plan, method: str, knob: str) -> Any:
     """The value of a knob in a plan."""
     layers = [name for name in plan.regularizer if declared(name).layer is not None]
@@ -410,15 +413,6 @@ def value_of(plan: Plan, method: str, knob: str) -> Any:
         return layer.options[knob] if knob in layer.options else getattr(layer, knob)
     options = next(of.options for of in plan.methods if of.name == method)
     return options.get(knob, declared(method).options[knob]["default"])
-
-
-def given_by(row: TunedRow) -> dict[str, Any]:
-    """The values that the rows of single regularizers chose, by the keys that set them in this row."""
-    return {
-        override_key(row.plan, part.method, part.knob): part.chosen[override_key(part.plan, part.method, part.knob)]
-        for part in row.parts
-        if part.chosen is not None
-    }
 
 
 def setting(plan: Plan) -> str:
@@ -437,13 +431,9 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def value_text(value: Any) -> str:
-    return f"{value:.12g}" if is_number(value) else str(value)
-
-
 def values_text(values: dict[str, Any]) -> str:
     """Values by the last part of their key: `keep_prob 0.9, lr 0.1`."""
-    return ", ".join(f"{short(key)} {value_text(value)}" for key, value in values.items())
+    return ", ".join(f"{short(key)} {f'{value:.12g}' if is_number(value) else value}" for key, value in values.items())
 
 
 def short(key: str) -> str:

@@ -17,6 +17,7 @@ from configs.checking import UserError
 from configs.command_line import check_arguments, tune_of
 from configs.groups import choices, declared
 from configs.plan import plan_from
+from configs.schema import TuneConfig
 from engine.run_directory import RunDirectory
 from experiment.command import jobs_of, shown_jobs
 from experiment.outcome import Job, Outcome
@@ -154,6 +155,15 @@ def test_a_refused_job_is_named_before_the_first_pilot(
     words = (*BASE, f"output_root={tmp_path}", "regularizer=dropblock", "groups=[4],[]", "tune=default")
     assert main(last_of_each(*words)) == 130
     assert "groups=[]: name at least one group" in capsys.readouterr().err
+
+
+def test_a_row_may_name_its_knob_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"regularizer": "dropblock", "regularizer.dropblock.keep_prob": 0.85, "block_size": 3}
+    monkeypatch.setattr("configs.tables.rows", lambda: {"mine/long": row})
+    of_table = jobs_of(check_arguments(last_of_each(*BASE, f"output_root={tmp_path}", "experiment=mine/long")))
+    (pilots,) = Tuning(TuneConfig("default"), of_table).stages()
+    plans = [job.plan.layer for job in pilots if job.plan is not None]
+    assert [layer and layer.keep_prob for layer in plans] == [0.8, 0.9, 0.95]  # the nearest first
 
 
 # The choice.
