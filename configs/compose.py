@@ -93,7 +93,8 @@ def of_regularizer(override: str) -> str | None:
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:
     """Values as overrides of the command line: numbers in their shortest spelling."""
-    spelled = {key: str(value).lower() if isinstance(value, bool) else value for key, value in values.items()}
+    words = {True: "true", False: "false", None: "null"}
+    spelled = {key: words[of] if of is None or isinstance(of, bool) else of for key, of in values.items()}
     return [
         f"{key}={value:.12g}" if isinstance(value, int | float) else f"{key}={value}" for key, value in spelled.items()
     ]

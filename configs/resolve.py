@@ -156,10 +156,11 @@ def _regularizers(
     for name, values in given.items():
         of = declared(name)
         for knob, value in values.items():
-            top, own = knobs.get(knob), of.options.get(knob, {}).get("default", getattr(of.layer, knob, None))
-            if top is not None and value not in (own, top):
-                key = f"regularizer.{name}.{knob}={value}"
-                raise UserError(f"{key}: {knob}={top} is set as well, and wins; write {knob}={value}")
+            top = knobs.get(knob)
+            if top is not None and value != top:
+                raise UserError(
+                    f"regularizer.{name}.{knob}={value}: {knob}={top} is set as well; leave one of the two out"
+                )
         options = {option: values.get(option, declaration["default"]) for option, declaration in of.options.items()}
         # null in a file: as the class has it, and not in the plan, so that a new option renames no run.
         options = {k: v for k, v in options.items() if v is not None or "meaning" not in of.options[k]}

@@ -58,7 +58,9 @@ class Table:
     def axes(self) -> dict[str, str]:
         """The keys that the sweep varies, as on the command line of a grid; the first one changes slowest."""
         axes: dict[str, list[Any]] = {"seed": self.seed, "experiment": [*self.experiments()], **self.vary}
-        return {key: ",".join(map(str, values)) for key, values in axes.items() if values}
+        return {
+            key: ",".join("null" if of is None else str(of) for of in values) for key, values in axes.items() if values
+        }
 
     def experiments(self) -> list[str]:
         """The experiments that the sweep trains, in its order."""

@@ -359,7 +359,9 @@ def answer_text(plans: dict[str, Plan], kinds: dict[str, tuple[Plan, Cost]], wor
             done = min(1.0, steps / (plan.recipe.epochs * cost.steps_per_epoch))
         evaluating = cost.image * sum(
             images_passed(plan, evaluation_of(text), cost.test_images, cost.eval_images - cost.test_images)
-            for text in (plan.runtime.evaluations if plan.runtime.fresh else missing_evaluations(plan))
+            for text in (
+                plan.runtime.evaluations if plan.runtime.fresh and not plan.pilot else missing_evaluations(plan)
+            )
         )
         of_evaluations += evaluating
         seconds = cost.seconds(plan.recipe.epochs, plan.recipe.eval_every, done) + evaluating

@@ -56,6 +56,13 @@ def test_a_knob_wins() -> None:
     assert plan.recipe.lr == 0.2
 
 
+@pytest.mark.parametrize("value", [0.85, 0.9])  # also its own default, which was written all the same
+def test_two_values_of_one_knob_are_refused(value: float) -> None:
+    given = {"dropblock": {"kind": "layer", "given": {"keep_prob": value}}}
+    with pytest.raises(UserError, match=rf"regularizer\.dropblock\.keep_prob={value}: keep_prob=0\.8"):
+        resolve(replace(compose("dropblock", keep_prob=0.8), regularizer=given))
+
+
 def test_a_knob_that_does_nothing_is_refused_alone_and_reported_in_a_grid() -> None:
     with pytest.raises(UserError, match="block_size=3 does not apply to regularizer=none"):
         plan_of("none", block_size=3)

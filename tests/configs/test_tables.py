@@ -30,10 +30,11 @@ def forget() -> None:
 
 
 def test_rows_are_experiments_and_a_sweep(write: Path) -> None:
-    write.write_text(GOOD + "seed: [1, 2]\nvary: {lr: [0.1, 1e-3]}\nprefix: my\n")
+    write.write_text(GOOD + "seed: [1, 2]\nvary: {lr: [0.1, 1e-3], recipe.grad_clip: [null, 1]}\nprefix: my\n")
     assert [*tables.rows()] == ["my/none", "my/wide"]
     assert tables.sweeps() == ["mine"]
-    assert tables.table_of("mine").axes() == {"seed": "1,2", "experiment": "my/none,my/wide", "lr": "0.1,0.001"}
+    varied = {"seed": "1,2", "experiment": "my/none,my/wide", "lr": "0.1,0.001", "recipe.grad_clip": "null,1"}
+    assert tables.table_of("mine").axes() == varied
     plan = plan_of("experiment=my/wide", "data=fake")
     assert plan.layer is not None
     assert (plan.layer.block_size, plan.experiment) == (3, "my/wide")

@@ -107,6 +107,7 @@ def test_evaluations_are_priced_until_they_are_made(train: Train, capsys: pytest
     assert priced("evaluations=[temperature]")
     assert train("regularizer=none", "epochs=1", "evaluations=[temperature]") == 0
     assert not priced("evaluations=[temperature]")
+    assert not priced("evaluations=[temperature]", "pilot=true", "fresh=true")  # which only chooses on val
     assert priced("evaluations=[temperature,'corruption=jpeg']")  # of a run that is done, without the second
 
 

@@ -303,6 +303,12 @@ def test_a_single_run_has_nothing_to_choose() -> None:
         check_arguments(["regularizer=dropblock", "tune=default"])
 
 
+def test_null_may_be_a_candidate(tmp_path: Path) -> None:
+    (null, image) = tuning_of(tmp_path, "mixup", "tune={together:[null,image]}").rows[0].pilots
+    options = [job.plan.options_of("batch")["mixup"] for job in (*null, *image) if job.plan is not None]
+    assert options == [{"alpha": 0.2}, {"alpha": 0.2, "together": "image"}]
+
+
 def test_rows_may_stay_untuned_if_it_is_said(tmp_path: Path) -> None:
     tuning = tuning_of(tmp_path, "dropblock,cutmix", "tune={keep_prob:[0.8,0.9]}", "tune.allow_untuned=true")
     assert [len(row.pilots) for row in tuning.rows] == [2, 0]
