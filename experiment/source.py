@@ -32,3 +32,5 @@ class NetworkSource:
         if (self.run is None) == (self.checkpoint is None):
             raise UserError("give either run=FOLDER or checkpoint=FILE; see --help")
         one_of("which", self.which, ("last", "best"))
+        if self.checkpoint is not None and self.which == "best":
+            raise UserError("which=best: of a run=FOLDER; with checkpoint=FILE that file is opened")

@@ -205,3 +205,8 @@ def test_the_place_of_the_data_is_given_as_in_training(tmp_path: Path) -> None:
         assert read_request([f"run={tmp_path}", f"{key}=/my data # 1"]).data_root == "/my data # 1"
     with pytest.raises(UserError, match="data_root: given twice"):
         read_request([f"run={tmp_path}", "data.root=a", "data_root=b"])
+
+
+def test_a_file_is_one_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="which=best"):
+        read_request([f"checkpoint={tmp_path / 'last.pt'}", "which=best"])
