@@ -133,7 +133,9 @@ def ranking(sweep: Sweep, out: Path) -> None:
             difference_axis(panels[1], sweep.study.margin)
             baseline = "no regularizer" if sweep.compared_to is None else "the baseline"
             panels[1].set_title("difference, 95 % interval", loc="left")
-            panels[1].set_xlabel(f"from {baseline}, paired by seed\ngrey: within ±{sweep.study.margin:g} points")
+            unit = " points" if sweep.unit == "%" else ""
+            grey = f"\ngrey: within ±{sweep.study.margin:g}{unit}" if sweep.study.margin else ""
+            panels[1].set_xlabel(f"from {baseline}, paired by seed{grey}")
             ours.set_title("mean ± standard deviation", loc="left")
 
         for axes in panels:
@@ -143,7 +145,7 @@ def ranking(sweep: Sweep, out: Path) -> None:
             axes.grid(axis="y", visible=False)
             # Runs that are all alike, such as detectors that find nothing, would show rounding as if it were a result.
             low, high = axes.get_xlim()
-            if high - low < 1.0:
+            if high - low < 1.0 and sweep.unit == "%":
                 axes.set_xlim((low + high - 1.0) / 2, (low + high + 1.0) / 2)
         panels[0].set_yticklabels([folded(row["label"], 40) for row in rows])
         figure.legend(*ours.get_legend_handles_labels(), loc="outside lower right", ncols=3, handletextpad=0.3)

@@ -109,7 +109,7 @@ def scale_of(differences: Sequence[Difference], margin: float) -> tuple[float, f
     widest = 1.6 * max(margin, *(abs(value) for value in values))
     ends = [min(max(end, -widest), widest) for of in differences for end in of.interval or ()]
     reach = [-margin, margin, *values, *ends]
-    padding = 0.06 * (max(reach) - min(reach))
+    padding = 0.06 * (max(reach) - min(reach)) or 1.0
     return min(reach) - padding, max(reach) + padding
 
 
@@ -232,12 +232,12 @@ def legend(sweep: Sweep) -> list[str]:
         entries.append(f"{none}: no differences.")
     if tested:
         entries.append(f"*Holm p*: of the paired t test, corrected for the comparisons of this table ({tested}).")
-        points = " points" if sweep.unit == "%" else ""
+        within = f"within ±{sweep.study.margin:g}{' points' if sweep.unit == '%' else ''}"
+        alike = f"equivalent where it is not and the interval lies {within}; " if sweep.study.margin else ""
         entries.append(
-            "*Verdict*: better or worse where Holm p is below .05; equivalent where it is not and the interval lies "
-            f"within ±{sweep.study.margin:g}{points}; not resolved otherwise, and where the differences of all seeds "
-            "are the same number (no test). Only p is corrected: an interval may exclude 0 where Holm p does not reach "
-            ".05."
+            f"*Verdict*: better or worse where Holm p is below .05; {alike}not resolved otherwise, and where the "
+            "differences of all seeds are the same number (no test). Only p is corrected: an interval may exclude 0 "
+            "where Holm p does not reach .05."
         )
     elif differences:
         entries.append("*Verdict*: not resolved, where there is no test.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ class Sweep:
         self.higher_is_better: bool = self.rows[0]["higher_is_better"]
         self.unit: str = runs[0]["metric_units"].get(self.headline, "%")
         self.digits = 2 if self.unit == "%" else 4  # of the headline in tables
+        # The default margin is half a point of a percentage: no value of another metric is equivalent by it.
+        if self.unit != "%" and self.study.margin == StudyConfig.margin:
+            self.study = replace(self.study, margin=0.0)
         # What else was measured, by runs that recorded units; the loss has columns of its own.
         units = {name: unit for run in runs for name, unit in run["metric_units"].items()}
         self.others = [

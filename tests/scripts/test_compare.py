@@ -61,19 +61,20 @@ def test_each_column_has_its_own_numbers(tmp_path: Path) -> None:
 def test_where_lower_is_better_the_smaller_headline_wins(tmp_path: Path) -> None:
     """Verdict, claim, choice on val and the other metrics of a sweep whose runs were judged by the Brier score."""
     units = {"loss": "", "brier": "", "ece": "%"}
-    for keep_prob, brier in ((1.0, 0.4), (0.9, 0.3), (0.8, 0.5)):
+    for keep_prob, brier in ((1.0, 0.4), (0.9, 0.3), (0.8, 0.5), (0.7, 0.4)):
         for seed in (1, 2, 3):
             name = "none" if keep_prob == 1 else "dropblock"
             knobs = [] if keep_prob == 1 else [f"keep_prob={keep_prob}", "groups=[4]", "block_size=7"]
             plan = plan_of(f"regularizer={name}", "data=digits", f"seed={seed}", *knobs)
-            value = brier + 0.001 * seed + 0.0002 * (seed == 2) * keep_prob
+            value = brier + 0.001 * seed + 0.0002 * (seed == 2) * keep_prob + 0.02 * (seed - 2) * (keep_prob == 0.7)
             last = {"epoch": 5, "test/brier": value, "val/brier": value, "test/ece": 10 * value, "test/loss": 1.0}
             run = recorded(write_run(tmp_path, plan, 80.0, 5), headline="brier", last=last, peak=last, best=last)
             folder = note(tmp_path, plan, recorded(run, metric_units=units, lower_is_better=["loss", "brier", "ece"]))
     claim = ClaimConfig("0.9 beats 0.8", "keep_prob", "0.9", "0.8")
     sweep = compare(asking(read_sweep(folder), claim))
     by_keep_prob = {row["keep_prob"]: row for row in sweep.rows}
-    assert {kp: row["verdict"] for kp, row in by_keep_prob.items()} == {None: "", 0.9: "better", 0.8: "worse"}
+    verdicts = {None: "", 0.9: "better", 0.8: "worse", 0.7: "not resolved"}  # no half a point of a Brier score
+    assert {kp: row["verdict"] for kp, row in by_keep_prob.items()} == verdicts
     assert best_on_val(sweep.rows) is by_keep_prob[0.9]
     (answer,) = answers(sweep)
     assert (answer["verdict"], answer["difference"].mean < 0) == ("better", True)
