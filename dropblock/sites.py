@@ -178,17 +178,22 @@ def inputs_of(example: object) -> tuple[Tensor, ...]:
 
 
 def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """The output of a network in evaluation mode.
+    """The output of a network in evaluation mode, without gradients; it is left as it was, whatever happens.
 
     Raises:
         ValueError: if it does not take these inputs.
     """
+    was_training = {module: module.training for module in model.modules()}
     try:
-        return model.eval()(*inputs)
+        with torch.no_grad():
+            return model.eval()(*inputs)
     except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
         shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{type(model).__name__} does not run on the example of shape {shapes}: {reason}") from error
+    finally:
+        for part, training in was_training.items():
+            part.training = training
 
 
 def map_sizes(
@@ -217,17 +222,13 @@ def map_sizes(
 
         return hook
 
-    # One forward pass with hooks on the sites; modes are put back whatever happens.
+    # One forward pass with hooks on the sites.
     handles = [site.register_forward_pre_hook(remember(name), with_kwargs=True) for name, site in sites.items()]
-    was_training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            run(model, inputs_of(example))
+        run(model, inputs_of(example))
     finally:
         for handle in handles:
             handle.remove()
-        for part, training in was_training.items():
-            part.training = training
 
     # A site of the body is met once. Twice would be one mask for two places; never, a layer that drops nothing.
     for name, seen in calls.items():

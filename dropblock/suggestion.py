@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -68,15 +67,12 @@ class Graph(TorchFunctionMode):
         for x in inputs:
             self.enter(x, [])
         handles = [m.register_forward_hook(partial(self.left, path)) for path, m in model.named_modules() if path]
-        was_training = {module: module.training for module in model.modules()}
         try:
-            with torch.no_grad(), self:
+            with self:
                 self.outputs = self.nodes_in(run(model, inputs))
         finally:
             for handle in handles:
                 handle.remove()
-            for part, training in was_training.items():
-                part.training = training
 
     def left(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
         """Hook: a module has returned."""

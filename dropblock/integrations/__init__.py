@@ -68,13 +68,12 @@ class TrainedLayers:
             return
         network = trained.get_submodule(self.network)
         example = self.example.to(next(network.parameters()))
-        if kept := installed_layers(network):
+        if installed_layers(network):
             given = {"block_size": self.block_size != BLOCK_SIZE, "places": self.places is not None}
             given["sites"] = self.sites is not in_groups_3_and_4
             if ignored := [name for name, changed in given.items() if changed]:
                 warnings.warn(
-                    f"the network has {len(kept)} layers, which are kept: {' and '.join(ignored)} of the callback "
-                    "count for nothing",
+                    f"the network's own layers are kept, without {' and '.join(ignored)} of the callback",
                     stacklevel=2,
                 )
         else:

@@ -126,6 +126,8 @@ def test_layers_that_are_there_stay_and_a_run_without_an_end_is_refused(lightnin
     callback = lightning(EXAMPLE, 0.8, network="net", schedule="constant")
     callback.install(model)
     assert [type(layer) for layer in installed_layers(model)] == [Dropout]
+    with pytest.warns(UserWarning, match="without block_size and sites"):
+        lightning(EXAMPLE, 0.8, 3, network="net", sites=lambda site: True).install(model)
     callback.before_batch(0, 10, 0, 0)
     for steps in (-1, float("inf")):
         with pytest.raises(ValueError, match="give the trainer max_steps"):
