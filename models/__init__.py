@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -38,6 +39,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "torchvision": build_torchvision,
     "timm": build_timm,
 }
+TYPES: dict[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str}  # of an option, as annotated
 ON_A_BODY = ("segmentation_fpn", "retinanet")  # weights from a file go into their ResNet
 
 
@@ -70,7 +72,8 @@ def build_model(
         options: what else the named family takes.
 
     Raises:
-        ValueError: for an unknown name, stem or option, a size below 1, or a file that does not fit.
+        ValueError: for an unknown name, stem or option, an option of another type, a size below 1, or a file that does
+            not fit.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model '{name}', choose one of {', '.join(MODELS)}")
@@ -83,10 +86,14 @@ def build_model(
     shape = {"num_classes": num_classes, "in_channels": in_channels, "width": width, "stem": stem}
     if zero_gamma:
         options["zero_gamma"] = True
-    for key in options:
+    for key, given in options.items():
         if key not in taken:
             known = ", ".join(sorted(set(taken) - set(shape))) or "none"
             raise ValueError(f"model {name} takes no option '{key}', only {known}")
+        # A value of another type would fail somewhere inside, in words that name no option.
+        wanted, _, or_none = str(taken[key].annotation).partition(" | ")
+        if not isinstance(given, TYPES.get(wanted, object)) and not (or_none and given is None):
+            raise ValueError(f"model.options.{key}={given}: must be of type {wanted}")
     # The seed of the run decides the weights; a file replaces them afterwards.
     model = MODELS[name](**{key: value for key, value in shape.items() if key in taken}, **options)
     if pretrained is not None:

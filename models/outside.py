@@ -75,13 +75,15 @@ def with_sites(model: nn.Module, num_classes: int, places: Sequence[Mapping[str,
     """`declared`, with places as a YAML file has them.
 
     Raises:
-        ValueError: see `declared`; or a field that `dropblock.Place` does not have.
+        ValueError: see `declared`; or a field that `dropblock.Place` does not have, or a value that it refuses.
     """
-    known = [field.name for field in fields(Place)]
-    for place in places or ():
-        if not isinstance(place, Mapping) or not set(place) <= set(known) or "modules" not in place:
-            raise ValueError(f"model.options.places: {place}: a place has modules, and may have {', '.join(known[1:])}")
-    return declared(model, num_classes, None if places is None else [Place(**place) for place in places])
+    try:
+        own = None if places is None else [Place(**place) for place in places]
+    except (TypeError, ValueError) as error:
+        known = ", ".join(field.name for field in fields(Place)[1:])
+        text = f"model.options.places: {places}: a place has modules, and may have {known} ({error})"
+        raise ValueError(text) from error
+    return declared(model, num_classes, own)
 
 
 def declared(model: nn.Module, num_classes: int, places: Sequence[Place] | None = None) -> nn.Module:

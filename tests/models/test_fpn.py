@@ -179,6 +179,8 @@ def test_two_levels_of_one_size_have_masks_of_their_own_that_checkpointing_and_c
     [
         ({"body": "resnet51"}, "unknown body 'resnet51', choose one of resnet18, "),
         ({"head_depth": 0}, "head_depth must be at least 1"),
+        ({"head_depth": 1.5}, r"model\.options\.head_depth=1\.5: must be of type int"),
+        ({"bn_momentum": "small"}, r"model\.options\.bn_momentum=small: must be of type float"),
         ({"head_width": 0}, "head_width must be at least 1"),
         ({"fpn_width": 0}, "fpn_width must be at least 1"),
         ({"bn_momentum": 0.0}, "bn_momentum must lie in"),

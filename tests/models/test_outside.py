@@ -47,9 +47,9 @@ def test_wrong_values_are_reported() -> None:
         build_model("torchvision", num_classes=3, in_channels=1)
     with pytest.raises(ValueError, match="takes no option 'depth', only architecture, places"):
         build_model("torchvision", num_classes=3, depth=3)
-    for place in ({"module": "layer4"}, {"where": "after"}, "layer4"):
+    for places in ([{"module": "layer4"}], [{"where": "after"}], ["layer4"], 4, [{"modules": "layer4", "group": "4"}]):
         with pytest.raises(ValueError, match=r"model\.options\.places: .*: a place has modules"):
-            build_model("torchvision", num_classes=3, architecture="resnet18", places=[place])
+            build_model("torchvision", num_classes=3, architecture="resnet18", places=places)
 
 
 def test_auxiliary_classifiers_learn() -> None:
