@@ -23,7 +23,7 @@ from dropblock.sites import Site, declared_sites, install
 from dropblock.suggestion import suggest
 from dropblock.table import DropRow, SiteRow, drops_text, site_table, table_text
 
-__version__ = "1.0.0"
+__version__ = "1.0.1"
 
 __all__ = [
     "LAYERS",
