@@ -3,7 +3,7 @@
 Writes into the folder of the sweep, or into DIR: report.html (one page with everything inside, to be opened or sent),
 report.md, report.csv (a line a row), runs.csv (a line a run), claims.csv where the sweep declares claims,
 under_drop.csv where there is drop at inference, the figures as PNG, and for TensorBoard a folder for each row with the
-mean over its seeds. Prints the table of results and how to read it.
+mean over its seeds. Prints the results, what was asked, and how to read them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from scripts.reporting.compare import baseline_of, compare
 from scripts.reporting.names import metric_label
 from scripts.reporting.runs import Record, Sweep
 from scripts.reporting.statistics import POWER, Difference
-from scripts.reporting.tables import all_tables, as_markdown, details, deviations_table, results
+from scripts.reporting.tables import all_tables, as_markdown, deviations_table, results
 
 DOTS_WIDTH, DOTS_HEIGHT = 190, 26  # pixels of the drawing of a difference
 
@@ -58,7 +58,6 @@ def content_of(sweep: Sweep) -> dict[str, Any]:
         "setting": setting_text(sweep),
         "results": results(sweep),
         "legend": legend(sweep),
-        "details": details(sweep),
         "tables": all_tables(sweep),
         "figures": [],
         "limitations": [*(sweep.study.limitations or at_sites(sweep)), *older_code(sweep)],

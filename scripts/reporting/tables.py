@@ -43,10 +43,11 @@ Table = dict[str, Any]
 
 
 def all_tables(sweep: Sweep) -> list[Table]:
-    """Every table after Results and the details that has a row, in the order of a report."""
+    """Every table after Results that has a row, in the order of a report: what was asked first."""
     made = [
         lost(sweep),
         claims(sweep),
+        details(sweep),
         tuning(sweep),
         other_metrics(sweep),
         beside_accuracy(sweep),

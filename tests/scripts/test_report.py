@@ -208,7 +208,7 @@ def test_cells_of_tables_are_sorted_as_numbers_and_escaped(four_seeds: Path) -> 
     content = content_of(read_sweep(four_seeds))
     content["tables"] = [table_of("<title>", ["", "x"], [["<b>", Spread((9.4, 9.6))], ["c", Spread((84.0, 85.0))]])]
     made = Page(page(content, four_seeds))
-    assert made.tables[2][1] == ["<b>", "9.50 ± 0.14"]
+    assert made.tables[1][1] == ["<b>", "9.50 ± 0.14"]
     assert made.values[-3::2] == ["9.5", "84.5"]  # numbers, so that 84.5 stands above 9.5
 
 
