@@ -82,7 +82,7 @@ class TunedRow:
         return [override for override in self.jobs[0].overrides if key_of(override) != "seed"]
 
     def key(self, method: str, knob: str) -> str:
-        """The override that sets a knob: its short name where the layer is alone and the row's file does not differ."""
+        """The override that sets a knob: its short name where the layer is alone and the row's file uses it."""
         key, row = f"regularizer.{method}.{knob}", tables.rows()[self.plan.experiment] if self.plan.experiment else {}
         alone = knob in LAYER_KNOBS and knob not in declared(method).options and len(self.plan.layers) == 1
         return knob if alone and key not in row else key
