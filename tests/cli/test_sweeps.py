@@ -360,8 +360,11 @@ def test_a_failing_job_is_reported_and_the_others_go_on(
     assert report.main([str(folder)]) == 0
     printed, whole = capsys.readouterr().out, (folder / "report.md").read_text()
     assert "3 runs done, 3 not (table Not in the numbers)." in printed
-    assert "## Not in the numbers" in whole
-    assert "## Not in the numbers" not in printed  # the terminal gets Results
+    # The terminal gets what stands before the details: results, and what is missing from them.
+    assert whole.startswith(printed.partition("\n\nthe whole report: ")[0])
+    for title, shown in (("Results", True), ("Not in the numbers", True), ("Each row in detail", False)):
+        assert f"## {title}" in whole
+        assert (f"## {title}" in printed) == shown
 
 
 @pytest.mark.parametrize(
