@@ -37,7 +37,7 @@ from configs.checking import UserError
 from configs.command_line import read_values
 from configs.evaluation import EvaluationConfig
 from engine import cpu
-from engine.console import metric_text, survive_lost_output, table, table_rows
+from engine.console import metric_text, prepare_output, table, table_rows
 from engine.signals import interrupt_held
 from experiment.outcome import report_error
 from experiment.source import NetworkSource
@@ -158,5 +158,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    survive_lost_output()
+    prepare_output()
     sys.exit(main(sys.argv[1:]))

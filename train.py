@@ -16,7 +16,7 @@ from configs.checking import UserError
 from configs.command_line import check_arguments
 from configs.help import help_text
 from engine import cpu
-from engine.console import survive_lost_output
+from engine.console import prepare_output
 from experiment.command import run_command
 from experiment.outcome import report_error
 
@@ -35,5 +35,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     faulthandler.enable()  # a crash in native code names the line of Python that led there
-    survive_lost_output()
+    prepare_output()
     sys.exit(main(sys.argv[1:]))

@@ -42,8 +42,14 @@ class SurvivingStream:
             return None
 
 
-def survive_lost_output() -> None:
-    """Keep a program going when its output is no longer read (`train.py | head`, a closed terminal)."""
+def prepare_output() -> None:
+    """Keep a program going when its output is no longer read, and let one of its ranks speak for all.
+
+    The first for `train.py | head` and a closed terminal. Under torchrun every process runs the whole program: standard
+    output is the main rank's, errors are those of each.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # as long as the program
     sys.stdout, sys.stderr = SurvivingStream(sys.stdout), SurvivingStream(sys.stderr)
 
 

@@ -108,8 +108,8 @@ def run_command(arguments: Arguments) -> int:
             if any(job.outcome is not None and job.outcome.ends_all for job in stage):
                 return close(sweep, began, pilots, made)
         jobs = tuning.table()
+        print(f"\nchosen by {counted(tuning.budget, 'pilot')} a row\n{tuning.text()}", flush=True)
         if os.environ.get("RANK", "0") == "0":
-            print(f"\nchosen by {counted(tuning.budget, 'pilot')} a row\n{tuning.text()}", flush=True)
             tuning.write(sweep)
         report_refused(jobs)
     run_grid(arguments, jobs, workers, sweep, began)

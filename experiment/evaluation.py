@@ -95,12 +95,25 @@ def evaluate(source: NetworkSource, wanted: EvaluationConfig | None = None, devi
 
 def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     """The metrics of a split and its finer tables, and whatever else is wanted, as plain values."""
+    # What is asked for is opened before the first pass, so that nothing is refused after one.
     task, loader = finished.task, finished.split(wanted.split, "split")
     wanted.check_task(task.name)
+    fitted_on = finished.split(wanted.temperature, "temperature") if wanted.temperature else None
+    points = product(wanted.block_size or [7], wanted.keep_prob or [0.9])
+    drops = [dropblock_in(finished, *at) for at in points if wanted.keep_prob or wanted.block_size]
+    averaged: list[list[LayerConfig]] = []
+    if wanted.samples is not None:
+        averaged = [[layer] for layer in drops] or [own_layers(finished, wanted.samples)]
+    strangers = None
+    if wanted.ood is not None:
+        strangers = outside(Path(wanted.ood), loader, finished.plan.data, cpu.cores_of_a_rank())
+    network = finished.network()[0]
+    columns = {column: column_of(network, column) for column in wanted.column}
+    cifar10c = cifar10c_of(finished, wanted)
 
     # The network as training evaluated it.
     began = time.perf_counter()
-    done = finished.measured(finished.network()[0], loader)
+    done = finished.measured(network, loader)
     seconds = time.perf_counter() - began
     result = {
         "checkpoint": described(finished.payload),
@@ -114,33 +127,32 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     }
 
     # After a temperature.
-    result["temperature"] = after_temperature(finished, loader, wanted.temperature) if wanted.temperature else None
+    result["temperature"] = None
+    if fitted_on is not None:
+        temperature = fitted_temperature(network, fitted_on, finished)
+        after = finished.measured(Tempered(network, temperature), loader).metrics
+        known = {"fitted_on": wanted.temperature, "images": fitted_on.num_samples, "value": temperature}
+        result["temperature"] = {**known, **after}
 
     # With DropBlock on: one mask for each layer and batch, drawn one after the other.
-    points = product(wanted.block_size or [7], wanted.keep_prob or [0.9])
-    drops = [dropblock_in(finished, *at) for at in points if wanted.keep_prob or wanted.block_size]
     result["under_drop"] = []
     for layer in drops if wanted.samples is None else ():
-        network, _ = finished.network(layer)
+        dropping, _ = finished.network(layer)
         torch.manual_seed(wanted.seed)
         at = {"keep_prob": layer.keep_prob, "block_size": layer.block_size}
-        result["under_drop"].append({**at, **finished.measured(network, loader).metrics})
+        result["under_drop"].append({**at, **finished.measured(dropping, loader).metrics})
 
     # The mean over many masks, of these layers or of the network's own.
-    averaged = []
-    if wanted.samples is not None:
-        averaged = [[layer] for layer in drops] or [own_layers(finished, wanted.samples)]
+    if wanted.samples is not None and finished.ranks.is_main:
         passes = wanted.samples * len(averaged)
-        if finished.ranks.is_main:
-            print(f"samples={wanted.samples}: {passes} passes over {done.images:,} images", end=", ")
-            print(f"about {duration(passes * seconds)}", flush=True)
+        took = f"about {duration(passes * seconds)}"
+        print(f"samples={wanted.samples}: {passes} passes over {done.images:,} images, {took}", flush=True)
     found = [sampled(finished, loader, layers, wanted.samples or 1, wanted.seed) for layers in averaged]
     result["sampled"] = [row for row, _ in found]
 
     # Images of none of the classes, by one prediction and by those means.
     result["outside"] = []
-    if wanted.ood is not None:
-        strangers = outside(Path(wanted.ood), loader, finished.plan.data, cpu.cores_of_a_rank())
+    if strangers is not None:
         for layers, (row, ours) in zip([[], *averaged], [sampled(finished, loader, [], 1), *found], strict=True):
             theirs = sampled(finished, strangers, layers, row["samples"], wanted.seed)[1]
             named = {name: row[name] for name in ("layers", "keep_prob", "block_size")}
@@ -148,12 +160,11 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
         result["outside"] = finished.ranks.gather(result["outside"])[0]  # the main rank has the scores of all
 
     # On corrupted images.
-    result["corrupted"] = corruption_rows(finished, loader, wanted)
+    result["corrupted"] = corruption_rows(finished, network, loader, wanted, cifar10c)
 
     # The columns of a FractalNet, each alone.
     result["columns"] = [
-        {"column": column, **finished.measured(column_of(finished.network()[0], column), loader).metrics}
-        for column in wanted.column
+        {"column": column, **finished.measured(alone, loader).metrics} for column, alone in columns.items()
     ]
     return result
 
@@ -264,29 +275,37 @@ def sampled(
     return {**named, "samples": samples, **done.metrics}, sampling.seen.scores
 
 
-def corruption_rows(finished: Finished, loader: Any, wanted: EvaluationConfig) -> list[dict[str, Any]]:
-    """The metrics on each corruption at each severity, and if the network has trained on images changed like that."""
+def corruption_rows(
+    finished: Finished, network: nn.Module, loader: Any, wanted: EvaluationConfig, cifar10c: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The metrics on each corruption at each severity, and if the network has trained on images changed like that.
+
+    Args:
+        cifar10c: the corruptions of CIFAR-10-C, see `cifar10c_of`.
+    """
     names = CORRUPTIONS if "all" in wanted.corruption else wanted.corruption
     severities = wanted.severity or DEFAULT_SEVERITIES
-    plan, (network, _) = finished.plan, finished.network()
+    plan = finished.plan
     known = {corruption for name in plan.regularizer for corruption in declared(name).corruptions}
     known |= {"brightness", "contrast"} if plan.recipe.augment.photometric else set()
     rows = []
     for name, severity in product(names, severities):
         done = finished.measured(network, corrupted(loader, name, severity, wanted.seed))
         rows.append({"corruption": name, "severity": severity, "trained_on": name in known, **done.metrics})
-    if wanted.cifar10c is None:
-        return rows
-
-    # The images of CIFAR-10-C.
-    root = Path(wanted.cifar10c)
-    if finished.data.classes != CLASSES or wanted.split != "test":
-        raise UserError(f"cifar10c={root}: for networks of CIFAR-10, and on test")
-    for name, severity in product(corruptions_in(root), severities):
-        done = finished.measured(network, corrupted_cifar(root, name, severity, loader))
+    for name, severity in product(cifar10c, severities):
+        done = finished.measured(network, corrupted_cifar(Path(wanted.cifar10c or ""), name, severity, loader))
         named = {"corruption": f"CIFAR-10-C {name}", "severity": severity, "trained_on": name in known}
         rows.append({**named, **done.metrics})
     return rows
+
+
+def cifar10c_of(finished: Finished, wanted: EvaluationConfig) -> list[str]:
+    """The corruptions of CIFAR-10-C that are asked for, none without `cifar10c=`."""
+    if wanted.cifar10c is None:
+        return []
+    if finished.data.classes != CLASSES or wanted.split != "test":
+        raise UserError(f"cifar10c={wanted.cifar10c}: for networks of CIFAR-10, and on test")
+    return corruptions_in(Path(wanted.cifar10c))
 
 
 def column_of(model: Any, column: int) -> nn.Module:
@@ -296,14 +315,6 @@ def column_of(model: Any, column: int) -> nn.Module:
     if not 1 <= column <= model.depth:
         raise UserError(f"column={column}: this network has the columns 1 to {model.depth}")
     return model.column(column).eval()
-
-
-def after_temperature(finished: Finished, loader: Any, split: str) -> dict[str, Any]:
-    """The metrics of a split after a temperature that is fitted on another one."""
-    fitted_on, (network, _) = finished.split(split, "temperature"), finished.network()
-    value = fitted_temperature(network, fitted_on, finished)
-    after = finished.measured(Tempered(network, value), loader)
-    return {"fitted_on": split, "images": fitted_on.num_samples, "value": value, **after.metrics}
 
 
 class Tempered(nn.Module):

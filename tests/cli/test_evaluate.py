@@ -115,6 +115,27 @@ def test_corrupted_and_other_images(run: RunDirectory, tmp_path: Path, capsys: p
     assert "jpeg (trained on)" not in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        ("column=1", "only a FractalNet has columns"),
+        ("ood={empty}", "holds no image"),
+        ("cifar10c={empty}", "for networks of CIFAR-10"),
+    ],
+)
+def test_what_the_run_cannot_be_asked_for_is_refused_before_the_first_pass(
+    run: RunDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    culprit: str,
+) -> None:
+    monkeypatch.setattr("experiment.evaluation.pass_over", lambda *_: pytest.fail("a pass was made"))
+    assert main([str(run.path), words.format(empty=tmp_path), "device=cpu"]) == 2
+    assert culprit in capsys.readouterr().err
+
+
 def test_the_temperature_minimises_the_loss() -> None:
     """As scipy finds it; labels that follow the logits at temperature 2.5, so that the minimum is near it."""
     torch.manual_seed(0)

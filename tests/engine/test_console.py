@@ -37,6 +37,20 @@ def test_a_program_whose_output_is_closed_ends_well(program: str) -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
+def test_one_rank_prints_for_all_and_each_says_what_ends_it() -> None:
+    for words, code in (("--help", 0), ("keep_prob=2", 2)):
+        outputs = []
+        for rank in ("0", "1"):
+            of = {**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
+            command = [sys.executable, "train.py", words]
+            ended = subprocess.run(command, cwd=ROOT, env=of, capture_output=True, text=True, check=False)
+            assert ended.returncode == code
+            assert ("keep_prob=2" in ended.stderr) == (code == 2)
+            outputs.append(ended.stdout)
+        assert outputs[1] == ""
+        assert (outputs[0] != "") == (code == 0)
+
+
 def test_a_metric_is_shown_in_its_unit() -> None:
     assert [metric_text(*given) for given in ((0.5, ""), (41.256, "%"), (12.0,), (0.25, "nats"))] == [
         "0.5000",
