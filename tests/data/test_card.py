@@ -123,6 +123,19 @@ def test_of_many_files_a_fixed_choice_is_looked_at(photos: Path, monkeypatch: py
     assert card["shared"]["test"]["images"] == 1  # by its name
 
 
+def test_one_of_many_files_that_begin_alike_is_found_again(photos: Path) -> None:
+    """Uncompressed images with a dark border: equal sizes, equal first bytes."""
+    for i in range(8):
+        pixels = np.zeros((48, 48, 3), np.uint8)
+        pixels[:10] = 30 * i  # a BMP holds its rows from the last to the first
+        Image.fromarray(pixels).save(photos / "train" / "a" / f"dark{i}.bmp")
+    shutil.copy(photos / "train" / "a" / "dark7.bmp", photos / "test" / "b" / "again.bmp")
+    pixels[:10] = 255
+    Image.fromarray(pixels).save(photos / "test" / "a" / "another.bmp")
+    shared = card_of(folder(photos))["shared"]["test"]
+    assert shared == {"images": 1, "example": str(photos / "test" / "b" / "again.bmp")}
+
+
 def test_imbalance_and_single_images_are_noted(photos: Path) -> None:
     assert not noted(folder(photos), "% of the training images")
     for file in list((photos / "train" / "b").iterdir())[1:]:
