@@ -41,10 +41,11 @@ def last_entries(run: Path) -> dict[str, Any]:
     return values
 
 
-def headline(values: dict[str, Any]) -> str:
-    """The first metric of the latest evaluation on test that is no loss."""
-    names = [name for name in values if name.startswith("test/") and "loss" not in name]
-    return f"{names[0]} {values[names[0]]:.2f}" if names else ""
+def headline(job: Job, values: dict[str, Any]) -> str:
+    """The headline of the latest evaluation on test: the metric that the plan names, or the first that is no loss."""
+    named = job.plan.headline if job.plan is not None else None
+    names = [f"test/{named}"] if named else [name for name in values if name.startswith("test/") and "loss" not in name]
+    return f"{names[0]} {values[names[0]]:.4g}" if names and names[0] in values else ""
 
 
 class SweepProgress:
@@ -90,7 +91,7 @@ class SweepProgress:
             elif job.number in self.seen_at:
                 what += f" in {duration(time.monotonic() - self.seen_at[job.number])}"
         if what.startswith(DONE):
-            more = headline(last_entries(job.run))
+            more = headline(job, last_entries(job.run))
         count = f"[{len(self.ended)}/{len(self.jobs)}]"
         self._line("  ".join(filter(None, (count, self._name(job), what, more))))
 
@@ -123,7 +124,7 @@ class SweepProgress:
                 )
             loss = f"loss {values['train/loss']:.3f}" if "train/loss" in values else ""
             bar = self.bars[job.number]
-            bar.set_postfix_str("  ".join(filter(None, (loss, headline(values)))), refresh=False)
+            bar.set_postfix_str("  ".join(filter(None, (loss, headline(job, values)))), refresh=False)
             bar.n = self.epochs[job.number]
             bar.refresh()
 

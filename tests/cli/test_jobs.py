@@ -26,7 +26,7 @@ from experiment import shares
 from experiment.job import run_job
 from experiment.outcome import Job
 from experiment.pool import Pool
-from experiment.progress import SweepProgress, last_entries
+from experiment.progress import SweepProgress, headline, last_entries
 from experiment.shares import at_a_time, count_of, environment_of
 from experiment.sweep import read_notes, summary_text
 from tests.comparison import assert_identical
@@ -247,6 +247,13 @@ def test_progress_counts_and_foresees(tmp_path: Path, monkeypatch: pytest.Monkey
         progress.event(jobs[3], "DONE")
         assert "DONE before" in lines[-1]
     assert last_entries(tmp_path / "nowhere") == {}
+
+
+def test_progress_shows_the_metric_that_is_asked_for() -> None:
+    values = {"train/loss": 2.0, "test/loss": 1.0, "test/top1": 72.8152, "test/brier": 0.30213}
+    assert headline(job_of(0), values) == "test/top1 72.82"
+    assert headline(job_of(0, "headline=brier"), values) == "test/brier 0.3021"
+    assert headline(job_of(0), {"train/loss": 2.0}) == headline(job_of(0, "headline=brier"), {}) == ""
 
 
 def test_progress_shows_a_bar_for_each_running_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
