@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import functional as colours
 
 from data.decode import Pixels, check_size
 from data.draws import BRIGHTNESS, CONTRAST, FLIP, LEFT, SATURATION, SCALE, TOP, Draws
@@ -164,6 +163,8 @@ def placed(sample: Sample, place: Placement, smallest: float) -> Sample:
 
 def recolour(sample: Sample, draws: Draws | None, *, strength: float) -> Sample:
     """Multiply brightness, then contrast, then saturation by U(1 - strength, 1 + strength) each; 0 changes nothing."""
+    from torchvision.transforms.v2 import functional as colours
+
     assert draws is not None
     if strength == 0:
         return sample

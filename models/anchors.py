@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 SCALE = 4.0  # side of the smallest square anchor in strides
 OCTAVES = 3  # sizes between two levels
@@ -43,6 +42,8 @@ class Anchors:
         self.known: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, maps: Sequence[Tensor]) -> Tensor:
+        from torchvision.models.detection.anchor_utils import AnchorGenerator
+
         device = maps[0].device
         sizes = [tuple(x.shape[-2:]) for x in maps]
         key = (device, *sizes)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from dropblock.sites import Site
 from models.resnet import UNITS, ResNet
@@ -91,34 +89,6 @@ class PyramidNetwork(nn.Module):
         return self.fpn(self.body.stages(x)[1:])
 
 
-class BilinearFeaturePyramid(FeaturePyramidNetwork):
-    """torchvision's pyramid with bilinear resizing by position from the top down, for maps that do not halve.
-
-    At 513 pixels the maps have 65, 33 and 17 pixels a side.
-    """
-
-    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        laterals = [lateral(maps) for lateral, maps in zip(self.inner_blocks, x.values(), strict=True)]
-        for i in range(len(laterals) - 1, 0, -1):
-            laterals[i - 1] = laterals[i - 1] + resize(laterals[i], laterals[i - 1], 2)
-        outputs = [conv(lateral) for conv, lateral in zip(self.layer_blocks, laterals, strict=True)]
-        return OrderedDict(zip(x, outputs, strict=True))
-
-
-def resize(x: Tensor, like: Tensor, factor: int) -> Tensor:
-    """Bilinear resizing to the height and width of `like`, whose position `factor` j is position j of `x`.
-
-    A convolution of stride 2 leaves the positions 0, 2, 4, ..., whatever the size. The released code aligns the corners
-    instead; the two are the same where the last position is one of these, as at its 513 pixels. Beyond the last
-    position of `x` its value stands.
-    """
-    height, width = (factor * (side - 1) + 1 for side in x.shape[-2:])
-    between = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
-    if between.shape[-2:] == like.shape[-2:]:  # the released code's network, to the last bit
-        return between
-    return F.pad(between, (0, like.shape[-1] - width, 0, like.shape[-2] - height), mode="replicate")
-
-
 class FeaturePyramid(nn.Module):
     """C3, C4, C5 -> one map a level with `width` channels, each through the BN of its level (no ReLU).
 
@@ -133,11 +103,14 @@ class FeaturePyramid(nn.Module):
     def __init__(self, channels: Sequence[int], width: int, coarse: bool, bilinear: bool) -> None:
         super().__init__()
         _require_channels("fpn_width", width)
+        from torchvision.ops import FeaturePyramidNetwork
+        from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
         if coarse and bilinear:
             raise ValueError("a bilinear pyramid has no coarse levels")
-        pyramid = BilinearFeaturePyramid if bilinear else FeaturePyramidNetwork
+        self.bilinear = bilinear
         # Equal widths in and out tell LastLevelP6P7 to read P5, not C5.
-        self.fpn = pyramid(list(channels), width, LastLevelP6P7(width, width) if coarse else None)
+        self.fpn = FeaturePyramidNetwork(list(channels), width, LastLevelP6P7(width, width) if coarse else None)
         # torchvision starts all of them Kaiming-uniform with a = 1; that is Glorot only where in and out are equal.
         for lateral in self.fpn.inner_blocks:
             nn.init.xavier_uniform_(lateral[0].weight)
@@ -145,8 +118,36 @@ class FeaturePyramid(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(self.levels))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        named = OrderedDict((str(level), x) for level, x in enumerate(maps))
-        return [norm(x) for norm, x in zip(self.norms, self.fpn(named).values(), strict=True)]
+        if self.bilinear:
+            outputs = bilinear_pyramid(self.fpn, maps)
+        else:
+            outputs = [*self.fpn(OrderedDict((str(level), x) for level, x in enumerate(maps))).values()]
+        return [norm(x) for norm, x in zip(self.norms, outputs, strict=True)]
+
+
+def bilinear_pyramid(fpn: Any, maps: Sequence[Tensor]) -> list[Tensor]:
+    """torchvision's pyramid with bilinear resizing by position from the top down, for maps that do not halve.
+
+    At 513 pixels the maps have 65, 33 and 17 pixels a side.
+    """
+    laterals = [lateral(x) for lateral, x in zip(fpn.inner_blocks, maps, strict=True)]
+    for i in range(len(laterals) - 1, 0, -1):
+        laterals[i - 1] = laterals[i - 1] + resize(laterals[i], laterals[i - 1], 2)
+    return [conv(lateral) for conv, lateral in zip(fpn.layer_blocks, laterals, strict=True)]
+
+
+def resize(x: Tensor, like: Tensor, factor: int) -> Tensor:
+    """Bilinear resizing to the height and width of `like`, whose position `factor` j is position j of `x`.
+
+    A convolution of stride 2 leaves the positions 0, 2, 4, ..., whatever the size. The released code aligns the corners
+    instead; the two are the same where the last position is one of these, as at its 513 pixels. Beyond the last
+    position of `x` its value stands.
+    """
+    height, width = (factor * (side - 1) + 1 for side in x.shape[-2:])
+    between = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
+    if between.shape[-2:] == like.shape[-2:]:  # the released code's network, to the last bit
+        return between
+    return F.pad(between, (0, like.shape[-1] - width, 0, like.shape[-2] - height), mode="replicate")
 
 
 class SharedTower(nn.Module):

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
 
 BACKGROUND = -1
 POSITIVE_IOU = 0.5
@@ -55,6 +54,8 @@ def match(anchors: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
     Returns:
         (A,) int64. On a GPU nothing waits for the device.
     """
+    from torchvision.ops import box_iou
+
     # Where looking costs nothing, the padding is left out before it is compared with every anchor.
     numbers = torch.arange(len(boxes), device=boxes.device)
     if boxes.device.type == "cpu":
@@ -102,6 +103,8 @@ def detect(class_logits: Tensor, box_deltas: Tensor, anchors: Tensor, score_thre
         box_deltas, anchors: (A, 4).
         score_threshold: pairs below it are left out.
     """
+    from torchvision.ops import batched_nms
+
     scores = class_logits.float().sigmoid().flatten()
     scores, pairs = scores.topk(min(CANDIDATES, len(scores)))
     above = scores > score_threshold

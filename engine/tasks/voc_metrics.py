@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.ops import box_iou
 
 LEAST_IOU = 0.5
 
@@ -59,6 +58,8 @@ def average_precision(
 
 def _best_objects(objects: Sequence[dict[str, Any]], rows: NDArray[np.float64]) -> NDArray[np.int64]:
     """(N,) the object of the same image and category that each detection overlaps most, -1 below an IoU of 0.5."""
+    from torchvision.ops import box_iou
+
     of_image: dict[int, list[int]] = {}
     for number, annotation in enumerate(objects):
         of_image.setdefault(annotation["image_id"], []).append(number)

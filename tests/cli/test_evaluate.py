@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from engine.run_directory import RunDirectory
 from evaluate import main, read_request, result_text
 from experiment.evaluation import Tempered, fitted_temperature, trained
 from experiment.sampling import SCORES
+from tests.conftest import ROOT
 from tests.last_of_each import last_of_each
 from train import main as train_main
 
@@ -113,6 +116,15 @@ def test_corrupted_and_other_images(run: RunDirectory, tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert "contrast (trained on)" in printed
     assert "jpeg (trained on)" not in printed
+
+
+def test_an_evaluation_does_not_wait_for_what_it_does_not_need(run: RunDirectory) -> None:
+    """Importing torchvision imports torch.compile as well, and takes as long as importing torch."""
+    late = "{'torchvision', 'torch._dynamo', 'hydra', 'tensorboard', 'matplotlib'} & {*sys.modules}"
+    done = f"evaluate.main([{str(run.path)!r}, 'device=cpu'])"
+    code = f"import sys, evaluate; code = {done}; sys.exit(', '.join({late}) or code)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

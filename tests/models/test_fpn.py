@@ -13,7 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from dropblock import DropBlock2d
 from models import build_model
-from models.fpn import BilinearFeaturePyramid, FeaturePyramid, SharedTower, resize
+from models.fpn import FeaturePyramid, SharedTower, bilinear_pyramid, resize
 
 
 def maps(*sides: int, channels: tuple[int, ...] = (4, 6, 8)) -> list[Tensor]:
@@ -46,17 +46,20 @@ def test_strides_are_what_the_maps_show(stem: str, strides: tuple[int, ...]) -> 
 
 def test_a_bilinear_pyramid_differs_from_torchvisions_in_the_resizing_only() -> None:
     torch.manual_seed(0)
-    ours, theirs = BilinearFeaturePyramid([4, 6, 8], 5), FeaturePyramidNetwork([4, 6, 8], 5)
-    theirs.load_state_dict(ours.state_dict())
-    flat = OrderedDict((str(i), x.mean((2, 3), keepdim=True).expand_as(x)) for i, x in enumerate(maps(9, 5, 3)))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours(flat).values(), theirs(flat).values(), strict=True))
-    x = OrderedDict((str(i), x) for i, x in enumerate(maps(9, 5, 3)))
-    c3, c4, c5 = (block(y) for block, y in zip(ours.inner_blocks, x.values(), strict=True))
+    fpn = FeaturePyramidNetwork([4, 6, 8], 5)
+
+    def theirs(x: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [*fpn(OrderedDict((str(i), level) for i, level in enumerate(x))).values()]
+
+    flat = [x.mean((2, 3), keepdim=True).expand_as(x) for x in maps(9, 5, 3)]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(bilinear_pyramid(fpn, flat), theirs(flat), strict=True))
+    x = maps(9, 5, 3)
+    c3, c4, c5 = (block(y) for block, y in zip(fpn.inner_blocks, x, strict=True))
     c4 = c4 + F.interpolate(c5, (5, 5), mode="bilinear", align_corners=True)
     c3 = c3 + F.interpolate(c4, (9, 9), mode="bilinear", align_corners=True)
-    expected = [block(y) for block, y in zip(ours.layer_blocks, (c3, c4, c5), strict=True)]
-    assert all(torch.equal(a, b) for a, b in zip(ours(x).values(), expected, strict=True))
-    assert not torch.allclose(theirs(x)["0"], expected[0], atol=1e-3)
+    expected = [block(y) for block, y in zip(fpn.layer_blocks, (c3, c4, c5), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(bilinear_pyramid(fpn, x), expected, strict=True))
+    assert not torch.allclose(theirs(x)[0], expected[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "stride2", "small"])
