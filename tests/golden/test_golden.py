@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,17 +19,30 @@ TOLERANCE = {
 }
 
 
+# Of these `test_library.py` has the masks and the networks: whole runs are the long form.
+LONG = {
+    *("resnet18-dropblock-constant", "resnet18-spatial_dropout", "resnet18-drop_connect", "resnet50-drop_path"),
+    *("resnet50-stochastic_depth", "amoebanet-dropblock"),
+    *("resnet34", "resnet101", "resnet152", "fractalnet34", "fractalnet40"),
+}
+
+
+def forms(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, those of the long form marked slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in names]
+
+
 def committed(name: str) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((measure.HERE / f"{name}.json").read_text())
     return values
 
 
-@pytest.mark.parametrize("name", measure.RUNS)
+@pytest.mark.parametrize("name", forms(measure.RUNS))
 def test_first_losses(name: str) -> None:
     assert measure.losses(measure.RUNS[name]) == pytest.approx(committed("losses")[name], rel=TOLERANCE.get(name, 1e-5))
 
 
-@pytest.mark.parametrize("name", measure.NETWORKS)
+@pytest.mark.parametrize("name", forms(measure.NETWORKS))
 def test_parameters_and_sites(name: str) -> None:
     found = json.loads(json.dumps(measure.network(measure.NETWORKS[name])))
     assert found["parameters"] == committed("networks")[name]["parameters"]
