@@ -23,6 +23,7 @@ NAMES = {
 }
 UNITS = {"auroc": "%", "ap": "%", "fpr95": "%"}
 UNDIRECTED = ("value", "entropy", "mutual_information")
+CORRUPTED = "corrupted images"
 
 
 def columns_of(evaluations: Mapping[str, Mapping[str, Any]], headline: str) -> dict[str, float]:
@@ -63,6 +64,16 @@ def columns_of(evaluations: Mapping[str, Mapping[str, Any]], headline: str) -> d
             of = f"{text}/{outside_text(row, text)}: {SCORES[row['score']]} of {by}"
             found |= {f"{of}/{name}": row[name] for name in ("auroc", "ap", "fpr95")}
     return found
+
+
+def kind_of(what: str) -> tuple[str, str]:
+    """The kind of measurement that a column is of, and what else its line names: "other images (...)", "entropy"."""
+    if what == "after temperature":
+        return "after a temperature fitted on val", ""
+    if what.startswith("mean of "):
+        return what, ""
+    kind, between, of = what.partition(": ")
+    return (kind, of) if between else (CORRUPTED, what)
 
 
 def trainable() -> set[str]:

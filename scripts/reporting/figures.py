@@ -298,8 +298,8 @@ def reliability(sweep: Sweep, out: Path) -> None:
     rows = calibrated(sweep)
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
-    with drawing(out, columns, 1.2 + 2.5 * columns, 0.7 + 2.8 * lines, share=True, lines=lines) as (figure, panels):
-        for axes, row in zip(panels, rows, strict=False):
+    with drawing(out, columns, 1.2 + 2.5 * columns, 0.8 + 3.0 * lines, share=True, lines=lines) as (figure, panels):
+        for place, (axes, row) in enumerate(zip(panels, rows, strict=False)):
             # The bins of all runs together, in their order.
             sums: dict[str, np.ndarray] = {}
             for run in row["runs"]:
@@ -317,8 +317,10 @@ def reliability(sweep: Sweep, out: Path) -> None:
             axes.set_ylim(0, 103)
             axes.set_aspect("equal")
             axes.label_outer()
+            axes.tick_params(labelbottom=place + columns >= len(rows))
         for axes in panels[len(rows) :]:
             axes.set_axis_off()
+        figure.get_layout_engine().set(h_pad=0.07)  # type: ignore[union-attr] # titles of several lines reach the edge
         figure.supxlabel("confidence, the highest probability (%)", fontsize=10)
         figure.supylabel("top-1 accuracy (%)", fontsize=10)
 

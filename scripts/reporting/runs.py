@@ -26,6 +26,7 @@ from scripts.reporting.statistics import Spread
 
 MADE_UP = ("fake",)  # data sets whose accuracies say nothing
 MEASURED = ("last", "best", "peak")  # which epoch's metrics
+NOT_RUN = "NOT RUN"
 
 Record = dict[str, Any]
 Row = dict[str, Any]
@@ -379,7 +380,7 @@ def read_sweep(folder: Path) -> Sweep:
     refuse_changed_data([*(run for row in rows for run in row["runs"]), *pilots, *found])
     tuning = RunDirectory(folder).read("tuning.json")
     sweep = Sweep(folder.resolve().name, rows, lost, study, rows_of(pilots), tuning)
-    sweep.lost += [(job, "NOT RUN", "") for job in not_run(folder, names, rows)]
+    sweep.lost += not_noted(folder, names, rows)
     return sweep
 
 
@@ -460,21 +461,28 @@ def study_of(sweep: str | None) -> StudyConfig:
     return check(tables.study_of(sweep), StudyConfig)
 
 
-def not_run(folder: Path, noted: Sequence[str], rows: Sequence[Row]) -> list[str]:
+def not_noted(folder: Path, noted: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     """The jobs of a sweep that have left no note in its folder: its plans minus the runs found.
 
     Args:
         folder: the folder of the sweep, where jobs.json lists the jobs of all its commands.
         noted: `place_in_notes` of every job that has left one.
         rows: the rows found. Without jobs.json, as for sweeps of earlier versions, each is expected in every seed.
+
+    Returns:
+        the name of each, its status, and what else there is to say.
     """
     listed = RunDirectory(folder).read("jobs.json")
     if listed is not None:
-        return [job_name(job) for job in listed if place_in_notes(Path(job["run"])) not in noted]
+        left = [job for job in listed if place_in_notes(Path(job["run"])) not in noted]
+        runs = [RunDirectory(place_of(folder, Path(job["run"]))) for job in left]
+        status = [run.status().get("status", NOT_RUN) for run in runs]
+        done = ("NOT LISTED", "done; the command that began it lists it when it is run again")
+        return [(job_name(job), *(done if of == DONE else (of, ""))) for job, of in zip(left, status, strict=True)]
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
     expected = [(row, seed, row["runs"][0]["path"].with_name(f"seed-{seed}")) for row in rows for seed in seeds]
     return [
-        f"{row['label']} seed {seed}"
+        (f"{row['label']} seed {seed}", NOT_RUN, "")
         for row, seed, run in expected
         if seed not in row["seeds"] and place_in_notes(run) not in noted
     ]

@@ -50,7 +50,7 @@ def all_tables(sweep: Sweep) -> list[Table]:
         details(sweep),
         tuning(sweep),
         other_metrics(sweep),
-        beside_accuracy(sweep),
+        *beside_accuracy(sweep),
         chosen_on_val(sweep, "keep_prob"),
         chosen_on_val(sweep, "block_size"),
         pilots(sweep),
@@ -305,37 +305,54 @@ def other_metrics(sweep: Sweep) -> Table:
     return table_of("Beside the headline", heads, rows, note=note)
 
 
-def beside_accuracy(sweep: Sweep) -> Table:
-    """The evaluations of the runs: a line for every number, a column for every row; no verdicts."""
-    marked, rows = False, list[list[object]]()
+def beside_accuracy(sweep: Sweep) -> list[Table]:
+    """The evaluations of the runs, a table for each kind: a line for every number, a column for every row."""
+    run, marked = sweep.runs[0], False
+    kinds: dict[str, list[list[object]]] = {}
+    shown: dict[str, list[object]] = {}  # the values of all runs in each line
     for column in dict.fromkeys(column for run in sweep.runs for column in run["beside"]):
-        _, what, metric = column.rsplit("/", 2)
-        run = sweep.runs[0]
-        name = beside.NAMES.get(metric) or metric_label(metric, run)
+        text, what, metric = column.rsplit("/", 2)
+        kind, of = beside.kind_of(what)
         down = metric == "fpr95" or metric in run["lower_is_better"]
         arrow = "" if metric in beside.UNDIRECTED else " ↓" if down else " ↑"
-        digits = 2 if {**run["metric_units"], **beside.UNITS}.get(metric) == "%" else 4
+        name = f"{of and f'{of}: '}{beside.NAMES.get(metric) or metric_label(metric, run)}{arrow}"
 
-        line: list[object] = [f"{what}: {name}{arrow}"]
+        # Two evaluations may measure the same, as `samples=10` and `ood=FOLDER samples=10` do; else each is named.
+        values = [run.get(column) for run in sweep.runs]
+        if shown.setdefault(f"{kind}/{name}", values) != values:
+            name += f", by {text}"
+        elif any(line[0] == name for line in kinds.get(kind, ())):
+            continue
+
+        digits = 2 if {**run["metric_units"], **beside.UNITS}.get(metric) == "%" else 4
+        line: list[object] = [name]
         for row in sweep.rows:
             value, base = spread(row, column), baseline_of(sweep, row)
-            of = None if base is None or base is row else paired(by_seed(row, column), by_seed(base, column))
+            paired_with = None if base is None or base is row else paired(by_seed(row, column), by_seed(base, column))
             trained = any(beside.trained_on(run["evaluations"], what) for run in row["runs"])
             marked |= trained
             parts = [f"{value.text(digits)}{'†' if trained else ''}"] if value else []
-            parts += [f"({difference_text(of, row, digits)})"] if of else []
+            parts += [f"({difference_text(paired_with, row, digits)})"] if paired_with else []
             line.append(cell(value, " ".join(parts), lines=parts))
-        rows.append(line)
-    note = (
-        "On test, after the last epoch; in brackets the difference from the baseline, paired by seed, with its 95 % "
-        "interval; corruptions of this project, means over severities. Secondary: the intervals are not corrected for "
-        "the number of comparisons, and no verdict rests on them."
-    )
-    if marked:
-        note += " †: the row trained on images changed like that."
-    if named := sweep.study.evaluations:
-        note += f" Named in the sweep's file: {', '.join(f'`{text}`' for text in named)}."
-    return table_of("Beside accuracy", ["", *(row["label"] for row in sweep.rows)], rows, note=note)
+        kinds.setdefault(kind, []).append(line)
+
+    heads = ["", *(row["label"] for row in sweep.rows)]
+    tables = [table_of(f"Beside accuracy: {kind}", heads, lines) for kind, lines in kinds.items()]
+    for table in tables:
+        if beside.CORRUPTED in table["title"]:
+            table["note"] = "Corruptions of this project, means over severities." + (
+                " †: the row trained on images changed like that." if marked else ""
+            )
+    if tables:
+        named = ", ".join(f"`{text}`" for text in sweep.study.evaluations)
+        tables[0]["note"] = (
+            "This table and those that follow under *Beside accuracy*: on test, after the last epoch; in brackets the "
+            "difference from the baseline, paired by seed, with its 95 % interval. Secondary: the intervals are not "
+            "corrected for the number of comparisons, and no verdict rests on them."
+            + (f" Named in the sweep's file: {named}." if named else "")
+            + (f" {tables[0]['note']}" if tables[0]["note"] else "")
+        )
+    return tables
 
 
 def chosen_on_val(sweep: Sweep, knob: str) -> Table:

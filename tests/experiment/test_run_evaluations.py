@@ -16,6 +16,7 @@ import experiment.evaluation
 from engine.run_directory import DONE, RunDirectory
 from engine.signals import Stopped
 from experiment.evaluation import results_of
+from scripts.reporting.beside import CORRUPTED
 from scripts.reporting.compare import compare
 from scripts.reporting.csv_files import runs_csv
 from scripts.reporting.figures import reliability
@@ -65,10 +66,23 @@ def test_evaluations_are_made_once_and_resumed(
     # The report has a line for every number, paired, and a reliability diagram.
     (folder,) = tmp_path.glob("sweeps/*")
     sweep = compare(read_sweep(folder))
-    table = as_markdown(beside_accuracy(sweep))
-    assert "after temperature: expected calibration error (%) ↓" in table
-    assert "mean of 2 masks of the row's own layers: predictive entropy (nats)" in table
-    assert "all corruptions: top-1 accuracy (%) ↑" in table
+    tables = {table["title"].removeprefix("Beside accuracy: "): as_markdown(table) for table in beside_accuracy(sweep)}
+    averaged = "mean of 2 masks of the row's own layers"
+    assert {*tables} == {"after a temperature fitted on val", averaged, CORRUPTED}
+    tempered, masks, corrupt = tables["after a temperature fitted on val"], tables[averaged], tables[CORRUPTED]
+    assert "| expected calibration error (%) ↓ |" in tempered
+    assert "| predictive entropy (nats) |" in masks
+    assert "| all corruptions: top-1 accuracy (%) ↑ |" in corrupt
+    # What two evaluations measure alike has one line; where their numbers differ, the second is named.
+    for run in sweep.runs:
+        again = {f"ood=there {column}": run[column] for column in run["beside"] if column.startswith("samples=2/")}
+        run.update(again, beside=[*run["beside"], *again])
+    place = [*tables].index(averaged)
+    assert as_markdown(beside_accuracy(sweep)[place]) == masks
+    sweep.runs[1][f"ood=there samples=2/{averaged}/loss"] += 1
+    more = as_markdown(beside_accuracy(sweep)[place])
+    assert len(more.splitlines()) == len(masks.splitlines()) + 1
+    assert "cross-entropy ↓, by ood=there samples=2 |" in more
     reliability(sweep, tmp_path / "reliability.png")
     lines = [*csv.DictReader(io.StringIO(runs_csv(sweep)))]
     after = made["temperature"]["temperature"]["loss"]

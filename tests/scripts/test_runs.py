@@ -12,6 +12,8 @@ import pytest
 
 from configs.checking import UserError
 from configs.paper import StudyConfig
+from engine.distributed import Ranks
+from engine.run_directory import RunDirectory
 from scripts import compare as compare_script
 from scripts.report import main
 from scripts.reporting.runs import (
@@ -262,6 +264,16 @@ def test_lost_jobs_are_counted_and_named(tmp_path: Path) -> None:
     list_jobs(folder, never)
     assert missing(read_sweep(folder)) == ["table1/dropblock (dropblock-b7-kp0.9-e40-123456/seed-1)"]
 
+    # One that another process trains just now, and one that was killed.
+    at_work = RunDirectory(tmp_path / "place" / "dropblock-b7-kp0.9-e40-123456" / "seed-1")
+    at_work.path.mkdir(parents=True)
+    with at_work.session(Ranks()):
+        at_work.set_status("RUNNING")
+        assert [status for _, status, _ in read_sweep(folder).lost] == ["RUNNING"]
+    at_work.set_status("RUNNING")
+    assert [status for _, status, _ in read_sweep(folder).lost] == ["KILLED"]
+    shutil.rmtree(at_work.path)
+
     # Failed, stopped before its record was written, never begun, and with a note that cannot be read.
     (done[0] / "summary.json").unlink()
     (done[0] / "status.json").write_text(json.dumps({"status": "FAILED"}))
@@ -275,9 +287,10 @@ def test_lost_jobs_are_counted_and_named(tmp_path: Path) -> None:
         ("FAILED", "seed-1"),
         ("NO RECORD", "seed-2"),
         ("NOT RUN", "seed-1"),
+        ("NOT LISTED", "seed-1"),
         ("UNREADABLE", "torn.json"),
     }
-    assert len(missing(sweep)) == 2
+    assert len(missing(sweep)) == 1
     assert main([str(folder)]) == 0
     text = (folder / "report.md").read_text()
     assert "1 run done, 5 not" in text
@@ -300,7 +313,7 @@ def test_every_missing_point_of_a_figure_is_counted_once(tmp_path: Path) -> None
     runs = {(run["experiment"], run["block_size"]): run["path"] for run in sweep.runs}
     for point in (("fig4/group4_conv_skip", 8), ("fig4/baseline", None)):
         noted(folder, runs[point]).unlink()
-    found = missing(read_sweep(folder))
+    found = sorted(job for job, status, _ in read_sweep(folder).lost if status == "NOT LISTED")
     assert [job.partition(" ")[0] for job in found] == ["fig4/baseline", "fig4/group4_conv_skip"]
 
 
