@@ -44,6 +44,7 @@ RELIABILITY = (
 )
 FEW_POINTS = 8  # of a line
 STYLE: Any = {
+    "figure.constrained_layout.h_pad": 0.07,  # in inches; by default titles touch the edge
     "font.size": 10,
     "text.color": INK,
     "axes.titlesize": 11,
@@ -320,7 +321,6 @@ def reliability(sweep: Sweep, out: Path) -> None:
             axes.tick_params(labelbottom=place + columns >= len(rows))
         for axes in panels[len(rows) :]:
             axes.set_axis_off()
-        figure.get_layout_engine().set(h_pad=0.07)  # type: ignore[union-attr] # titles of several lines reach the edge
         figure.supxlabel("confidence, the highest probability (%)", fontsize=10)
         figure.supylabel("top-1 accuracy (%)", fontsize=10)
 
