@@ -148,6 +148,7 @@ NOT_OF_IDENTITY = ("root", "download", "model_width", "on_bad_image")
 
 
 COARSEST_STRIDE = {"imagenet": 32, "stride2": 16, "small": 8}  # of the last group of a ResNet with this stem
+BRANCHES = ("drop_path", "stochastic_depth", "shakedrop")  # layers that drop whole residual branches
 
 # Changes of the code that moved the numbers of some plans: the revision, what changed, and the plans that it concerns.
 # These get a directory of their own; what was trained before keeps its revision, and its number.
@@ -172,6 +173,16 @@ REVISIONS: list[tuple[int, str, Callable[[Plan], bool]]] = [
         lambda plan: (
             plan.model.name.startswith(("segmentation_fpn", "retinanet"))
             and any("head" in (layer.groups or []) for layer in plan.layers)
+        ),
+    ),
+    (
+        5,
+        "drop path, stochastic depth, ShakeDrop and depth_rule=linear in EfficientNet, MobileNet and the like: a unit "
+        "without a shortcut is no branch to drop",
+        lambda plan: (
+            plan.model.library is not None
+            and not any(name in plan.model.name for name in ("resne", "regnet", "densenet", "convnext", "vgg"))
+            and any(layer.name in BRANCHES or layer.depth_rule == "linear" for layer in plan.layers)
         ),
     ),
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def declare_sites(model: nn.Module, places: Sequence[Place] | None = None) -> di
             hint = f"; near it: {', '.join(near)}" if near else ""
             kind = "slot that holds None" if place.where == "in" else "module"
             raise ValueError(f"no {kind} of {type(model).__name__} matches '{place.modules}'{hint}")
-        found.update(id(declare(place, *owner)) for owner in owners)
+        found.update(id(declare(*owner)) for owner in owners)
     return {name: m for name, m in model.named_modules() if isinstance(m, Site) and id(m) in found}
 
 
@@ -73,21 +74,34 @@ def install_into(
     return install(model, layer_factory, sites)
 
 
-def matching(model: nn.Module, place: Place) -> Iterator[tuple[str, nn.Module, str]]:
-    """(path, module that owns the site, name of the slot) for every match of a place."""
+def matching(model: nn.Module, place: Place) -> Iterator[tuple[Place, str, nn.Module, str]]:
+    """(place as it is there, path, module that owns the site, name of the slot) for every match of a place."""
     for path, module in list(model.named_modules()):
         if place.where == "in":
             for slot, value in [*vars(module).items(), *module._modules.items()]:
                 inner = f"{path}.{slot}".lstrip(".")
                 # A slot that an earlier call filled is still that slot.
                 if (value is None or isinstance(value, Site)) and place.names(inner):
-                    yield inner, module, slot
+                    yield place, inner, module, slot
         elif place.names(path) and not isinstance(module, Site):
-            # An inverted residual unit of torchvision or timm says so where it has no shortcut.
-            shortcut = getattr(module, "use_res_connect", getattr(module, "has_skip", True))
-            if place.where == "out of reach" and not shortcut:
-                continue
-            yield path, outermost(module, place.where), f"site_{place.where.replace(' ', '_')}"
+            there = place
+            if not has_shortcut(model, path):
+                if place.where == "out of reach":
+                    continue
+                there = replace(place, ends_branch=False)  # dropped whole, it would take the only path there is
+            yield there, path, outermost(module, place.where), f"site_{place.where.replace(' ', '_')}"
+
+
+def has_shortcut(model: nn.Module, path: str) -> bool:
+    """False in a unit that does not add its input; inverted residual units of torchvision and timm say so."""
+    while True:
+        unit = model.get_submodule(path)
+        for name in ("use_res_connect", "has_skip"):
+            if hasattr(unit, name):
+                return bool(getattr(unit, name))
+        if not path:
+            return True
+        path = path.rpartition(".")[0]
 
 
 def outermost(module: nn.Module, where: str) -> nn.Module:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +35,8 @@ class Place:
             reach`: the place exists inside the module, but nothing from outside gets there; the sites table says so.
         group: 1 ... 4, or "head"; decides which sites a layer takes and its share of the drop rate.
         branch: `conv`, or `skip` for a shortcut.
-        ends_branch: the site sees the output of its branch: where drop path and stochastic depth sit.
+        ends_branch: the site sees the output of its branch: where drop path and stochastic depth sit. No site does in
+            a unit that says that it has no shortcut (`use_res_connect` or `has_skip` is False).
         note: how the place departs from the paper's; shown with the sites table.
     """
 
@@ -115,17 +117,6 @@ EFFICIENTNET = in_groups(
     Place("features.{}.*.block.*.2"),  # activations of the expansion and of the depthwise convolution
     Place("features.{}.*", "out of reach", branch="skip"),
 )
-TIMM_EFFICIENTNET = (
-    # The first stage has depthwise separable units: their second BatchNorm ends the branch.
-    *in_groups({1: "0"}, Place("blocks.{}.*.bn2", ends_branch=True)),
-    *in_groups(
-        {1: "[01]", 2: "2", 3: "[34]", 4: "[56]"},
-        Place("blocks.{}.*.bn1"),  # each BatchNorm with its activation
-        Place("blocks.{}.*.bn2"),
-        Place("blocks.{}.*.bn3", ends_branch=True),
-        Place("blocks.{}.*", "out of reach", branch="skip"),
-    ),
-)
 CONVNEXT = in_groups(
     {1: "1", 2: "3", 3: "5", 4: "7"},
     Place("features.{}.*.block.0"),  # between the others the maps are (N, H, W, C)
@@ -161,6 +152,22 @@ def mobilenet(body: str) -> Callable[[nn.Module], tuple[Place, ...]]:
         return tuple(found)
 
     return places
+
+
+def timm_efficientnet(model: nn.Module) -> tuple[Place, ...]:
+    """After each BatchNorm, which has its activation in it; the last one of a unit ends its branch.
+
+    timm has three kinds of unit in them, of one, two and three convolutions.
+    """
+    found: list[Place] = []
+    stages: Any = model.blocks
+    for (stage, units), group in zip(stages.named_children(), (1, 1, 2, 3, 3, 4, 4), strict=False):
+        for unit, module in units.named_children():
+            path = f"blocks.{stage}.{unit}"
+            norms = [name for name, _ in module.named_children() if fnmatchcase(name, "bn[123]")]
+            found += [Place(f"{path}.{name}", group=group, ends_branch=name == norms[-1]) for name in norms]
+            found.append(Place(path, "out of reach", group=group, branch="skip"))
+    return tuple(found)
 
 
 def vgg(model: nn.Module) -> tuple[Place, ...]:
@@ -225,7 +232,7 @@ KNOWN = (
     Family("timm.models.resnet", "ResNet", "layer1.0.conv3", BOTTLENECK),
     Family("timm.models.resnet", "ResNet", "layer1.0.conv2", BASIC_BLOCK),
     Family("timm.models.regnet", "RegNet", "s1", TIMM_REGNET),
-    Family("timm.models.efficientnet", "EfficientNet", "blocks", TIMM_EFFICIENTNET),
+    Family("timm.models.efficientnet", "EfficientNet", "blocks", timm_efficientnet),
 )
 
 

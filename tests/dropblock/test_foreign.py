@@ -16,6 +16,7 @@ from torchvision.models.vgg import make_layers
 
 from dropblock import (
     DropBlock2d,
+    DropLayer,
     KeepProbSchedule,
     Place,
     Site,
@@ -27,6 +28,7 @@ from dropblock import (
     known_places,
     site_table,
 )
+from dropblock.kinds import on_branches
 from dropblock.sites import map_sizes
 from dropblock.table import table_text
 from models.resnet import Bottleneck as OurBottleneck
@@ -122,6 +124,33 @@ def test_the_table_tells_where_the_identity_shortcut_is_out_of_reach(name: str) 
     assert reached == {name in IDENTITY_IN_REACH}
     assert ("out of reach" in table_text(rows)) == (name not in IDENTITY_IN_REACH)
     assert all(row.expected_drop == 0.0 for row in rows if row.layer == "out of reach")
+
+
+class Nothing(DropLayer):
+    """Drops all there is."""
+
+    def forward(self, x: torch.Tensor, call: int = 0) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "vgg"])
+def test_a_network_without_its_branches_still_sees_its_input(name: str) -> None:
+    """What drop path and ShakeDrop take is never the only path: units that change the size have no shortcut."""
+    model, x = network(name).eval(), torch.randn(2, 3, 64, 64)
+    filled = install_into(model, lambda _: Nothing(), sites=on_branches)
+    with torch.no_grad():
+        first, second = model(x)
+    assert not torch.equal(first, second)
+    assert {3, 4} <= {site.group for site in filled.values()}
+
+
+def test_every_shortcut_of_an_efficientnet_has_a_branch_that_ends() -> None:
+    """Its first stages have units of one and of two convolutions."""
+    model = timm_model("efficientnetv2_rw_t")
+    filled = install_into(model, block3, sites=on_branches)
+    units = {path for path, module in model.named_modules() if getattr(module, "has_skip", False)}
+    assert {path.rsplit(".", 2)[0] for path in filled} == units
+    assert len(filled) == len(units)
 
 
 SIZES_OF_GROUPS = {

@@ -29,6 +29,15 @@ def test_a_run_of_older_code_is_not_continued(
     assert "revision" not in next(tmp_path.glob("fake-resnet18/none-*/seed-1/plan.yaml")).read_text()
 
 
+def test_branches_moved_where_units_lack_a_shortcut() -> None:
+    def revision(name: str, *words: str) -> int:
+        return plan_of("data=fake", "model=torchvision", f"model.name={name}", *words).revision
+
+    assert revision("efficientnet_b0", "regularizer=drop_path") == 5
+    assert revision("mobilenet_v2", "regularizer=dropblock", "depth_rule=linear") == 5
+    assert revision("efficientnet_b0", "regularizer=dropblock") == revision("resnet18", "regularizer=drop_path") == 1
+
+
 def test_the_pyramid_moved_at_some_sizes_of_segmentation_alone(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
