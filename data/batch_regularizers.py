@@ -13,6 +13,7 @@ label is the mean of w over its pixels. They differ in w, and in the place of th
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -178,7 +179,9 @@ class Hidden:
         self.mixing, self.places = mixing, list(places)
 
     def install(self, network: nn.Module) -> None:
-        self.network, self.place = network, INPUT
+        # The hooks below hold this object: the network itself would hold itself, and stay after its run.
+        self.network: Callable[[], Any] = weakref.ref(network)
+        self.place = INPUT
         self.sizes: dict[torch.Size, dict[str, torch.Size]] = {}  # of images -> of maps, by place
         modules = dict(network.named_modules())
         for place in self.places:
@@ -205,14 +208,15 @@ class Hidden:
         """Height and width of the maps at each place, which the weights are drawn for: one image shows them."""
         if images.shape[1:] not in self.sizes:
             seen: dict[str, list[Any]] = {place: [] for place in self.places if place != INPUT}
+            network = self.network()
             hooks = [
-                self.network.get_submodule(place).register_forward_hook(lambda *call, own=own: own.append(call[2]))
+                network.get_submodule(place).register_forward_hook(lambda *call, own=own: own.append(call[2]))
                 for place, own in seen.items()
             ]
-            training = self.network.training
+            training = network.training
             with torch.no_grad():
-                self.network.eval()(images[:1])
-            self.network.train(training)
+                network.eval()(images[:1])
+            network.train(training)
             for hook in hooks:
                 hook.remove()
             for place, maps in seen.items():

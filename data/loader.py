@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -151,8 +152,12 @@ class FileLoader:
         keys = [(epoch, share) for share in self.batches.epoch(epoch, start)]
         (loader, wanted), self._kept = self._kept or self._started(), None
         wanted[:] = keys
-        yield from self._batches(iter(loader), keys)
-        self._kept = loader, wanted
+        left = deque(keys)
+        try:
+            yield from self._batches(iter(loader), left)
+        finally:
+            if not left:  # also where nobody asks for more than the last batch
+                self._kept = loader, wanted
 
     def _started(self) -> tuple[DataLoader[Made], list[Any]]:
         """Workers, and the list that the keys of an epoch go into."""
@@ -170,10 +175,10 @@ class FileLoader:
         )
         return loader, keys
 
-    def _batches(self, made: Iterator[Made], keys: Sequence[tuple[int, Indices]]) -> Iterator[Any]:
-        """The batches of one epoch, on the device."""
+    def _batches(self, made: Iterator[Made], left: deque[tuple[int, Indices]]) -> Iterator[Any]:
+        """The batches of one epoch, on the device; `left` are the keys of those to come."""
         bad: set[str] = set()
-        for epoch, share in keys:
+        while left:
             try:
                 fields, asked, taken, met = next(made)
             except (OSError, EOFError) as error:
@@ -183,6 +188,7 @@ class FileLoader:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 what = f"a loader worker exited in the middle of a batch ({reason})"
                 raise RuntimeError(f"{what}; was it killed?") from error
+            epoch, share = left.popleft()
             # Unusable samples end the run or are counted; a training batch is full, as its learning rate expects.
             self._account(met, bad)
             if self.batches.shuffled and len(taken) < len(share):

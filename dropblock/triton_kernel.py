@@ -110,7 +110,7 @@ def _draw(
     mine = dropped.to(tl.int64) + ONE_PROGRAM
     total = tl.atomic_add(draw_state_ptr, mine, sem="relaxed") + mine
     if total // ONE_PROGRAM == tl.num_programs(0) * tl.num_programs(1):
-        units = maps.to(tl.int64) * (H * W)
+        units = tl.to_tensor(maps).to(tl.int64) * (H * W)  # Triton makes a constant of a 1
         kept = units - total % ONE_PROGRAM
         tl.store(kept_ptr, kept)
         tl.store(draw_state_ptr, kept * 0)

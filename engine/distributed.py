@@ -144,6 +144,8 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device, compiled: bool) -
     DDP leaves the buffers alone: running statistics are averaged by `share_statistics`; keep_prob, mask seeds and drop
     counters are each rank's own.
     """
+    if compiled:
+        torch.compiler.reset()  # torch counts the networks of earlier runs, too, and leaves the ninth uncompiled
     network: Any = torch.compile(model) if compiled else model
     if ranks.world_size == 1:
         return network

@@ -53,14 +53,14 @@ def evaluate(
     """
     # Every rank takes its share of the split; one that has no part of the last batch still polls with the others.
     evaluator, images = task.evaluator(loader), 0
-    with autocast(device, precision):
-        batches = iter(loader.epoch(0))
-        for _ in range(ranks.max(len(loader))):
-            poll()
-            batch = next(batches, None)
-            if batch is not None:
+    batches = iter(loader.epoch(0))
+    for _ in range(ranks.max(len(loader))):
+        poll()
+        batch = next(batches, None)
+        if batch is not None:
+            with autocast(device, precision):  # of the network alone: a corrupted image is the same in every precision
                 evaluator.update(network, batch)
-                images += batch.size
+            images += batch.size
 
     # Rank 0 merges and measures; the others wait for its result or its error.
     seen, states = zip(*ranks.gather((images, evaluator.state())), strict=True)

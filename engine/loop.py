@@ -270,14 +270,14 @@ class Fit:
     def _save(self) -> None:
         """Write the state of this moment as `last.pt`; the one before becomes `previous.pt`."""
         self._settle()
-        if not all_finite([*self.state.model.parameters(), *self.statistics]):
-            raise NonFinite(f"a weight or a running statistic is not finite after step {self.state.step}")
         self._collect_bad_images()
         self.writer.flush()  # no checkpoint is ahead of its metrics
         self._write("last.pt", self.state.state_dict(self.ranks), keep_previous=True)
         self._clock = time.perf_counter()  # writing is no training
 
     def _write(self, name: str, payload: dict[str, Any], keep_previous: bool = False) -> None:
+        if not all_finite([*self.state.model.parameters(), *self.statistics]):
+            raise NonFinite(f"a weight or a running statistic is not finite after step {self.state.step}")
         if self.ranks.is_main:
             checkpoint.save({**payload, **self.identity}, self.directory.checkpoints / name, keep_previous)
         self.ranks.barrier()

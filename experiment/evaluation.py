@@ -33,12 +33,13 @@ from engine.evaluation import Evaluation
 from engine.evaluation import evaluate as pass_over
 from engine.precision import autocast
 from engine.run_directory import RunDirectory
+from engine.seeding import mix
 from engine.signals import Stopped, StopRequest
 from engine.tasks import Task, metrics_record
 from experiment.build import build_task
 from experiment.outcome import missing_evaluations
 from experiment.outside import separations
-from experiment.sampling import Sampling, remember
+from experiment.sampling import Sampling, remembered
 from experiment.source import NetworkSource
 from experiment.trained import described, load, opened, trained
 
@@ -138,7 +139,8 @@ def results_of(finished: Finished, wanted: EvaluationConfig) -> dict[str, Any]:
     result["under_drop"] = []
     for layer in drops if wanted.samples is None else ():
         dropping, _ = finished.network(layer)
-        torch.manual_seed(wanted.seed)
+        rank = finished.ranks.rank
+        torch.manual_seed(mix(wanted.seed, rank) if rank else wanted.seed)  # each rank has masks of its own
         at = {"keep_prob": layer.keep_prob, "block_size": layer.block_size}
         result["under_drop"].append({**at, **finished.measured(dropping, loader).metrics})
 
@@ -262,9 +264,8 @@ def sampled(
         layers, their knobs and the metrics, entropy and mutual information among them; and (N, 3), see `Sampling`.
     """
     network, control = finished.network(*layers)
-    remember(network)
     shown = samples > 1 and finished.ranks.is_main and sys.stderr.isatty()
-    with tqdm(total=samples * len(loader), desc="samples", unit="batch", disable=not shown) as bar:
+    with tqdm(total=samples * len(loader), desc="samples", unit="batch", disable=not shown) as bar, remembered(network):
         sampling = Sampling(finished.task, control if layers else None, samples, seed, bar)
         done = finished.measured(network, loader, sampling)
     first = layers[0] if layers else LayerConfig("none")

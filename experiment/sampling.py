@@ -7,6 +7,8 @@ image is drawn from (seed, sample, image), so the result does not depend on the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -111,8 +113,9 @@ class SampledEvaluator:
         return self.inner.tables()
 
 
-def remember(network: nn.Module) -> None:
-    """Compute the part of a network that lies before its layers once a batch, not once a sample.
+@contextmanager
+def remembered(network: nn.Module) -> Iterator[None]:
+    """Meanwhile, compute the part of a network that lies before its layers once a batch, not once a sample.
 
     A part of several modules without a layer, such as the first groups of a ResNet, is a function of its input: given
     the same again, it returns what it returned before.
@@ -121,10 +124,15 @@ def remember(network: nn.Module) -> None:
     def random(module: nn.Module) -> bool:
         return any(isinstance(inner, DropLayer) for inner in module.modules())
 
-    for module in network.modules():
-        for part in module.children() if random(module) else ():
-            if not random(part) and sum(any(True for _ in m.parameters(recurse=False)) for m in part.modules()) > 1:
-                part.forward = Remembered(part.forward)
+    parts = [part for module in network.modules() if random(module) for part in module.children() if not random(part)]
+    parts = [part for part in parts if sum(any(True for _ in m.parameters(recurse=False)) for m in part.modules()) > 1]
+    for part in parts:
+        part.forward = Remembered(part.forward)
+    try:
+        yield
+    finally:  # else the part would hold itself, and its last maps
+        for part in parts:
+            del part.forward
 
 
 class Remembered:

@@ -80,7 +80,7 @@ def steps(out: Path) -> list[Step]:
         bench("op", 80, check_op, "--rounds", "5", "--least-ms", "5"),
         bench("step", 45, check_step, "--dtype", "bfloat16", "--batch", "64", "--rounds", "9"),
         bench("loop", 45, check_loop, "--precision", "bfloat16", "--rounds", "3"),
-        bench("loader", 45, check_loader, "--rounds", "2", "--images", "600"),
+        bench("loader", 45, check_loader, "--rounds", "2", "--images", "600", "--workers", "2"),
         Step("table", 130, table, check_table),
         Step("report", 15, report, check_report),
     ]

@@ -26,7 +26,7 @@ from dropblock.operator import backend_for
 from dropblock.schedule import keep_prob_in_group
 from engine.distributed import Ranks
 from engine.loop import Fit
-from engine.precision import autocast
+from engine.precision import autocast, set_numerics
 from engine.run_directory import RunDirectory
 from engine.signals import StopRequest
 from engine.tasks.detection import Detection
@@ -113,6 +113,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         return measure_detector(arguments)
     if arguments.side is not None:
         raise UserError("--side is of the detector: give --detector too")
+    set_numerics(torch.device(arguments.device), arguments.dtype, False)
     # Each contestant trains a network of its own on one batch; its calls alone are timed on maps of that network.
     device, dtype = arguments.device, arguments.dtype
     images, labels = images_of(arguments.batch, SIDE, device), torch.randint(1000, (arguments.batch,), device=device)

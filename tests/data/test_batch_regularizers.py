@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -299,7 +301,7 @@ def test_a_hidden_state_is_mixed_at_the_place_that_is_drawn(name: str) -> None:
 
 def test_places_are_equally_likely_and_drawn_apart_from_the_shares() -> None:
     change, few = ManifoldMixup(1.0, PLACES), batch_of(2)
-    resnet(change)
+    _network = resnet(change)
     shares: dict[str, list[float]] = {place: [] for place in PLACES}
     for seed in range(300):
         mixed = change(few, partial(mix, seed))
@@ -334,11 +336,25 @@ def test_a_mixed_state_under_compile_and_checkpointing() -> None:
     torch._dynamo.reset()
 
 
+def test_a_network_whose_states_are_mixed_goes_with_its_last_user() -> None:
+    """A cycle through the hooks would keep it, and its memory on a GPU, until Python looks for cycles."""
+    change = ManifoldMixup(1.0, PLACES)
+    gc.disable()
+    try:
+        network = resnet(change)
+        change(batch_of(2), partial(mix, 1))
+        alive = weakref.ref(network)
+        del network
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 def test_a_place_that_the_network_does_not_have_is_named() -> None:
     with pytest.raises(ValueError, match=r"'layer9'.*layer"):
         resnet(ManifoldMixup(1.0, ["layer9"]))
     change = ManifoldMixup(1.0, ["fc"])
-    resnet(change)
+    _network = resnet(change)
     with pytest.raises(ValueError, match="'fc' does not give feature maps"):
         change(batch_of(2), partial(mix, 1))
     for wrong in ("layer1", "[]"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import resource
 import signal
@@ -254,6 +255,17 @@ def test_batches_do_not_depend_on_the_number_of_workers(tree: Path) -> None:
     for one, other in ((alone.train, helped.train), (alone.test, helped.test)):
         assert all(equal(a, b) for a, b in zip(one.epoch(1), other.epoch(1), strict=True))
     assert all(equal(a, b) for a, b in zip(list(alone.train.epoch(1))[2:], helped.train.epoch(1, 2), strict=True))
+
+
+def test_workers_stay_where_nobody_asks_for_more_than_the_last_batch(tree: Path) -> None:
+    test, seen = photos(tree, workers=1).test, []
+    others = {child.pid for child in multiprocessing.active_children()}
+    for _ in range(2):
+        batches = test.epoch(0)
+        assert sum(next(batches).size for _ in range(len(test))) == test.num_samples
+        del batches
+        seen.append({child.pid for child in multiprocessing.active_children()} - others)
+    assert seen[0] == seen[1] != set()
 
 
 def test_each_epoch_draws_anew(tree: Path) -> None:

@@ -24,12 +24,16 @@ assert "relaxed" in ptx and "acq_rel" not in ptx, "an atomic without a fence exp
 for size in ((14, 14), (56, 56)):
     found = counts(kernels._draw, 86, **draw_constants(*size))
     assert found["stack"] == found["double_loop"] == 0 < found["double"] < 30 and found["loop"] > 100, found
+# Triton makes a constant of every size that is 1: a single map, a single channel.
+compiled(kernels._draw, 90, **draw_constants(14, 14), maps=1, channels=1)
 flat = dict(W=14, PITCH=3, EXACT=triton.language.float32, GROUPS=256)
 ptx = compiled(kernels._apply_contiguous, 90, **flat).asm["ptx"]
 assert "ld.global.v4.b32" in ptx and "st.global.v4.b32" in ptx, "16-byte accesses expected"
+compiled(kernels._apply_contiguous, 90, **flat, units=1)
 last = dict(W=14, PITCH=2, EXACT=triton.language.float32, STRIPS=1, CHANNELS=256)
 ptx = compiled(kernels._apply_channels_last, 90, **last).asm["ptx"]
 assert "ld.global.v4.b32" in ptx and "st.global.v4.b32" in ptx, "16-byte accesses expected"
+compiled(kernels._apply_channels_last, 90, **last, units=1)
 """
 
 

@@ -6,6 +6,7 @@ import functools
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch._dynamo.utils import counters
 from dropblock import LayerControl, LayerSpec, Site
 from engine.checkpoint import load
 from engine.distributed import Ranks, wrap
+from engine.guard import NonFinite
 from engine.loop import Fit
 from engine.run_directory import RunDirectory
 from engine.signals import Stopped
@@ -120,3 +122,26 @@ def test_a_compiled_run_has_the_losses_and_masks_of_an_eager_one(
     assert measured[0] == measured[1]  # the same masks to the last unit
     assert max(measured[0]) > 0.2
     torch._dynamo.reset()
+
+
+def test_weights_that_are_no_numbers_are_never_the_best(tmp_path: Path) -> None:
+    """A detector with them finds nothing: an AP of 0, which is a number."""
+    run = fit(CASES["detection"](), tmp_path)
+    run.bar = SimpleNamespace(evaluating=lambda: None, write=lambda _: None)  # type: ignore[assignment]
+    run.writer = SimpleNamespace(add=lambda *_: None, add_images=lambda *_: None)  # type: ignore[assignment]
+    with torch.no_grad():
+        next(run.state.model.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFinite):
+        run._end_epoch()
+    assert not [*run.directory.checkpoints.glob("*.pt")]
+
+
+def test_a_run_is_compiled_whatever_was_compiled_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts the networks of one class together, and beyond its limit it runs them uncompiled."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in (2, 3, 4):
+            counters.clear()
+            wrap(nn.Sequential(nn.Linear(2, width), nn.Linear(width, width)), Ranks(), CPU, True)(torch.ones(1, 2))
+            assert counters["stats"]["unique_graphs"] == 1
+    torch.compiler.reset()

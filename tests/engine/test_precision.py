@@ -6,6 +6,7 @@ import copy
 import platform
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from configs.compose import plan_of
 from engine import precision
+from engine.distributed import Ranks
+from engine.evaluation import evaluate
 from engine.precision import RoundedProducts, autocast
 from experiment.build import build_network
 from experiment.preview import built
@@ -138,3 +141,25 @@ def test_a_network_trained_in_tf32_is_previewed_and_built_on_any_device() -> Non
         build_network(plan, shape, torch.device(device))  # type: ignore[arg-type]
     with refused("tf32"):
         built(plan)
+
+
+def test_images_are_made_in_full_precision_where_the_network_has_less() -> None:
+    """A corruption is a function of the image, not of the network's precision."""
+    seen = []
+
+    class Made:
+        def __len__(self) -> int:
+            return 2
+
+        def epoch(self, epoch: int) -> Iterator[SimpleNamespace]:
+            for _ in range(2):
+                seen.append(("images", torch.is_autocast_enabled("cpu")))
+                yield SimpleNamespace(size=1)
+
+    def update(network: nn.Module, batch: SimpleNamespace) -> None:
+        seen.append(("network", torch.is_autocast_enabled("cpu")))
+
+    parts = {"update": update, "state": lambda: None, "merge": lambda _: None, "metrics": dict, "tables": list}
+    task: Any = SimpleNamespace(evaluator=lambda _: SimpleNamespace(**parts))
+    evaluate(task, nn.Identity(), Made(), Ranks(), CPU, "bfloat16")  # type: ignore[arg-type]
+    assert seen == [("images", False), ("network", True)] * 2

@@ -21,7 +21,7 @@ from engine.evaluation import evaluate
 from engine.tasks import Classification, Segmentation
 from experiment.build import build_task
 from experiment.evaluation import Finished, images_passed, own_layers, results_of
-from experiment.sampling import Remembered, Sampling, remember
+from experiment.sampling import Remembered, Sampling, remembered
 from experiment.source import NetworkSource
 from experiment.trained import opened
 from models.resnet import ResNet
@@ -168,8 +168,7 @@ def test_what_lies_before_the_layers_is_computed_once_a_batch(run: Path) -> None
     model: Any = networks[0][0]
     model.layer1[0].conv1.register_forward_hook(lambda *_: calls.append(1))
     model.layer3[0].conv1.register_forward_hook(lambda *_: calls.append(3))
-    remember(model)
-    with torch.no_grad():
+    with remembered(model), torch.no_grad():
         for seed in (1, 2, 3):
             for _, control in networks:
                 control.set_image_seeds(lambda i, seed=seed: 10 * seed + i, torch.arange(len(x)))
@@ -177,6 +176,7 @@ def test_what_lies_before_the_layers_is_computed_once_a_batch(run: Path) -> None
         other = networks[0][0](x + 1)
         assert not torch.equal(other, networks[0][0](x))
     assert calls == [1, 3, 3, 3, 1, 3, 1, 3]
+    assert not any(isinstance(module.forward, Remembered) for module in model.modules())
 
 
 def test_a_remembered_value_is_not_used_where_something_changed_it_in_place() -> None:
