@@ -93,6 +93,8 @@ def check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     if limits.get("choices"):
         one_of(key, value, limits["choices"])
     least, most, above = limits.get("least"), limits.get("most"), limits.get("above")
+    if {least, most, above} != {None} and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{key}={value}: must be a number")
     if above is not None and not (value > above and value < float("inf")):
         raise UserError(f"{key}={value}: must be above {above:g}")
     if most is not None and not ((least if least is not None else above) <= value <= most):

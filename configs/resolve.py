@@ -161,8 +161,9 @@ def _regularizers(
                 raise UserError(
                     f"regularizer.{name}.{knob}={value}: {knob}={top} is set as well; leave one of the two out"
                 )
+        values = {knob: value for knob, value in values.items() if value is not None}  # null: as the file says
         options = {option: values.get(option, declaration["default"]) for option, declaration in of.options.items()}
-        # null in a file: as the class has it, and not in the plan, so that a new option renames no run.
+        # null in the file: as the class has it, and not in the plan, so that a new option renames no run.
         options = {k: v for k, v in options.items() if v is not None or "meaning" not in of.options[k]}
         for option, value in options.items():  # 1 and 1.0 are one run
             if isinstance(of.options[option]["default"], float) and type(value) is int:

@@ -170,11 +170,16 @@ class RandomErasing:
         area_least, area_most: range of the rectangle's area as a share of the image; uniform in between.
         aspect: smallest ratio of height to width, whose inverse is the largest; its logarithm is uniform in between.
         value: `zero`, the mean colour, or `random`, a normal draw for each number.
+
+    Raises:
+        ValueError: for a range of areas that is none.
     """
 
     TRIALS = 10
 
     def __init__(self, probability: float, area_least: float, area_most: float, aspect: float, value: str) -> None:
+        if area_least > area_most:
+            raise ValueError(f"random_erasing: area_least={area_least} is above area_most={area_most}")
         self.probability, self.areas, self.aspect, self.value = probability, (area_least, area_most), aspect, value
 
     def on_batch(self, images: Tensor, seed: int, epoch: int, indices: Indices) -> Tensor:

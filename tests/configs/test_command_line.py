@@ -224,6 +224,11 @@ def test_what_a_regularizers_own_file_leaves_idle_is_noted(monkeypatch: pytest.M
             ["data=digit_boxes", "regularizer=fractal_drop_path"],
             "^regularizer=fractal_drop_path.*model=fractalnet20",
         ),
+        # The file's own value is null, and has no type.
+        (
+            ["regularizer=fractal_drop_path", "model=fractalnet20", "regularizer.fractal_drop_path.global_share=half"],
+            "^regularizer.fractal_drop_path.global_share=half: must be a number",
+        ),
         (["regularizer=fractal_dropout"], "^regularizer=fractal_dropout.*fractalnet20.*fractalnet40"),
         (["keep_prob=[0.9,0.8]"], r"^keep_prob=\[0.9,0.8\].*-m keep_prob=0.9,0.8$"),
         (["schedule=[linear,cosine]"], r"^schedule=\[linear,cosine\].*-m schedule=linear,cosine$"),

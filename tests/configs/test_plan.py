@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from configs import groups
 from configs.checking import UserError, check, nearest
-from configs.groups import CONFIGS, choices
+from configs.groups import CONFIGS, choices, declared
 from configs.plan import Plan, changed_since, plan_from
 from configs.resolve import resolve
 from configs.schema import Config, LayerConfig, MethodConfig
@@ -61,6 +61,15 @@ def test_two_values_of_one_knob_are_refused(value: float) -> None:
     given = {"dropblock": {"kind": "layer", "given": {"keep_prob": value}}}
     with pytest.raises(UserError, match=rf"regularizer\.dropblock\.keep_prob={value}: keep_prob=0\.8"):
         resolve(replace(compose("dropblock", keep_prob=0.8), regularizer=given))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("mixup", "alpha"), ("cutout", "cutout"), ("label_smoothing", "label_smoothing")]
+)
+def test_null_given_to_an_option_is_what_its_file_says(name: str, option: str) -> None:
+    plain = compose(name)
+    given = resolve(replace(plain, regularizer={name: {"kind": "", "given": {option: None}}}))[0]
+    assert given.methods[0].options[option] == declared(name).options[option]["default"]
 
 
 def test_a_knob_that_does_nothing_is_refused_alone_and_reported_in_a_grid() -> None:

@@ -122,3 +122,8 @@ def test_batches_do_not_depend_on_workers_or_on_a_resume(tmp_path: Path) -> None
     assert len(expected) == 4
     for found, start in ((batches(2, 0), 0), (batches(0, 2), 2)):
         assert all(torch.equal(one, other) for one, other in zip(found, expected[start:], strict=True))
+
+
+def test_a_range_of_areas_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"area_least=0\.4 is above area_most=0\.33"):
+        RandomErasing(0.5, area_least=0.4, area_most=0.33, aspect=0.3, value="zero")
