@@ -72,7 +72,9 @@ class ModelConfig:
     width: int | None = option(None, "channels of the first group; null: as the data set says", least=1)
     stem: str | None = option(None, "first layers; null: small up to 64 pixels", STEMS)
     zero_gamma: bool = option(True, "last BatchNorm of each block starts at 0 (the authors' released code)")
-    pretrained: str | None = option(None, "file of weights with torchvision's keys")
+    pretrained: str | None = option(
+        None, "file of weights with torchvision's keys; all have to match, so a classifier keeps its number of classes"
+    )
     options: dict[str, Any] = option({}, "what only this family of networks has")
 
 
@@ -254,8 +256,8 @@ class RunOptions:
     run_dir: str | None = option(None, "another directory for this run")
     evaluations: Names = option(
         [],
-        "evaluations of the finished run, in the words of evaluate.py, such as [temperature,corruption,'samples=20']; "
-        "into evaluations.json",
+        "evaluations of the finished run, in the words of evaluate.py, into evaluations.json: "
+        "\"evaluations=[temperature,corruption,'samples=20']\"",
     )
     fresh: bool = option(False, "move an earlier run of the same plan aside and start over")
 

@@ -24,6 +24,7 @@ from configs.command_line import sweep_name, values_given
 from configs.compose import plan_of
 from configs.groups import CONFIGS, choices, declared
 from configs.help import OPTIONS, PARTS, key_text, keys_of
+from dropblock.kinds import LAYERS
 from scripts.values import VALUES, values_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,9 +143,12 @@ def regularizer(name: str) -> str:
     if declaration.networks:
         parts[-1] += f" Networks: {', '.join(declaration.networks)}."
 
-    # Its own value of the keys that every layer has, then the options that it declares.
+    # Its own value of the keys that every layer has, then the options that it declares. LayerControl refuses a second
+    # rule of depth, and another schedule where the layer acts in evaluation.
+    kind = LAYERS[declaration.layer.name] if declaration.layer else None
+    one_value = {"schedule": kind and kind.in_evaluation, "depth_rule": kind and kind.own_depth}
     keys = [
-        (key.name, given, ", ".join(key.choices) or key.limits, key.meaning)
+        (key.name, given, given if one_value.get(key.name) else ", ".join(key.choices) or key.limits, key.meaning)
         for key in (keys_of("layer") if declaration.layer else [])
         if (given := key_text(getattr(declaration.layer, key.name))) != "null"
     ]

@@ -56,6 +56,16 @@ def test_evaluation_commands_are_valid(page: str) -> None:
         read_request(shlex.split(line, comments=True))
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_shell_sees_brackets_or_braces(page: str) -> None:
+    """A bracket outside quotes is a pattern to zsh, which refuses the line where no file fits; braces are lists."""
+    program = r"(?:torchrun [^\n`]*|(?:\.venv/bin/)?python )(?:train|evaluate)\.py "
+    lines = re.findall(rf"^\+?({program}.*)$", text(page), re.MULTILINE)
+    lines += re.findall(rf"`((?:{program}|[\w.+]+=[\[{{])[^`\n]*)`", text(page))
+    for line in lines:
+        assert not re.search(r"[\[\]{}]", re.sub(r"'[^']*'|\"[^\"]*\"", "", line.partition(" #")[0])), line
+
+
 def test_scripts_are_run_as_modules_that_exist() -> None:
     """`python -m scripts.NAME`; README's `python scripts/report.py` works as well."""
     named = {name for page in PAGES for name in re.findall(r"python -m scripts\.([\w.]+\w)", text(page))}
