@@ -154,7 +154,7 @@ def _present(path: Path, root: Path, folder: Path, names: list[str]) -> tuple[li
             if place not in there:
                 there[place] = set(os.listdir(folder / place)) if (folder / place).is_dir() else set()
             if relative.name in there[place]:
-                places.append(os.path.join(place, relative.name))
+                places.append(os.path.normpath(os.path.join(place, relative.name)))
                 break
         else:
             missing.append(name)

@@ -119,6 +119,9 @@ def test_names_of_images_may_have_folders(coco: Path) -> None:
     change_json(coco, "train2017", moved)
     found = read_coco(coco, "train2017")
     assert found.truth()["annotations"] == before["annotations"]
+    images, spelt_plainly = found.truth()["images"], before["images"]
+    assert (images[0], images[3:]) == (spelt_plainly[0], spelt_plainly[3:])
+    assert found.unlisted == ()
     assert all(Path(found.name(i)).is_file() for i in range(len(found)))
     for name in ("../x.jpg", "/etc/hostname", "C:\\x.jpg", "a/../../x.jpg"):
         change_json(coco, "train2017", lambda content, name=name: content["images"][0].update(file_name=name))
