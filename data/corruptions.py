@@ -48,13 +48,19 @@ def corrupted(loader: Any, name: str, severity: int, seed: int) -> Any:
 
 
 class Corrupted:
-    """`data.loader.ToNetwork` with a change of the bytes before it."""
+    """`data.loader.ToNetwork` with a change of the bytes before it: of those that show an image, not of the padding."""
 
     def __init__(self, to_network: Any, change: Callable[[Tensor, Indices], Tensor]) -> None:
         self.to_network, self.change = to_network, change
 
     def __call__(self, images: Tensor, epoch: int, indices: Indices, seen: Tensor | None = None) -> Tensor:
-        return self.to_network(self.change(images, indices), epoch, indices, seen)
+        if seen is None:
+            return self.to_network(self.change(images, indices), epoch, indices, seen)
+        # The padding of an image belongs neither to its mean nor to its sides, and no pixel of it is a neighbour.
+        changed = images.clone()
+        for i, (rows, columns) in enumerate(seen.tolist()):
+            changed[i, :rows, :columns] = self.change(images[i : i + 1, :rows, :columns], indices[i : i + 1])[0]
+        return self.to_network(changed, epoch, indices, seen)
 
 
 # Each takes (B, H, W, C) bytes and the numbers of the images in their split, and returns the same shape.
@@ -71,7 +77,7 @@ def gaussian_noise(images: Tensor, indices: Indices, strength: float, seed: int)
 def defocus_blur(images: Tensor, indices: Indices, strength: float, seed: int) -> Tensor:
     """The mean over a disk, whose edge is as smooth as a pixel is wide; images continue by their mirror image."""
     radius = strength * min(images.shape[1:3])
-    reach = max(1, math.ceil(radius))
+    reach = min(max(1, math.ceil(radius)), min(images.shape[1:3]) - 1)  # a line of pixels has no mirror image
     line = torch.arange(-reach, reach + 1, dtype=torch.float32, device=images.device)
     disk = (radius + 0.5 - torch.hypot(line[:, None], line[None, :])).clamp(0, 1)
     channels = images.shape[3]

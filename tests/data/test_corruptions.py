@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,24 @@ def test_a_corrupted_split_does_not_depend_on_the_batches_and_leaves_the_split_a
     # The mean of a channel of a darkened image moves by what is added, in units of its deviation.
     bright = torch.cat([b.images for b in corrupted(data.test, "brightness", 1, 0).epoch(0)])
     assert ((bright - before).flatten(2).median(2).values > 0.2).all()
+
+
+@pytest.mark.parametrize("name", SEVERITIES)
+def test_padding_is_no_part_of_an_image(name: str) -> None:
+    seen = torch.tensor([[9, 10], [12, 10], [12, 1]])
+    padded = torch.zeros(3, 12, 12, 3, dtype=torch.uint8)
+    alone = []
+    for index, (rows, columns) in enumerate(seen.tolist()):
+        image = torch.from_numpy(PIXELS[index : index + 1, :rows, :columns])
+        padded[index, :rows, :columns] = image
+        change = corrupted(SimpleNamespace(to_network=lambda images, *_: images), name, 5, seed=1).to_network
+        alone.append(change(image, 0, np.array([index]))[0])
+    found = change(padded, 0, np.arange(3), seen)
+    for image, expected in zip(found, alone, strict=True):
+        rows, columns = expected.shape[:2]
+        assert torch.equal(image[:rows, :columns], expected)
+        assert image.sum() == expected.sum()
+    assert padded[0, :9, :10].numpy().tolist() == PIXELS[0, :9].tolist()  # the batch itself is left alone
 
 
 @pytest.mark.parametrize("size", [12, 72])
