@@ -167,7 +167,7 @@ class Hidden:
     Args:
         mixing: the weights.
         places: `input`, the images themselves, or paths of modules of the network, whose output is mixed: (B, C, H, W)
-            maps.
+            maps. One that is listed twice is drawn twice as often.
 
     Raises:
         ValueError: for no list of places; or, once a network is there, a place that it does not have.
@@ -184,7 +184,7 @@ class Hidden:
         self.place = INPUT
         self.sizes: dict[torch.Size, dict[str, torch.Size]] = {}  # of images -> of maps, by place
         modules = dict(network.named_modules())
-        for place in self.places:
+        for place in dict.fromkeys(self.places):  # one hook each: two would mix twice
             if place != INPUT and place not in modules:
                 near = difflib.get_close_matches(place, modules) or [name for name, _ in network.named_children()]
                 raise ValueError(f"places: {type(network).__name__} has no module '{place}'; near: {', '.join(near)}")

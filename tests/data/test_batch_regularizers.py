@@ -311,6 +311,20 @@ def test_places_are_equally_likely_and_drawn_apart_from_the_shares() -> None:
         assert np.mean(found) == pytest.approx(0.5, abs=5 * np.sqrt(1 / 12 / len(found)))
 
 
+def test_a_place_that_is_listed_twice_is_mixed_once_and_drawn_twice_as_often() -> None:
+    change, once = ManifoldMixup(1.0, ["layer1", "layer2", "layer1"]), ManifoldMixup(1.0, ["layer1"])
+    batch = batch_of(4)
+    twice, network = resnet(change), resnet(once)
+    drawn = 0
+    for seed in range(300):
+        mixed = change(batch, partial(mix, seed))
+        drawn += change.place == "layer1"
+        if change.place == "layer1" and drawn < 4:
+            once(batch, partial(mix, seed))
+            assert torch.equal(twice(mixed.images), network(batch.images))
+    assert drawn == pytest.approx(200, abs=5 * np.sqrt(300 * 2 / 9))
+
+
 def test_a_mixed_state_under_compile_and_checkpointing() -> None:
     """One graph for each place, whatever the draws; and the gradients of a block that is computed twice."""
     change = FeatureCutMix(1.0, 1.0, ["0", "2"], "image")
