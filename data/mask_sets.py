@@ -124,8 +124,15 @@ def open_segmentation_folder(data: DataConfig, augment: AugmentConfig, loading: 
         raise ValueError(f"data.mask_values={[*values]}: two classes have one gray level")
     # Flat, or with a folder for each split.
     found = {**split_folders(name, root / "masks"), **split_folders(name, root / "images")}
+    if found and "train" not in found:
+        named = (root / kind / folder for folder in found.values() for kind in ("images", "masks"))
+        there = next(folder for folder in named if folder.is_dir())
+        raise ValueError(
+            f"{name}: {there} is a split, and there is no train/ beside it: move the images to train on into "
+            "images/train/, their masks into masks/train/"
+        )
     splits: dict[str, Samples] = {}
-    for split, folder in (found if "train" in found else {"train": ""}).items():
+    for split, folder in (found or {"train": ""}).items():
         places = root / "images" / folder, root / "masks" / folder
         images, unused = _files(name, places[0], FOLDER_LAYOUT, ENDINGS)
         masks, others = _files(name, places[1], FOLDER_LAYOUT, MASKS)
@@ -133,6 +140,17 @@ def open_segmentation_folder(data: DataConfig, augment: AugmentConfig, loading: 
         labels = Labels(classes, values=values, hint="; data.mask_values=[...] names other gray levels")
         splits[split] = pair_up(data, images, masks, sorted(images), labels, [*unused, *others])
     splits, notes = with_test(name, splits, "images")
+    # What a user may not have meant: folders that are no split, and beside splits also files.
+    kinds = {root / "images", root / "masks"}
+    read = {kind / folder for kind in kinds for folder in found.values()} or kinds
+    beside: list[str] = []
+    for place in sorted(kinds | read):
+        images_in, others, folders = files_in(name, place)
+        files = [] if place in read else [*images_in, *others]
+        folders = [folder for folder in folders if place / folder not in read and not folder.startswith(".")]
+        beside += [str(place / entry) for entry in (*files, *folders)]
+    if beside:
+        notes.append(f"{name}: {len(beside):,} files and folders that are in no split are not used: {few(beside)}")
     return open_segmentation(data, augment, loading, splits, classes, statistics, notes)
 
 

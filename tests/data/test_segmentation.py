@@ -161,6 +161,17 @@ def test_a_folder_with_splits_of_its_own(tmp_path: Path) -> None:
     assert (data.train.num_samples, data.val.num_samples, data.test.num_samples) == (6, 2, 2)
 
 
+def test_what_lies_in_no_split_is_noted(tmp_path: Path) -> None:
+    assert not [note for note in folder(with_splits(tmp_path)).notes if "in no split" in note]
+    (tmp_path / "images" / "train" / "more").mkdir()
+    (tmp_path / "images" / ".hidden").mkdir()
+    (tmp_path / "masks" / "holdout").mkdir()
+    (tmp_path / "images" / "11.png").write_bytes(b"")
+    (note,) = (note for note in folder(tmp_path).notes if "in no split" in note)
+    assert all(name in note for name in ("images/11.png", "images/train/more", "masks/holdout", "3 "))
+    assert "hidden" not in note
+
+
 def test_an_image_that_moved_from_train_to_val_is_other_data(tmp_path: Path) -> None:
     data = folder(with_splits(tmp_path))
     for kind in ("images", "masks"):  # the last image trained on becomes the first of val
@@ -198,6 +209,12 @@ def colours(root: Path) -> None:
     Image.new("RGB", (30, 20)).save(root / "masks" / "3.png")
 
 
+def only_a_test_folder(root: Path) -> None:
+    for kind in ("images", "masks"):
+        (root / kind / "test").mkdir()
+        (root / kind / "3.png").rename(root / kind / "test" / "3.png")
+
+
 MISTAKES: list[tuple[Callable[[Path], object], list[str]]] = [
     (other_size, ["masks/3.png", "20x20", "30x20"]),
     (label_above, ["masks/3.png", "label 7", "0 ... 2"]),
@@ -211,6 +228,7 @@ MISTAKES: list[tuple[Callable[[Path], object], list[str]]] = [
     (lambda root: (root / "classes.txt").write_text("one\n"), ["classes.txt", "1 classes"]),
     (lambda root: (root / "classes.txt").write_text("one\none\n"), ["classes.txt", "one"]),
     (lambda root: (root / "masks").rename(root / "labels"), ["no folder", "masks", "classes.txt"]),
+    (only_a_test_folder, ["images/test", "train/"]),
 ]
 
 
