@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.boxes import Annotated
-from data.decode import EIGHT_BITS, FORMATS, MAX_PIXELS, ON_ITS_SIDE, hint_on_turn, orientation_of, why
+from data.decode import EIGHT_BITS, FORMATS, MAX_PIXELS, ON_ITS_SIDE, hint_on_turn, orientation_of, tolerated, why
 from data.folders import by_ending, few
 from data.interface import Data
-from data.loader import tolerated
 from data.samples import Samples
 
 ALL_HEADERS, SOME_HEADERS = 20_000, 2_000  # of more files than the first, the headers of so many are read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ ON_ITS_SIDE = (5, 6, 7, 8)
 EXIF_WITHIN = 1 << 16  # bytes: the first segment of a JPEG holds it
 GRAY = ("1", "L", "LA")
 EIGHT_BITS = (*GRAY, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+# Unusable images tolerated per epoch: max(0.1 % of the split, min(5, 25 %)), at least 1.
+MAX_BAD_SHARE, MAX_BAD_ALWAYS, MAX_BAD_OF_FEW = 0.001, 5, 0.25
 DECODERS = ("auto", "simplejpeg", "pillow", "pil")
 
 
@@ -169,3 +171,19 @@ def unreadable(bad: Sequence[tuple[str, str]], what: str = "usable image", of: i
     if of is not None and 4 * len(bad) >= of and not one:
         repair = f"{len(bad):,} of {of:,} files: look at how they were written"
     return f"{paths}{more}: {state} ({bad[0][1]}); {repair}"
+
+
+def tolerated(count: int) -> int:
+    """The number of unusable images among so many that `on_bad_image=skip` leaves out in an epoch."""
+    few = max(1, min(MAX_BAD_ALWAYS, int(MAX_BAD_OF_FEW * count)))
+    return max(few, int(MAX_BAD_SHARE * count))
+
+
+def require_few(bad: Mapping[str, str], count: int) -> None:
+    """Raise ValueError if more than `tolerated` of so many images cannot be used; bad: path -> reason."""
+    if len(bad) > tolerated(count):
+        path = min(bad)
+        raise ValueError(
+            f"{len(bad)} of {count} images cannot be used, {tolerated(count)} may be left out; one is {path} "
+            f"({bad[path]})"
+        )

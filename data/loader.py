@@ -23,15 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import DataConfig
-from data.decode import unreadable, why
+from data.decode import require_few, unreadable, why
 from data.draws import MOST, Draws, uniforms
 from data.interface import Loading
 from data.pipelines import RegularizerError
 from data.samples import Sample, Samples, Step
 from data.splits import Batches, Indices
 
-# Unreadable images tolerated per epoch: max(0.1 % of the split, min(5, 25 %)), at least 1.
-MAX_BAD_SHARE, MAX_BAD_ALWAYS, MAX_BAD_OF_FEW = 0.001, 5, 0.25
 MAX_BAD_IN_A_ROW = 16
 ON_CPU = ("scales", "image_ids")  # fields of a batch that only the evaluation reads
 log = logging.getLogger(__name__)
@@ -214,19 +212,7 @@ class FileLoader:
                 log.warning("%s: left out, not a usable image (%s)", path, reason)
             self.bad_images[path] = reason
             bad.add(path)
-        count = self.batches.of_this_rank
-        if len(bad) > tolerated(count):
-            path = min(bad)
-            raise ValueError(
-                f"{len(bad)} of {count} images cannot be used, {tolerated(count)} may be left out; one is {path} "
-                f"({self.bad_images[path]})"
-            )
-
-
-def tolerated(count: int) -> int:
-    """The number of unusable images among so many that `on_bad_image=skip` leaves out in an epoch."""
-    few = max(1, min(MAX_BAD_ALWAYS, int(MAX_BAD_OF_FEW * count)))
-    return max(few, int(MAX_BAD_SHARE * count))
+        require_few({path: self.bad_images[path] for path in bad}, self.batches.of_this_rank)
 
 
 class ToNetwork:

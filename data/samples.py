@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import DataConfig
-from data.decode import unreadable, why
+from data.decode import require_few, unreadable, why
 from data.draws import Draws
 from data.splits import TEST, Indices, stratified, subset, train_val
 
@@ -142,11 +142,11 @@ def decoded(samples: Samples, decode: Callable[[Row], Sample], workers: int, ski
         samples: files.
         decode: row -> sample; of arrays of one shape the column is one array, of others an array of objects.
         workers: threads (decoders release the interpreter's lock).
-        skip: leave out samples that cannot be read, instead of raising.
+        skip: leave out a few samples that cannot be read, instead of raising.
         what: a usable sample is called this in messages.
 
     Raises:
-        ValueError: without `skip` for samples that cannot be read, or if there are no others; names three.
+        ValueError: for samples that cannot be read; with `skip` if they are more than a few, or all.
     """
 
     def one(index: int) -> Sample | str:
@@ -163,6 +163,7 @@ def decoded(samples: Samples, decode: Callable[[Row], Sample], workers: int, ski
     good = [i for i, sample in enumerate(found) if not isinstance(sample, str)]
     if left_out and (not skip or not good):
         raise ValueError(unreadable(list(left_out.items()), what, len(samples)))
+    require_few(left_out, len(samples))
     for path, reason in left_out.items():
         log.warning("%s: left out, not a %s (%s)", path, what, reason)
     kept = [sample for sample in found if not isinstance(sample, str)]

@@ -198,6 +198,15 @@ def test_skip_leaves_a_damaged_file_out(tmp_path: Path, caplog: pytest.LogCaptur
     assert any("1 unreadable file is left out" in note for note in data.notes)
 
 
+@pytest.mark.parametrize("size", [12, 72])  # in memory, and read for each batch
+def test_skip_leaves_out_a_few_alone(tmp_path: Path, size: int) -> None:
+    plant(tmp_path, {"train": 4, "test": 4}, size=(80, 90))
+    for path in sorted((tmp_path / "test").rglob("*.png"))[:3]:
+        path.write_bytes(b"no image")
+    with refused("3 of 8 images", "2 may be left out", "0.png"):
+        list(build(tmp_path, image_size=size, on_bad_image="skip").test.epoch(0))
+
+
 def test_a_run_through_the_command_line_is_named_after_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

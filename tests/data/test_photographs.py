@@ -26,8 +26,9 @@ from torchvision import transforms
 from configs.schema import AugmentConfig, DataConfig
 from data import ClassificationBatch, Data, Loading, decode, draws, photographs
 from data import build_data as build_from_configuration
+from data.decode import MAX_BAD_ALWAYS, tolerated
 from data.draws import Draws
-from data.loader import MAX_BAD_ALWAYS, _end_workers, tolerated
+from data.loader import _end_workers
 from data.photographs import random_box, resized
 from data.pipelines import RegularizerError, photograph
 from tests.named import refused
