@@ -96,6 +96,9 @@ def _arrays(path: Path, root: Path, folder: Path, content: dict[str, Any], decod
     for what, ids in places.items():
         if len(set(ids)) < len(ids):
             raise ValueError(f"{path}: {what} id {Counter(ids).most_common(1)[0][0]} occurs twice")
+        far = max(ids, key=abs)
+        if abs(far) > 2**53:  # the evaluation computes in float64, which would round it
+            raise ValueError(f"{path}: {what} id {far} lies beyond 2**53 = {2**53}: number them anew, such as from 1")
     files, unused, unlisted = _present(path, root, folder, files)
 
     # Each annotation by the positions of its image and its category.

@@ -94,6 +94,19 @@ def test_what_may_mean_two_things_is_refused(coco: Path, key: str, value: Any) -
         read_coco(coco, "train2017")
 
 
+@pytest.mark.parametrize("what", ["image", "category"])
+def test_an_id_that_a_float_would_round_is_refused(coco: Path, what: str) -> None:
+    def long(content: dict[str, Any]) -> None:
+        listed, key = content["images" if what == "image" else "categories"][0], f"{what}_id"
+        for entry in content["annotations"]:
+            entry[key] = 2**53 + 1 if entry[key] == listed["id"] else entry[key]
+        listed["id"] = 2**53 + 1
+
+    path = change_json(coco, "train2017", long)
+    with refused(path, f"{what} id {2**53 + 1}"):
+        read_coco(coco, "train2017")
+
+
 def test_boxes_in_shares_of_the_image_are_refused(coco: Path) -> None:
     def shares(content: dict[str, Any]) -> None:
         for entry in content["annotations"]:
