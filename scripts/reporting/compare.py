@@ -263,9 +263,10 @@ def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
     """
     of_methods = claim.column in ("experiment", "regularizer")
     free = {claim.column, "experiment", *(("regularizer", *KNOBS) if of_methods else ())}
-    # Every spelling of a row: once more for each block size that is the same computation.
     spelled = [(columns_of(row), row) for row in sweep.rows]
-    spelled += [({**columns_of(row), "block_size": str(block)}, row) for row in sweep.rows for block in row["same"]]
+    # A block size that is the same computation counts where the claim names one, and a pair of rows counts once.
+    if "block_size" in (claim.column, *claim.where):
+        spelled += [({**columns_of(row), "block_size": str(block)}, row) for row in sweep.rows for block in row["same"]]
     asked = [(of, row) for of, row in spelled if all(of.get(key) == value for key, value in claim.where.items())]
     return [
         (row, other)

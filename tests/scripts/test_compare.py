@@ -301,3 +301,18 @@ def test_a_claim_is_about_every_block_size_that_a_row_stands_for(tmp_path: Path)
     claim = ClaimConfig("block 7 beats block 3", "block_size", "7", "3")
     (answer,) = answers(asking(read_sweep(folder), claim))
     assert answer["cells"] == pytest.approx([-1.0])
+
+
+def test_a_pair_of_rows_is_one_cell(tmp_path: Path) -> None:
+    """Blocks 4 and 7 are one row in group 4 and two rows in groups 3 and 4."""
+    for groups, skip, blocks in (("[4]", "false", (4, 7)), ("[4]", "true", (4, 7)), ("[3,4]", "false", (4, 7))):
+        for block in blocks:
+            plan = plan_of("regularizer=dropblock", f"groups={groups}", f"skip={skip}", f"block_size={block}")
+            run = write_run(tmp_path, plan, 80.0 + (skip == "true") + (groups == "[3,4]") * block, epochs=5)
+            if groups == "[4]":
+                (run / "sites.json").write_text(json.dumps([{"group": 4, "map_sizes": [[16, 4, 4]], "block": [4, 4]}]))
+            folder = note(tmp_path, plan, run)
+    skip = ClaimConfig("skip beats conv", "skip", "True", "False")
+    at_block_7 = replace(GROUPS, where={"block_size": "7"})
+    found = answers(asking(read_sweep(folder), skip, GROUPS, at_block_7))
+    assert [answer["cells"] for answer in found] == [[1.0], [4.0], [7.0]]
