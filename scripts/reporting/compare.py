@@ -165,9 +165,9 @@ def candidate_text(values: Mapping[str, Any]) -> str:
 def pooled(sweep: Sweep) -> tuple[float, int, int] | None:
     """The scatter of a difference over all rows of the table: standard deviation, seeds, number of comparisons.
 
-    None without a row that has two seeds.
+    None without a row whose difference has a standard error: two seeds, in which it is not the same.
     """
-    found = [row["difference"] for row in sweep.rows if row["difference"] and row["difference"].std]
+    found = [row["difference"] for row in sweep.rows if row["difference"] and row["difference"].error]
     if not found:
         return None
     return fmean(of.std**2 for of in found) ** 0.5, min(len(of.values) for of in found), len(found)

@@ -11,12 +11,12 @@ import pytest
 
 from configs.paper import ClaimConfig, StudyConfig
 from scripts.report import main
-from scripts.reporting.compare import answers, best_on_val, choice_of_keep_prob, compare, few_rows, lines
+from scripts.reporting.compare import answers, best_on_val, choice_of_keep_prob, compare, few_rows, lines, pooled
 from scripts.reporting.csv_files import rows_csv, runs_csv
 from scripts.reporting.deviations import deviations
 from scripts.reporting.report import content_of, rendered, write_report
 from scripts.reporting.runs import Sweep, label, read_sweep
-from scripts.reporting.tables import last_epoch_drops
+from scripts.reporting.tables import last_epoch_drops, power_text
 from tests.scripts.made_up_sweep import grid, made_up, note, plan_of, recorded, write_run
 
 GROUPS = ClaimConfig("groups 3+4 beat group 4", "groups", "3+4", "4")
@@ -86,6 +86,17 @@ def test_where_lower_is_better_the_smaller_headline_wins(tmp_path: Path) -> None
     assert [cell.strip() for cell in ours[2:4]] == ["3.02 ± 0.01", "-1.00 [-1.00, -1.00]"]
     row = next(row for row in csv.DictReader(rows_csv(sweep).splitlines()) if row["keep_prob"] == "0.9")
     assert (list(row)[-2:], float(row["ece_mean"])) == (["ece_mean", "ece_std"], pytest.approx(3.02, abs=0.002))
+
+
+def test_differences_that_are_equal_but_for_rounding_promise_no_power(tmp_path: Path) -> None:
+    """One of 360 images more in both seeds: the last digits of the two differences are all that tells them apart."""
+    rows = {("regularizer=none",): [100 * n / 360 for n in (250, 276)]}
+    rows[("regularizer=dropblock",)] = [100 * n / 360 for n in (251, 277)]
+    sweep = compare(read_sweep(grid(tmp_path, rows)))
+    (difference,) = (row["difference"] for row in sweep.rows if row["difference"])
+    assert 0 < difference.std < 1e-9
+    assert pooled(sweep) is None
+    assert power_text(sweep) == ""
 
 
 def test_a_difference_over_fewer_seeds_says_so(tmp_path: Path) -> None:
