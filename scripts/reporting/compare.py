@@ -73,7 +73,7 @@ def baseline_of(sweep: Sweep, row: Row) -> Row | None:
     """Return the row without a regularizer in the setting of `row`, or the one that was chosen for all rows."""
     if sweep.compared_to is not None:
         return sweep.compared_to
-    return next((other for other in sweep.rows if other["is_baseline"] and other["setting"] == row["setting"]), None)
+    return next((other for other in sweep.plain if other["setting"] == row["setting"]), None)
 
 
 def distinct_colour(row: Row, used: Sequence[str] = ()) -> str:
@@ -281,7 +281,7 @@ def cells_of(sweep: Sweep, claim: ClaimConfig) -> list[tuple[Row, Row]]:
 
 def without_column(row: Row, column: str) -> dict[str, Any]:
     """The values of a row's regularizers that no column holds, without those that go with `column`."""
-    aside = {*KNOBS}
+    aside = {*KNOBS, "lr"}  # a learning rate among them was chosen on val
     if column == "schedule":  # a limit goes with its schedule
         aside |= {"schedule_start", "schedule_end"}
     if column in SETTING:  # of the same regularizer, in pixels and by the kind of images

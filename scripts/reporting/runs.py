@@ -76,15 +76,23 @@ class Sweep:
         logged = any(f"train/{self.headline}" in entry for run in runs for entry in run["log"])
         self.trained_metric = self.headline if logged else "loss"
         self.made_up = any(run["data"] in MADE_UP for run in runs)
+        # A learning rate that was chosen on val is the row's own, as its knobs are, and no setting to be compared within.
+        every = [*self.rows, *self.pilots]
+        for row in every:
+            row["tuned"] = self.tuned(row)
+        if any("lr" in ((row["tuned"] or {}).get("chosen") or {}) for row in every):
+            for row in every:
+                row["tried"] = {**row["tried"], "lr": row["runs"][0]["setting"]["recipe.lr"]}
+                row["setting"] = {key: value for key, value in row["setting"].items() if key != "recipe.lr"}
         # Keys of the setting in which rows differ.
         settings = [row["setting"] for row in self.rows]
         self.varied = [key for key in settings[0] if len({str(setting.get(key)) for setting in settings}) > 1]
-        # The row without a regularizer; none where there are several, in different settings.
+        # Rows without a regularizer, those of an earlier choice last; the baseline where there is one setting.
         plain = [row for row in self.rows if row["is_baseline"]]
+        self.plain = sorted(plain, key=lambda row: row["tuned"] is None)
         alone = plain and all(row["setting"] == plain[0]["setting"] for row in plain)
-        self.baseline: Row | None = plain[0] if alone else None
-        for row in [*self.rows, *self.pilots]:
-            row["tuned"] = self.tuned(row)
+        self.baseline: Row | None = self.plain[0] if alone else None
+        for row in every:
             row["label"] = label(self, row)
 
     def tuned(self, row: Row) -> dict[str, Any] | None:

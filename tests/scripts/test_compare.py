@@ -125,6 +125,34 @@ def test_rows_of_several_settings_are_compared_within_their_own(tmp_path: Path) 
         assert row["difference"] is None or row["difference"].mean == pytest.approx(1.0)
 
 
+def test_rows_are_compared_whatever_learning_rate_val_chose_for_each(tmp_path: Path) -> None:
+    """Also beside a baseline of an earlier choice, whose learning rate is no candidate any more."""
+    chosen = {"none": 0.1, "dropblock": 0.05, "spatial_dropout": 0.2}
+    rows = {(f"regularizer={name}", f"lr={lr}"): [80.0 + 10 * lr, 80.2 + 10 * lr] for name, lr in chosen.items()}
+    rows["regularizer=dropblock", "block_size=3", "lr=0.3"] = [83.0, 83.2]
+    folder = grid(tmp_path, {("regularizer=none", "lr=0.4"): [70.0, 70.1], **rows})
+    entries = [
+        {"configuration": plan_of(*words).hash(), "given": {}, "candidates": []}
+        | {"chosen": {"lr": float(words[-1].partition("=")[2])}}
+        for words in rows
+    ]
+    tuning = {"rows": entries, "pilots_a_row": 2, "allow_untuned": False, "epochs": None, "rule": ""}
+    (folder / "tuning.json").write_text(json.dumps(tuning))
+    methods = ClaimConfig("DropBlock beats SpatialDropout", "regularizer", "dropblock", "spatial_dropout")
+    blocks = ClaimConfig("block 7 beats block 3", "block_size", "7", "3")
+    sweep = compare(asking(read_sweep(folder), methods, blocks))
+    gains = {row["label"]: row["difference"] and row["difference"].mean for row in sweep.rows}
+    assert gains == {
+        "no regularizer, lr 0.1": None,
+        "no regularizer, lr 0.4": pytest.approx(-11.05),
+        "DropBlock, keep_prob 0.9, block 3, lr 0.3": pytest.approx(2.0),
+        "DropBlock, keep_prob 0.9, block 7, lr 0.05": pytest.approx(-0.5),
+        "SpatialDropout, keep_prob 0.9, lr 0.2": pytest.approx(1.0),
+    }
+    assert (sweep.varied, sweep.baseline and sweep.baseline["tried"]["lr"]) == ([], 0.1)
+    assert [sorted(answer["cells"]) for answer in answers(sweep)] == [pytest.approx([-1.5, 1.0]), pytest.approx([-2.5])]
+
+
 def test_every_run_of_a_grid_has_its_line_in_runs_csv(tmp_path: Path) -> None:
     """Also where rows differ in what has no column: by the label of the row and the directory of the run."""
     sweep = compare(read_sweep(grid(tmp_path, {("lr=0.1",): [80.0, 80.1], ("lr=0.05",): [80.5, 80.6]})))
