@@ -35,8 +35,8 @@ from experiment.outcome import Job
 
 FILE = "tuning.json"  # in the folder of the sweep, for its report
 RULE = (
-    "The value with the best mean of the primary metric on val after the last epoch of its pilots; of equal ones that "
-    "nearest to the row's own (the paper's, where its file has that)."
+    "The value with the best mean of the primary metric on val after the last epoch of its pilots, over the seeds that "
+    "all values of the row have; of equal ones that nearest to the row's own (the paper's, where its file has that)."
 )
 
 
@@ -105,6 +105,11 @@ class TunedRow:
     def values(self) -> dict[str, Any]:
         """Everything that was chosen for it, by the keys of the overrides."""
         return {**self.given, **(self.chosen or {})}
+
+    @property
+    def shared(self) -> int:
+        """The number of pilots that every candidate has: their first, of the same seeds, are those that choose."""
+        return min(map(len, self.pilots), default=0)
 
 
 class Tuning:
@@ -275,7 +280,7 @@ class Tuning:
         for row in self.rows:
             if not row.candidates:
                 continue
-            found = {values_text(candidate): val_of(pilots) for candidate, pilots in in_order(row)}
+            found = {values_text(candidate): val_of(pilots[: row.shared]) for candidate, pilots in in_order(row)}
             shown = ", ".join(f"{name}: {'-' if val is None else f'{val:.4g}'}" for name, val in found.items())
             lines.append((row.name, shown, values_text(row.chosen) if row.chosen else row.reason))
             notes += [f"note: {row.name}: {end}"] if (end := end_of_list(row)) else []
@@ -303,7 +308,7 @@ class Tuning:
                 entry["candidates"].append(
                     {
                         "values": candidate,
-                        "val": val_of(pilots),
+                        "val": val_of(pilots[: row.shared]),
                         "seeds": [job.plan.seed for job in pilots if job.plan is not None],
                         "runs": ["/".join(job.run.parts[-3:]) for job in pilots],
                         "seconds": sum(summary.get("train_seconds", 0.0) for summary in summaries),
@@ -342,9 +347,8 @@ def choose(row: TunedRow) -> None:
     summary = RunDirectory(row.pilots[0][0].run).summary()
     sign = -1.0 if summary["headline"] in summary.get("lower_is_better", ()) else 1.0
     # `candidates` are in the order of their distance from the row's own, and `max` takes the first of equal ones.
-    vals = [
-        sign * val if (val := val_of(pilots)) is not None and math.isfinite(val) else -math.inf for pilots in row.pilots
-    ]
+    found = [val_of(pilots[: row.shared]) for pilots in row.pilots]
+    vals = [sign * val if val is not None and math.isfinite(val) else -math.inf for val in found]
     row.chosen = row.candidates[vals.index(max(vals))]
 
 

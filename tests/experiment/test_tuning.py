@@ -205,6 +205,22 @@ def test_every_row_has_the_same_budget(tmp_path: Path) -> None:
     assert {plan.recipe.lr for plan in by_row["none"]} == {0.1, 0.2}
 
 
+def test_candidates_are_compared_on_the_seeds_that_all_of_them_have(tmp_path: Path) -> None:
+    """Three pilots for two values of CutMix: the third has a seed of which nothing is known at the other value."""
+    tuning = tuning_of(tmp_path, "cutmix,dropblock", "tune={cutmix.probability:[1.0,0.5],keep_prob:[0.8,0.9,0.95]}")
+    (pilots,) = tuning.stages()
+    first, other = rows(tuning)["cutmix"].pilots
+    for job in pilots:
+        record(job, 50.0)
+    for job, val in zip((*first, *other), (60.0, 52.0, 58.0), strict=True):
+        record(job, val)
+    list(tuning.stages())
+    assert rows(tuning)["cutmix"].chosen == {"regularizer.cutmix.probability": 1.0}
+    entry = next(entry for entry in tuning.entries() if entry["name"] == "cutmix")
+    assert [(of["val"], of["seeds"]) for of in entry["candidates"]] == [(58.0, [100]), (60.0, [100, 101])]
+    assert "probability 1: 60" in tuning.text()
+
+
 def test_a_combination_takes_the_choice_of_its_parts(tmp_path: Path) -> None:
     tuning = tuning_of(tmp_path, "cutmix,[cutmix,dropblock]", "tune=default")
     stages = tuning.stages()
