@@ -285,5 +285,5 @@ def without_column(row: Row, column: str) -> dict[str, Any]:
     if column == "schedule":  # a limit goes with its schedule
         aside |= {"schedule_start", "schedule_end"}
     if column in SETTING:  # of the same regularizer, in pixels and by the kind of images
-        aside |= {key for method in row["methods"] if method["kind"] == "image" for key in method["options"]}
+        aside |= {key for method in row["methods"] if method["kind"] == "image" for key in method["tried"]}
     return {name: value for name, value in row["tried"].items() if name not in aside}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,10 +117,13 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
     methods = methods_of(plan)
     layer = layer_values(plan["layer"])
 
-    # The regularizers' own values by name; those of further layers behind the names of these.
+    # The regularizers' own values by name; those of further layers, and options that several have, behind their names.
     tried: dict[str, Any] = dict.fromkeys(KNOBS)
+    count = Counter([*layer, *(key for method in methods for key in method["options"])])
     for method in methods:
-        tried |= method["options"]
+        own = method["options"].items()
+        method["tried"] = {f"{method['name']} {key}" if count[key] > 1 else key: value for key, value in own}
+        tried |= method["tried"]
     tried |= layer
     for companion in plan["companions"]:
         tried |= {f"{companion['name']} {key}": value for key, value in layer_values(companion).items()}
@@ -129,6 +133,10 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
     trained = {name: epoch_means(log, name) for name in sorted({key for entry in log for key in entry})}
     shares = {group: trained.get(f"drop/measured/{group}") for group in summary["drop_last_epoch"]}
     dropped = {group: sum(means.values()) / len(means) for group, means in shares.items() if means}
+
+    # Everything that decides what is computed, but for the block size: feature maps may clamp two alike.
+    identity = checked.identity()
+    but_for_block = {**identity, "seed": None, "layer": {**(identity["layer"] or {}), "block_size": None}}
 
     evaluations = run.read("evaluations.json") or {}
     beside = columns_of(evaluations, summary["headline"])
@@ -155,7 +163,8 @@ def record_of(run: RunDirectory, note: Mapping[str, Any]) -> Record:
         "plan": plan,
         "changed_since": changed_since(checked),
         "configuration": checked.hash(),  # all seeds of a configuration share it, wherever their directories are
-        "data_identity": repr(checked.identity()["data"]),
+        "but_for_block": repr(but_for_block),
+        "data_identity": repr(identity["data"]),
         **measured,
         "headline": summary["headline"],
         "log": log,
@@ -310,11 +319,11 @@ def in_paper_order(row: Row) -> tuple[Any, ...]:
 
 def computation(row: Row) -> str:
     """A key of what the runs of a row compute: equal where two block sizes are clamped alike by every feature map."""
+    run = row["runs"][0]
     if not row["sites"] or row["block_size"] is None:
-        return repr((row["experiment"], row["runs"][0]["configuration"]))
+        return repr((row["experiment"], run["configuration"]))
     sites = [{key: value for key, value in site.items() if key not in ("clamped", "note")} for site in row["sites"]]
-    tried = {key: value for key, value in row["tried"].items() if key != "block_size"}
-    return repr((row["experiment"], row["regularizer"], tried, sorted(row["setting"].items(), key=str), sites))
+    return repr((row["experiment"], run["but_for_block"], sorted(row["setting"].items(), key=str), sites))
 
 
 def label(sweep: Sweep, row: Row, without: str = "") -> str:
@@ -322,7 +331,8 @@ def label(sweep: Sweep, row: Row, without: str = "") -> str:
     alike = [other["tried"] for other in sweep.rows if other["regularizer"] == row["regularizer"]]
     parts = [label_of(row["regularizer"], row["runs"][0]["styles"])]
     entry = row["tuned"] or {}
-    chosen = {key.rpartition(".")[2] for key in {**(entry.get("chosen") or {}), **entry.get("given", {})}}
+    words = [key.split(".") for key in {**(entry.get("chosen") or {}), **entry.get("given", {})}]
+    chosen = {name for *of, key in words for name in (key, " ".join([*of[1:2], key]))}
     for key, value in row["tried"].items():
         shown = key in ALWAYS_SHOWN or key in chosen or any(other.get(key) != value for other in alike)
         if shown and value is not None and key != without:

@@ -16,6 +16,7 @@ from engine.distributed import Ranks
 from engine.run_directory import RunDirectory
 from scripts import compare as compare_script
 from scripts.report import main
+from scripts.reporting.compare import without_column
 from scripts.reporting.runs import (
     Sweep,
     curve,
@@ -116,6 +117,28 @@ def test_equal_computations_are_one_row(tmp_path: Path) -> None:
     compared = read_runs([seven, *(row["runs"][0]["path"] for row in sweep.rows)])
     assert compared.compared_to is compared.rows[0]
     assert compared.rows[0]["same"] == [7]
+
+
+def test_options_of_one_name_are_those_of_their_regularizers(tmp_path: Path) -> None:
+    """Random erasing and CutMix both have a `probability`; the row of the other one is no equal computation."""
+    three = "regularizer=[dropblock,random_erasing,cutmix]"
+    rows = {(three, f"regularizer.random_erasing.probability={value}"): [80.0, 80.1] for value in (0.25, 0.5)}
+    folder = grid(tmp_path, rows)
+    sweep = read_sweep(folder)
+    assert [row["seeds"] for row in sweep.rows] == [[1, 2], [1, 2]]
+    found = {row["label"].partition("block 7, ")[2]: row for row in sweep.rows}
+    assert {*found} == {"random_erasing probability 0.25", "random_erasing probability 0.5"}
+    assert all(row["tried"]["cutmix probability"] == 1.0 for row in sweep.rows)
+    assert all(row["tried"]["alpha"] == 1.0 for row in sweep.rows)  # CutMix alone has one
+    # Beside another data set what acts on images is set aside, and nothing else.
+    first, second = (without_column(row, "data") for row in sweep.rows)
+    assert first == second
+    assert "cutmix probability" in first
+    # What was tuned is in the label where all rows have it.
+    chosen = {"regularizer.cutmix.probability": 1.0}
+    entries = [{"configuration": run["configuration"], "chosen": chosen, "given": {}} for run in sweep.runs]
+    RunDirectory(folder).write("tuning.json", {"rows": entries})
+    assert all("cutmix probability 1" in row["label"] for row in read_sweep(folder).rows)
 
 
 def test_runs_of_different_tasks_have_no_common_table(tmp_path: Path) -> None:
