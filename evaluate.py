@@ -106,8 +106,9 @@ def result_text(result: dict[str, Any]) -> str:
         ]
         heads = ("out of distribution by", "masks of", "samples", "AUROC", "AP", "AP by chance", "FPR at 95 % TPR")
         parts.append(table(heads, outside))
-    if result["corrupted"]:
+    for source in dict.fromkeys(row["source"] for row in result["corrupted"]):
         # What the mean over all says of corruptions that were trained on is no robustness.
+        alike = [row for row in result["corrupted"] if row["source"] == source]
         metrics = [headline, *(name for name in ("loss", "ece") if name in names and name != headline)]
         corrupted = [
             (
@@ -115,11 +116,12 @@ def result_text(result: dict[str, Any]) -> str:
                 row["severity"],
                 *(metric_text(row[name], result["metric_units"][name]) for name in metrics),
             )
-            for row in result["corrupted"]
+            for row in alike
         ]
-        means = [sum(row[name] for row in result["corrupted"]) / len(corrupted) for name in metrics]
+        means = [sum(row[name] for row in alike) / len(alike) for name in metrics]
         mean = [metric_text(value, result["metric_units"][name]) for name, value in zip(metrics, means, strict=True)]
-        parts.append(table(("corruption", "severity", *metrics), [*corrupted, ("mean", "", *mean)]))
+        head = f"corruption of {source}" if source else "corruption"
+        parts.append(table((head, "severity", *metrics), [*corrupted, ("mean", "", *mean)]))
     if result["columns"]:
         alone = [(row["column"], *headline_and_loss(row, headline, unit)) for row in result["columns"]]
         parts.append(table(("column alone", headline, "loss"), alone))

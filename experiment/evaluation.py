@@ -282,7 +282,7 @@ def corruption_rows(
     """The metrics on each corruption at each severity, and if the network has trained on images changed like that.
 
     Args:
-        cifar10c: the corruptions of CIFAR-10-C, see `cifar10c_of`.
+        cifar10c: the corruptions of CIFAR-10-C, see `cifar10c_of`; the `source` of their rows, None for our own.
     """
     names = CORRUPTIONS if "all" in wanted.corruption else wanted.corruption
     severities = wanted.severity or DEFAULT_SEVERITIES
@@ -292,10 +292,11 @@ def corruption_rows(
     rows = []
     for name, severity in product(names, severities):
         done = finished.measured(network, corrupted(loader, name, severity, wanted.seed))
-        rows.append({"corruption": name, "severity": severity, "trained_on": name in known, **done.metrics})
+        named = {"corruption": name, "source": None, "severity": severity, "trained_on": name in known}
+        rows.append({**named, **done.metrics})
     for name, severity in product(cifar10c, severities):
         done = finished.measured(network, corrupted_cifar(Path(wanted.cifar10c or ""), name, severity, loader))
-        named = {"corruption": f"CIFAR-10-C {name}", "severity": severity, "trained_on": name in known}
+        named = {"corruption": name, "source": "CIFAR-10-C", "severity": severity, "trained_on": name in known}
         rows.append({**named, **done.metrics})
     return rows
 

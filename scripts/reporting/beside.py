@@ -46,18 +46,19 @@ def columns_of(evaluations: Mapping[str, Mapping[str, Any]], headline: str) -> d
             of = f"{text}/mean of {row['samples']} masks of {layers_text(row, text)}"
             found |= {f"{of}/{name}": row[name] for name in (*metrics, "entropy", "mutual_information")}
 
-        by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        # Severities and corruptions of two sources have no common mean.
+        sources: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         for row in result.get("corrupted", ()):
-            by_name[row["corruption"]].append(row)
-        if by_name:
+            sources[source_of(row)][row["corruption"]].append(row)
+        for source, by_name in sources.items():
             untrained = [rows for name, rows in by_name.items() if name not in trainable()]
             means = {"all corruptions": by_name.values(), "those that no augmentation has": untrained}
             for what, lists in means.items():
                 if lists and len(by_name) > 1:
                     for name in metrics:
-                        found[f"{text}/{what}/{name}"] = fmean(row[name] for rows in lists for row in rows)
+                        found[f"{text}/{source}{what}/{name}"] = fmean(row[name] for rows in lists for row in rows)
             for corruption, rows in by_name.items():
-                found[f"{text}/{corruption}/{headline}"] = fmean(row[headline] for row in rows)
+                found[f"{text}/{source}{corruption}/{headline}"] = fmean(row[headline] for row in rows)
 
         for row in result.get("outside", ()):
             by = "one prediction" if row["samples"] == 1 else f"{row['samples']} masks of {layers_text(row, text)}"
@@ -81,6 +82,11 @@ def trainable() -> set[str]:
     return {corruption for name in choices("regularizer") for corruption in declared(name).corruptions}
 
 
+def source_of(row: Mapping[str, Any]) -> str:
+    """What stands before the name of a corruption: "CIFAR-10-C ", "" for one of this project, as in older records."""
+    return f"{row['source']} " if row.get("source") else ""
+
+
 def layers_text(row: Mapping[str, Any], text: str) -> str:
     """The layers that masks are of: where the evaluation does not say them, every row has its own."""
     if "keep_prob=" not in text and "block_size=" not in text:
@@ -97,4 +103,8 @@ def outside_text(row: Mapping[str, Any], text: str) -> str:
 def trained_on(evaluations: Mapping[str, Mapping[str, Any]], what: str) -> bool:
     """True if a run trained on the operation of a corruption, or of one of those that are averaged."""
     rows = [row for result in evaluations.values() for row in result.get("corrupted", ())]
-    return any(row["trained_on"] and what in (row["corruption"], "all corruptions") for row in rows)
+    return any(
+        row["trained_on"] and what.removeprefix(source_of(row)) in (row["corruption"], "all corruptions")
+        for row in rows
+        if what.startswith(source_of(row))
+    )

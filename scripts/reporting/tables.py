@@ -338,9 +338,11 @@ def beside_accuracy(sweep: Sweep) -> list[Table]:
 
     heads = ["", *(row["label"] for row in sweep.rows)]
     tables = [table_of(f"Beside accuracy: {kind}", heads, lines) for kind, lines in kinds.items()]
+    results = [result for run in sweep.runs for result in run["evaluations"].values()]
+    sources = [row.get("source") or "this project" for result in results for row in result.get("corrupted", ())]
     for table in tables:
         if beside.CORRUPTED in table["title"]:
-            table["note"] = "Corruptions of this project, means over severities." + (
+            table["note"] = f"Corruptions of {' and '.join(dict.fromkeys(sources))}, means over severities." + (
                 " †: the row trained on images changed like that." if marked else ""
             )
     if tables:

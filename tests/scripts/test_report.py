@@ -9,17 +9,22 @@ import statistics
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from configs.evaluation import EvaluationConfig
 from engine.run_directory import RunDirectory
+from experiment import evaluation
 from scripts import compare as compare_script
 from scripts.report import main
+from scripts.reporting.beside import columns_of, trained_on
 from scripts.reporting.compare import compare
 from scripts.reporting.report import DOTS_WIDTH, at_sites, content_of, legend, page, rendered, setting_text
 from scripts.reporting.runs import read_runs, read_sweep
 from scripts.reporting.statistics import Difference, Spread
-from scripts.reporting.tables import markdown_table, table_of
+from scripts.reporting.tables import beside_accuracy, markdown_table, table_of
 from tests.scripts.made_up_sweep import grid, made_up, note, plan_of, recorded, write_run
 
 NONE, DROPOUT = ("regularizer=none",), ("regularizer=dropout",)
@@ -352,7 +357,47 @@ def test_a_report_goes_to_another_folder(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "block_size.png").exists()
 
 
-# TensorBoard, drop at inference, runs without a sweep.
+# Evaluations, TensorBoard, drop at inference, runs without a sweep.
+
+
+def test_corruptions_are_named_and_averaged_by_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, numbers = plan_of("regularizer=autoaugment", "data=cifar10"), iter((10.0, 20.0, 30.0, 40.0))
+    for name in ("corrupted", "corrupted_cifar"):
+        monkeypatch.setattr(evaluation, name, lambda *_: None)
+    finished: Any = SimpleNamespace(plan=plan, measured=lambda *_: SimpleNamespace(metrics={"top1": next(numbers)}))
+    wanted: Any = EvaluationConfig(corruption=["brightness", "jpeg"], severity=[1], cifar10c="there")
+    rows = evaluation.corruption_rows(finished, wanted, None, wanted, ["brightness", "fog"])
+    both = {"both": {"top1": 50.0, "corrupted": rows}}
+    expected = {
+        "all corruptions": 15.0,
+        "those that no augmentation has": 20.0,
+        "brightness": 10.0,
+        "jpeg": 20.0,
+        "CIFAR-10-C all corruptions": 35.0,
+        "CIFAR-10-C those that no augmentation has": 40.0,
+        "CIFAR-10-C brightness": 30.0,
+        "CIFAR-10-C fog": 40.0,
+    }
+    assert columns_of(both, "top1") == {f"both/{what}/top1": value for what, value in expected.items()}
+    trained = ("brightness", "all corruptions")
+    assert [what for what in expected if trained_on(both, what)] == [
+        what for what in expected if what.removeprefix("CIFAR-10-C ") in trained
+    ]
+
+    # The note names the sources that are there. Older records have none, and are read as they are.
+    def note_of(rows: list[dict[str, Any]]) -> str:
+        run = write_run(tmp_path, plan, 80.0, 1)
+        RunDirectory(run).write("evaluations.json", {"both": {"top1": 50.0, "corrupted": rows}})
+        (table,) = beside_accuracy(compare(read_sweep(note(tmp_path, plan, run))))
+        return str(table["note"])
+
+    assert "Corruptions of this project and CIFAR-10-C, means" in note_of(rows)
+    assert "Corruptions of CIFAR-10-C, means" in note_of(rows[2:])
+    older = [{key: value for key, value in row.items() if key != "source"} for row in rows[:2]]
+    assert "Corruptions of this project, means" in note_of(older)
+    assert columns_of({"both": {"top1": 50.0, "corrupted": older}}, "top1") == columns_of(
+        {"both": {"top1": 50.0, "corrupted": rows[:2]}}, "top1"
+    )
 
 
 def test_tensorboard_gets_the_mean_over_the_seeds(four_seeds: Path) -> None:
