@@ -40,7 +40,8 @@ BASELINE = colour_of(["none"]) or "#7a7a7a"
 DASHES = (0, (5, 3))
 RELIABILITY = (
     "Reliability on test after the last epoch: on the dashed line a network is as often right as it is sure, below it "
-    "is too sure. A dot is a bin of confidence, its area the share of the images."
+    "is too sure. A dot is a bin of confidence, its area the share of the images. For one run the mean length of the "
+    "bars, weighted by share, is the expected calibration error (ECE); of several the bins are pooled, ECEs averaged."
 )
 FEW_POINTS = 8  # of a line
 STYLE: Any = {
@@ -311,7 +312,7 @@ def reliability(sweep: Sweep, out: Path) -> None:
             # A dot has the area of its share of the images, so that an empty bin does not look like a full one.
             axes.plot([0, 100], [0, 100], color=BASELINE, linewidth=1, linestyle=DASHES)
             axes.vlines(sure, right, sure, color=row["colour"], alpha=0.35, linewidth=4)
-            axes.scatter(sure, right, s=14 + 260 * share, color=row["colour"], zorder=2)
+            axes.scatter(sure, right, s=500 * share, linewidth=0, color=row["colour"], zorder=2, clip_on=False)
             ece = spread(row, "last/test/ece")
             axes.set_title(f"{folded(row['label'], 26)}\nECE {ece.text(1) if ece else '-'} %", loc="left", fontsize=9)
             axes.set_xlim(0, 103)

@@ -16,7 +16,7 @@ from scripts.reporting import figures
 from scripts.reporting.compare import compare
 from scripts.reporting.report import write_report
 from scripts.reporting.runs import Sweep, read_sweep
-from tests.scripts.made_up_sweep import grid
+from tests.scripts.made_up_sweep import grid, recorded
 
 
 @pytest.fixture
@@ -78,6 +78,19 @@ def test_the_ranking_has_every_row_beside_the_paper(table1: Path, panels: list[A
         assert {round(float(height), 1) for height in axes.get_yticks()} == set(range(9))
     names = [tick.get_text().replace("\n", " ") for tick in paper.get_yticklabels()]
     assert names == [row["label"] for row in sweep.rows]
+
+
+def test_the_dots_of_a_reliability_diagram_have_the_area_of_their_share(tmp_path: Path, panels: list[Axes]) -> None:
+    bins = [["0 to 10", 5.0, 7.0, 2], ["10 to 20", 15.0, 20.0, 18], ["90 to 100", 96.0, 90.0, 180]]
+    tables = [{"name": "calibration", "header": ["bin", "confidence", "top1", "images"], "rows": bins}]
+    folder = grid(tmp_path, {("regularizer=none",): [80.0, 81.0]})
+    for run in read_sweep(folder).runs:
+        recorded(run["path"], tables=tables)
+    figures.reliability(compare(read_sweep(folder)), tmp_path / "unused.png")
+    (dots,) = panels[0].collections[1:]  # after the bars
+    areas = dots.get_sizes()  # type: ignore[attr-defined]
+    assert list(areas / areas.sum()) == pytest.approx([0.01, 0.09, 0.9])
+    assert not any(dots.get_linewidths())  # an outline would add to it
 
 
 def test_a_row_has_one_colour_in_the_table_and_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
