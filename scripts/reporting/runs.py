@@ -77,7 +77,7 @@ class Sweep:
         logged = any(f"train/{self.headline}" in entry for run in runs for entry in run["log"])
         self.trained_metric = self.headline if logged else "loss"
         self.made_up = any(run["data"] in MADE_UP for run in runs)
-        # A learning rate that was chosen on val is the row's own, as its knobs are, and no setting to be compared within.
+        # A learning rate chosen on val is the row's own, as its knobs are, and no setting to be compared within.
         every = [*self.rows, *self.pilots]
         for row in every:
             row["tuned"] = self.tuned(row)
