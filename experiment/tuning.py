@@ -363,7 +363,7 @@ def val_of(pilots: Sequence[Job]) -> float | None:
         if value is None:
             raise UserError(f"{job.run}: has no val to choose on; data.val_fraction=0.1 holds a share of train out")
         values.append(float(value))
-    return fmean(values)
+    return fmean(values) if values else None  # none were planned where a part of the row has no choice
 
 
 def trained(job: Job) -> bool:

@@ -242,6 +242,17 @@ def test_a_combination_takes_the_choice_of_its_parts(tmp_path: Path) -> None:
     assert (both.layer.keep_prob, both.options_of("batch")["cutmix"]["probability"]) == (0.9, 0.5)
 
 
+def test_a_combination_whose_part_has_no_choice_is_named_with_the_reason(tmp_path: Path) -> None:
+    tuning = tuning_of(tmp_path, "cutmix,[cutmix,dropblock]", "tune=default")
+    stages = tuning.stages()
+    pilots = next(stages)
+    for job in pilots:
+        record(job, 50.0)
+    RunDirectory(pilots[0].run).write("status.json", {"status": "FAILED"})
+    list(stages)
+    assert "nothing is chosen for cutmix" in tuning.text()
+
+
 def test_a_part_without_a_knob_holds_nothing_up(tmp_path: Path) -> None:
     tuning = tuning_of(tmp_path, "trivialaugment,[dropblock,trivialaugment]", "tune=default")
     (pilots,) = tuning.stages()
