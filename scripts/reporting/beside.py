@@ -83,7 +83,7 @@ def trainable() -> set[str]:
 
 
 def source_of(row: Mapping[str, Any]) -> str:
-    """What stands before the name of a corruption: "CIFAR-10-C ", "" for one of this project, as in older records."""
+    """The prefix of the name of a corruption: "CIFAR-10-C ", "" for one of this project, as in older records."""
     return f"{row['source']} " if row.get("source") else ""
 
 
