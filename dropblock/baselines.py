@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dropblock import sparse_cpu
 from dropblock.draws import random_mask
-from dropblock.functional import Rate, check_maps, fresh_seed, refuse_positional, refuse_unknown, scalar, share_to_keep
+from dropblock.functional import Rate, check_maps, refuse_positional, refuse_unknown, scalar, seed_on, share_to_keep
 from dropblock.layers import DropLayer, with_own_init
 from dropblock.operator import as_stored
 from dropblock.sites import Site, declared_sites, depths
@@ -33,7 +33,7 @@ def drop_together(
     keep_prob: Rate = None,
     p: Rate = None,
     training: bool = True,
-    seed: Tensor | None = None,
+    seed: Tensor | int | None = None,
 ) -> Tensor:
     """Drop units, channels, samples or the whole batch, each with probability 1 - keep_prob; divide what is kept by it.
 
@@ -44,7 +44,7 @@ def drop_together(
         p: the same rate as a share to drop, 1 - keep_prob.
         together: `unit` (dropout), `channel` (SpatialDropout), `sample` (drop path) or `batch` (stochastic depth).
         training: if False, `x` is returned as it is.
-        seed: 0-dimensional int64 tensor that fixes the mask; None draws one from torch's default generator.
+        seed: whole number or 0-dimensional int64 tensor that fixes the mask; None: from torch's default generator.
 
     Returns:
         a tensor like `x`; dropped units are 0 even where `x` is NaN.
@@ -61,7 +61,7 @@ def drop_together(
     check_maps("drop_together", x, 1, 2, 3)
     if not training:
         return x
-    seed = fresh_seed(x.device) if seed is None else seed.to(x.device)
+    seed = seed_on(x.device, seed)
     return drop_together_counted(x, scalar(kept, x.device), together, seed)[0]
 
 

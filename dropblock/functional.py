@@ -33,7 +33,7 @@ def _drop_block(
     keep_prob: Rate = None,
     block_size: int = BLOCK_SIZE,
     training: bool = True,
-    seed: Tensor | None = None,
+    seed: Tensor | int | None = None,
     p: Rate = None,
     drop_prob: Rate = None,
 ) -> Tensor:
@@ -48,7 +48,7 @@ def _drop_block(
         keep_prob: share of units to keep, in [0, 1], a number or a 0-dimensional tensor; 0.9 if no rate is given.
         block_size: side of a block, >= 1; clamped to the map per axis first.
         training: if False, `x` is returned as it is.
-        seed: 0-dimensional int64 tensor that fixes the mask; None draws one from torch's default generator.
+        seed: whole number or 0-dimensional int64 tensor that fixes the mask; None: from torch's default generator.
         p, drop_prob: the same rate as a share to drop, 1 - keep_prob. One of the three may be given.
 
     Returns:
@@ -66,7 +66,7 @@ def _drop_block(
     effective_block(block_size)
     if not training:
         return x
-    seed = fresh_seed(x.device) if seed is None else seed.to(x.device)
+    seed = seed_on(x.device, seed)
     return checked_drop(x, scalar(kept, x.device), block_size, seed)[0]
 
 
@@ -119,6 +119,21 @@ def checked_drop(x: Tensor, keep_prob: Tensor, block_size: int, seed: Tensor) ->
 def fresh_seed(device: torch.device) -> Tensor:
     """A mask seed from torch's default generator of the device (so `torch.manual_seed` governs it)."""
     return torch.randint(2**62, (), device=device)
+
+
+def seed_on(device: torch.device, seed: Tensor | int | None) -> Tensor:
+    """A given mask seed as a tensor on the device, a fresh one for None.
+
+    Raises:
+        TypeError: for a seed that is no whole number.
+    """
+    if seed is None:
+        return fresh_seed(device)
+    if isinstance(seed, int):
+        return torch.tensor(seed, dtype=torch.int64, device=device)
+    if not isinstance(seed, Tensor):
+        raise TypeError(f"seed must be a whole number or an int64 tensor, not {seed!r}")
+    return seed.to(device)
 
 
 # The checks below are shared by functions and layers; errors name what was given and what is expected.

@@ -243,6 +243,13 @@ def test_without_a_seed_torch_manual_seed_governs() -> None:
     assert drop_block2d(x, keep_prob=0.8, block_size=3, training=False) is x
 
 
+def test_a_seed_may_be_a_whole_number() -> None:
+    x = torch.ones(2, 8, 9, 9)
+    assert torch.equal(drop_block2d(x, seed=3), drop_block2d(x, seed=torch.tensor(3)))
+    with pytest.raises(TypeError, match=r"seed must be .* not 0\.5"):
+        drop_block2d(x, seed=0.5)  # type: ignore[arg-type]
+
+
 def test_one_axis_is_a_map_of_one_line() -> None:
     x, seed = torch.ones(4, 8, 30), torch.tensor(3)
     line = drop_block1d(x, keep_prob=0.8, block_size=5, seed=seed)
