@@ -126,6 +126,7 @@ def remembered(network: nn.Module) -> Iterator[None]:
 
     parts = [part for module in network.modules() if random(module) for part in module.children() if not random(part)]
     parts = [part for part in parts if sum(any(True for _ in m.parameters(recurse=False)) for m in part.modules()) > 1]
+    parts = [*dict.fromkeys(parts)]  # a module may be the part of several
     for part in parts:
         part.forward = Remembered(part.forward)
     try:

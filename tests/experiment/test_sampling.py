@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from configs.evaluation import EvaluationConfig
+from dropblock import Dropout
 from engine.distributed import Ranks
 from engine.evaluation import evaluate
 from engine.tasks import Classification, Segmentation
@@ -177,6 +178,14 @@ def test_what_lies_before_the_layers_is_computed_once_a_batch(run: Path) -> None
         assert not torch.equal(other, networks[0][0](x))
     assert calls == [1, 3, 3, 3, 1, 3, 1, 3]
     assert not any(isinstance(module.forward, Remembered) for module in model.modules())
+
+
+def test_a_part_that_two_modules_share_is_remembered_once() -> None:
+    shared = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model = nn.Sequential(nn.Sequential(shared, Dropout()), nn.Sequential(shared, Dropout()))
+    with remembered(model):
+        assert isinstance(shared.forward, Remembered)
+    assert not isinstance(shared.forward, Remembered)
 
 
 def test_a_remembered_value_is_not_used_where_something_changed_it_in_place() -> None:
