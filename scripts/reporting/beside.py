@@ -23,7 +23,7 @@ NAMES = {
 }
 UNITS = {"auroc": "%", "ap": "%", "fpr95": "%"}
 UNDIRECTED = ("value", "entropy", "mutual_information")
-CORRUPTED = "corrupted images"
+CORRUPTED, ALL = "corrupted images", "all corruptions"
 
 
 def columns_of(evaluations: Mapping[str, Mapping[str, Any]], headline: str) -> dict[str, float]:
@@ -52,7 +52,7 @@ def columns_of(evaluations: Mapping[str, Mapping[str, Any]], headline: str) -> d
             sources[source_of(row)][row["corruption"]].append(row)
         for source, by_name in sources.items():
             untrained = [rows for name, rows in by_name.items() if name not in trainable()]
-            means = {"all corruptions": by_name.values(), "those that no augmentation has": untrained}
+            means = {ALL: by_name.values(), "those that no augmentation has": untrained}
             for what, lists in means.items():
                 if lists and len(by_name) > 1:
                     for name in metrics:
@@ -103,8 +103,4 @@ def outside_text(row: Mapping[str, Any], text: str) -> str:
 def trained_on(evaluations: Mapping[str, Mapping[str, Any]], what: str) -> bool:
     """True if a run trained on the operation of a corruption, or of one of those that are averaged."""
     rows = [row for result in evaluations.values() for row in result.get("corrupted", ())]
-    return any(
-        row["trained_on"] and what.removeprefix(source_of(row)) in (row["corruption"], "all corruptions")
-        for row in rows
-        if what.startswith(source_of(row))
-    )
+    return any(row["trained_on"] and what in (source_of(row) + row["corruption"], source_of(row) + ALL) for row in rows)

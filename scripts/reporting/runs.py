@@ -331,8 +331,9 @@ def label(sweep: Sweep, row: Row, without: str = "") -> str:
     alike = [other["tried"] for other in sweep.rows if other["regularizer"] == row["regularizer"]]
     parts = [label_of(row["regularizer"], row["runs"][0]["styles"])]
     entry = row["tuned"] or {}
-    words = [key.split(".") for key in {**(entry.get("chosen") or {}), **entry.get("given", {})}]
-    chosen = {name for *of, key in words for name in (key, " ".join([*of[1:2], key]))}
+    # Of `regularizer.cutmix.probability` the last part, behind the regularizer's where several have such an option.
+    paths = [key.split(".") for key in {**(entry.get("chosen") or {}), **entry.get("given", {})}]
+    chosen = {name for *of, key in paths for name in (key, " ".join([*of[1:2], key]))}
     for key, value in row["tried"].items():
         shown = key in ALWAYS_SHOWN or key in chosen or any(other.get(key) != value for other in alike)
         if shown and value is not None and key != without:
